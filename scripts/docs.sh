@@ -12,7 +12,7 @@ reference=$(python -m scripts.docs.reference)
 echo "$reference" >docs/reference/commands.md
 echo "building the site (about 10 seconds)"
 python -m scripts.docs.site .cache/site
-echo "built: open .cache/site/index.html; for the search, run $0 --serve"
+echo "built .cache/site/index.html"
 if [[ ${1:-} == --serve ]]; then
   python -m http.server --directory .cache/site --bind 127.0.0.1 8000
 fi

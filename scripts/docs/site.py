@@ -35,7 +35,8 @@ def build(site: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         lay_out(made / "pages")
-        shutil.copy(HERE / "style.css", made / "pages")
+        for name in ("style.css", "iframe-worker.js"):
+            shutil.copy(HERE / name, made / "pages")
         config = (HERE / "zensical.toml").read_text().replace("ROOT", str(ROOT))
         (made / "zensical.toml").write_text(config)
         command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file"]

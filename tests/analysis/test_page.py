@@ -7,7 +7,6 @@ import base64
 import dataclasses
 import html
 import json
-import shutil
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.command import TIMEOUT, vmoe
+from tests.browser import in_a_browser, started, wait
+from tests.command import vmoe
 from tests.random_models import random_params
 from vmoe import models
 from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
@@ -41,10 +41,6 @@ from vmoe.nn.inputs import is_label
 from vmoe.routing import ROUTERS
 from vmoe.routing.token_choice import assign
 
-BROWSER = ("chromium", "chromedriver")
-in_a_browser = pytest.mark.skipif(
-    not all(map(shutil.which, BROWSER)), reason="needs chromium and chromedriver"
-)
 B, E, SIDE, SLOTS = 5, 4, 4, 12
 GROUPS = np.array([0, 0, 1, 1, 2])  # of at most two images
 PRIORITIES = get_args(Priority)
@@ -55,15 +51,7 @@ LABELS = np.array([[0, -1], [1, -1], [2, 3], [3, -1], [-1, -1]])  # any of them 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(str(shutil.which("chromedriver")))
-    with webdriver.Chrome(options=options, service=service) as driver:
+    with started() as driver:
         yield driver
 
 
@@ -158,14 +146,6 @@ def opened(browser: Any, path: Path, address: str = "") -> None:
     browser.get(f"{path.as_uri()}{address}")
     wait(browser, "return document.documentElement.dataset.drawn")
     assert browser.get_log("browser") == []
-
-
-def wait(browser: Any, script: str) -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, TIMEOUT, poll_frequency=0.02).until(
-        lambda browser: browser.execute_script(script)
-    )
 
 
 def text(browser: Any, identifier: str) -> str:

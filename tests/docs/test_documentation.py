@@ -22,6 +22,7 @@ import vmoe.axes
 import vmoe.classic
 import vmoe.config
 import vmoe.multitask
+from tests.browser import in_a_browser, started, wait
 from vmoe.cli.main import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
@@ -152,21 +153,38 @@ def test_every_option_and_every_section_of_options_has_a_text() -> None:
     assert not short and not re.search(r"^\*\*.*\*\*$", reference, re.MULTILINE)
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_broken_link_or_reference(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.docs.site", tmp_path / "site"]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "site"
+    command = [sys.executable, "-m", "scripts.docs.site", folder]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    pages = {path: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
-    texts = "".join(pages.values())
+    assert result.returncode == 0, result.stderr  # no link and no reference is broken
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere_and_colors_shell_commands(site: Path) -> None:
+    texts = "".join(path.read_text() for path in site.rglob("*.html"))
     loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*? src=[\"']?([^\"'> ]+)", texts)
     loaded += re.findall(r"<link[^>]*? href=[\"']?([^\"'> ]+)", texts)
-    for sheet in (tmp_path / "site").rglob("*.css"):
+    for sheet in site.rglob("*.css"):
         loaded += re.findall(r"@import [^;]*|url\([^)]*", sheet.read_text())
     elsewhere = re.compile(r"(?:@import |url\()?[\"']?(?:https?:)?//")
     assert loaded and not list(filter(elsewhere.match, loaded))
-    install = pages[tmp_path / "site" / "install.html"]
+    install = (site / "install.html").read_text()
     assert re.search(r'language-bash[^>]*><pre>.*<span class="nb">source</span>', install)
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_the_search_of_the_site_needs_no_server(site: Path) -> None:
+    with started() as browser:
+        browser.get((site / "install.html").as_uri())
+        browser.execute_script("document.querySelector('.md-search__button').click()")
+        shown = "return document.activeElement.shadowRoot?.querySelector"
+        wait(browser, f"{shown}('input')")
+        browser.switch_to.active_element.send_keys("capacity")
+        assert wait(browser, f"{shown}('a[href]')?.href").startswith(site.as_uri())
 
 
 def test_the_site_and_the_first_page_list_every_page() -> None:
