@@ -62,6 +62,7 @@ BELONGINGS = {
     ("changes", "reason"),
     [
         (dict(architecture="vit_base_patch16_rpn_224"), "is not a plain ViT of timm"),
+        (dict(architecture="swin_base_patch4_window7_224"), "vit, deit, deit3, flexivit, eva can"),
         (dict(model_args=dict(norm_layer="rmsnorm")), "model_args.norm_layer='rmsnorm' is not"),
         (dict(model_args=dict(act_layer="relu")), "act_layer 'relu' cannot be represented"),
         (dict(global_pool="max"), "global_pool 'max' cannot be represented"),

@@ -146,7 +146,10 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     found = re.fullmatch(rf"(?:{FAMILIES})_([a-z0-9]+)((?:_(?:{PLAIN}))*)", architecture[:MAX_NAME])
     if found is None or found[1] not in HEADS or len(architecture) > MAX_NAME:
-        raise UsageError(f"{file.path}: architecture {architecture!r} is not a plain ViT of timm")
+        raise UsageError(
+            f"{file.path}: architecture {architecture!r} is not a plain ViT of timm; those of its "
+            f"families {FAMILIES.replace('|', ', ')} can be opened"
+        )
     if type(given) is int:
         return given
     if "_plus_" in architecture:
