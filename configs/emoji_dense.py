@@ -5,9 +5,9 @@
     vmoe evaluate --checkpoint runs/emoji_dense
 
 Test accuracy of seeds 0, 1, 2 (--seed): 60.94, 63.80, 62.50, mean 62.41; validation 66.95, 64.94,
-62.36. The sparse model gets 64.76 (66.41, 63.28, 64.58). With 384 and 348 images a standard error
-is 2.5 points. Each run had one core of an Intel Xeon and took 15 minutes of CPU time; a run on 2
-cores of an AMD EPYC takes 13 minutes (2026-11-26, jax 0.10.2).
+62.36. The sparse model gets 64.76 (66.41, 63.28, 64.58). With 192 and 174 emoji, each drawn by both
+vendors, a standard error is 3 points. Each run had one core of an Intel Xeon and took 15 minutes of
+CPU time; a run on 2 cores of an AMD EPYC takes 13 minutes (2026-11-26, jax 0.10.2).
 """
 
 from pathlib import Path

@@ -5,9 +5,10 @@
 
 For each model, `vmoe capacity` searches on the validation split. For each budget, its setting and
 the best uniform one, which is the same in all blocks, are evaluated on the test split. Prints a
-table in Markdown: accuracies in percent, means over the models, and their difference. Its standard
-error is over the images, each with its mean over the models; other models may differ more. The last
-column shows the first model. docs/results/compute.md has the results.
+table in Markdown: accuracies in percent, means over the models, and two differences: from uniform,
+and from the model as trained, on the same images. Their standard errors are over the images, each
+with its mean over the models; other models may differ more. Both drawings of an emoji are one
+observation. The last column shows the first model. docs/results/compute.md has the results.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from differences import error_over_images
 from experiments import markdown_table
+from prepare_emoji import emoji_of
 
 import vmoe
 from vmoe import models
-from vmoe.analysis.statistics import error_of_difference
 from vmoe.config.routing_file import LayerSetting
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
@@ -33,7 +35,8 @@ from vmoe.studies.capacity.settings import with_setting
 
 Row = dict[str, Any]
 COLUMNS = (
-    *("budget", "per-block, test", "uniform, test", "difference"),
+    *("budget", "as trained, test", "per-block, test", "uniform, test"),
+    *("per-block − uniform", "per-block − as trained"),
     *("per-block, validation", "uniform, validation", "k, capacity factor, priority by block"),
 )
 
@@ -49,6 +52,8 @@ def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
             sys.exit(found.returncode)
     loaded, source = vmoe.load(checkpoint), open_source(data, "test")
     params, evaluated = models.params_of(loaded.model), dict[str, Evaluation]()
+    trained = evaluate(loaded.model, source, preprocessing=loaded.preprocessing)
+    groups = emoji_of(source[i].origin for i in trained.indices.tolist())
 
     def on_test(setting: list[dict[str, Any]]) -> Evaluation:
         name = json.dumps(setting)
@@ -62,6 +67,7 @@ def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
     return {
         row["budget"]: row
         | {f"test{which}": on_test(row[f"setting{which}"]) for which in ("", "_uniform")}
+        | {"trained": trained, "groups": groups}
         for row in rows
         if row["setting_uniform"]
     }
@@ -70,19 +76,18 @@ def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
 def lines_of(every: list[dict[float, Row]]) -> Iterable[list[str]]:
     for budget in every[0]:
         rows = [of_model[budget] for of_model in every if budget in of_model]
-        per_block, uniform = (
-            np.mean([row[name].per_example.correct for row in rows], axis=0)
-            for name in ("test", "test_uniform")
+        labeled = has_label(rows[0]["test"].per_example.labels)  # all models have the same images
+        groups = np.array(rows[0]["groups"])[labeled]
+        trained, per_block, uniform = (
+            np.mean([row[name].per_example.correct for row in rows], axis=0)[labeled]
+            for name in ("trained", "test", "test_uniform")
         )
-        labeled = has_label(rows[0]["test"].per_example.labels)
-        per_block, uniform = per_block[labeled], uniform[labeled]  # all models have the same images
-        difference, error = (per_block - uniform).mean(), error_of_difference(per_block, uniform)
-        accuracies = [
-            *([row[name].accuracy for row in rows] for name in ("test", "test_uniform")),
-            *([row[name] for row in rows] for name in ("accuracy", "accuracy_uniform")),
-        ]
-        shown = [f"{100 * np.mean(own):.2f}" for own in accuracies]
-        shown.insert(2, f"{100 * difference:+.2f} ± {100 * error:.2f}")
+        shown = [f"{100 * own.mean():.2f}" for own in (trained, per_block, uniform)]
+        for other in (uniform, trained):
+            error = error_over_images(per_block - other, groups)
+            shown.append(f"{100 * (per_block - other).mean():+.2f} ± {100 * error:.2f}")
+        for name in ("accuracy", "accuracy_uniform"):
+            shown.append(f"{100 * np.mean([row[name] for row in rows]):.2f}")
         settings = "; ".join(
             f"{each['k']}, {each['capacity_factor']:g}, {each['priority'].replace('_', ' ')}"
             for each in rows[0]["setting"]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from differences import difference, order
 from experiments import (
     ROOT,
     Comparison,
@@ -37,7 +38,6 @@ from experiments import (
     versions,
 )
 from matplotlib import pyplot
-from reproduction.claims import error_over_seeds, order
 from reproduction.plots import COLORS
 
 from vmoe.config import TrainConfig, load, replace
@@ -165,11 +165,7 @@ def _compared(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def answer(rows: Rows) -> str:
     """The answer and its numbers, which the page of answers repeats."""
     every = _compared(rows)
-    separate = [
-        name
-        for name, (sparse, dense) in every.items()
-        if order(sparse, dense, paired=False) == "above"
-    ]
+    separate = [name for name, (sparse, dense) in every.items() if order(sparse, dense) == "above"]
     n = len(next(iter(every.values()))[0])
     expected = len(every) / math.comb(2 * n, n)
     word = "cannot tell" if len(separate) < 2 + 2 * expected else "often"
@@ -194,8 +190,8 @@ def table(rows: Rows) -> str:
             cells.append(f"{own.mean():.2f} ({', '.join(f'{value:.2f}' for value in own)})")
             means.append(own)
         if len(means) == len(MODELS):
-            error = error_over_seeds(*means, paired=False)
-            cells.append(f"{means[0].mean() - means[1].mean():+.2f} ± {error:.2f}")
+            found = difference(*means, paired=False)
+            cells.append(f"{found.mean:+.2f} ± {found.error:.2f}")
         lines.append(cells)
     if len(measured) == len(MODELS):
         columns.append("A − B")

@@ -174,6 +174,18 @@ def write_image(source: Path, target: Path) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
+def emoji_of(origins: Iterable[str]) -> list[str]:
+    """The emoji of each image, of which both vendors' drawings are alike.
+
+    Models tend to be right on both or wrong on both, so an emoji is one observation of an accuracy.
+
+    Args:
+        origins: paths of drawings; an image from elsewhere is the only one of its kind.
+    """
+    stems = ((origin, *Path(origin).stem.rpartition("-")) for origin in origins)
+    return [name if vendor in VENDORS else origin for origin, name, _, vendor in stems]
+
+
 def without_copies(listed: Sequence[Listed]) -> list[Listed]:
     """Leaves out held-out emoji with a drawing that equals a drawing of the training split."""
     seen = {each.pixels for each in listed if each.split == "train"}

@@ -15,7 +15,7 @@ The script can be stopped at any time and started again: training resumes.
 import json
 
 from experiments import ROOT, Comparison, Result, argument_parser, versions
-from reproduction.claims import compared
+from reproduction.claims import compared, judge
 from reproduction.show import attacked, claims, models
 from reproduction.variants import STEPS, VARIANTS, train_config
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="images of the test split")
     options = parser.parse_args()
     rows = Reproduction(options).run(options.only)
-    print(models(rows), attacked(rows), claims(rows), sep="\n\n")
+    print(models(rows), attacked(rows), claims(rows, judge(rows)), sep="\n\n")
 
 
 if __name__ == "__main__":

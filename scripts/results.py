@@ -20,6 +20,7 @@ docs/results/README.md repeats the answers of all pages. The rows are in scripts
 import argparse
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,9 +34,9 @@ import numpy as np
 import routers
 import tasks.plots
 import tasks.show
+from differences import difference
 from experiments import ROOT, ROWS, markdown_table, read_rows, write_sections
 from matplotlib import pyplot
-from reproduction.claims import error_over_seeds
 from reproduction.pages import sections
 from reproduction.plots import COLORS, MARKS, plot
 from reproduction.show import tables
@@ -55,6 +56,7 @@ MATES = {
     "random signs": "random signs",
 }
 """The other images of a group, by their name in a row."""
+VICTIMS = 128  # of the command that made batch.json
 Lines = list[dict[str, str]]
 
 
@@ -138,13 +140,12 @@ def upcycling(lines: Lines) -> dict[str, str]:
     after = {
         line["model"]: np.array(_seeds(line)) for line in lines if line["further steps"] != "0"
     }
-    error = error_over_seeds(after["upcycled"], after["dense"], paired=True)
-    differences = after["upcycled"] - after["dense"]
+    found = difference(after["upcycled"], after["dense"])
     cells.append(
         [
             "upcycled − dense, both with more steps",
-            f"{differences.mean():+.2f} ± {error:.2f}",
-            ", ".join(f"{x:+.2f}" for x in differences),
+            f"{found.mean:+.2f} ± {found.error:.2f}",
+            ", ".join(f"{x:+.2f}" for x in after["upcycled"] - after["dense"]),
         ]
     )
     return {"table": markdown_table(["model", "mean", "seeds 0, 1, 2"], cells)}
@@ -155,9 +156,14 @@ def batch(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     lines = []
     for setting, own in _by_setting(rows).items():
         alone, *others = (own[name] for name in MATES)
-        pairs = (f"{100 * row['accuracy']:.1f} ({100 * row['changed']:.1f})" for row in others)
-        lines.append([setting, f"{100 * alone['accuracy']:.1f}", *pairs])
+        pairs = (f"{_of_victims(row['accuracy'])} ({100 * row['changed']:.1f})" for row in others)
+        lines.append([setting, _of_victims(alone["accuracy"]), *pairs])
     return {"table": markdown_table(["capacity factor, priority", *MATES.values()], lines)}
+
+
+def _of_victims(accuracy: float) -> str:
+    """An accuracy with its standard error; of a mean over draws the error is at most that."""
+    return f"{100 * accuracy:.1f} ± {100 * math.sqrt(accuracy * (1 - accuracy) / VICTIMS):.1f}"
 
 
 def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:

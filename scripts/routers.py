@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from differences import order
 from experiments import (
     ROOT,
     ROWS,
@@ -34,7 +35,6 @@ from experiments import (
     versions,
 )
 from matplotlib import pyplot
-from reproduction.claims import order
 from reproduction.plots import COLORS
 
 from vmoe.config import (
@@ -77,7 +77,7 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     ),
     "switch": ("Switch, k = 1", dict(router=Switch())),
     "gshard": ("GShard, second choice at random", dict(router=GShard())),
-    "bias_balanced": ("balanced by a bias", dict(router=BiasBalanced())),
+    "bias_balanced": ("bias-balanced: sigmoid scores, no noise", dict(router=BiasBalanced())),
     "expert_choice": ("expert choice", dict(router=ExpertChoice(), capacity_factor=2.0)),
     "soft": ("soft", dict(router=Soft(), capacity_factor=2.0, images_per_group=1)),
     "random": ("random experts", dict(router=Random())),
@@ -253,7 +253,7 @@ def _compared_with_token_choice(rows: Rows, name: str) -> str:
     own, others = (_accuracies(rows, each, "test") for each in (name, "token_choice"))
     if name == "token_choice" or min(len(own), len(others)) < len(SEEDS):
         return "-"
-    return {"none": "within the spread"}.get(text := order(own, others, paired=False), text)
+    return {"none": "within the spread"}.get(text := order(own, others), text)
 
 
 def main() -> None:

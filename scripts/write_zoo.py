@@ -15,9 +15,9 @@ It measures the packaged model with ``vmoe evaluate`` and ``vmoe routing`` and w
 """
 
 import argparse
+import csv
 import datetime
 import json
-import math
 import platform
 import shutil
 import subprocess
@@ -27,16 +27,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from differences import error_over_images
+from prepare_emoji import emoji_of
 
 from vmoe import zoo
 from vmoe.checkpoints import read, vmoe_format
 from vmoe.checkpoints.card import Facts, card
 from vmoe.checkpoints.stored import Origin
 from vmoe.data.decode import decode
-from vmoe.data.sources import open_source
+from vmoe.data.sources import Example, open_source
 from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
 from vmoe.factory import load
+from vmoe.signals import temporary_folder
 from vmoe.studies.routing.command import FEW
 from vmoe.trees import by_name
 
@@ -56,8 +59,8 @@ TRAINING = """
 `{config}` was trained with the seeds 0, 1 and 2. This is the seed with
 the best accuracy on the validation split."""
 ACCURACY = """\
-In percent, with the standard error over the images of the split. The standard error does not cover
-the spread between seeds.
+In percent, with the standard error over the {observed} of the split. It does not cover the spread
+between seeds. The validation split chose the seed, so its accuracy is optimistic.
 
 | data | images | accuracy |
 |---|---|---|
@@ -108,6 +111,7 @@ class Data(NamedTuple):
         sample: packaged sample of its test images, and their number.
         training: text of the card on the training data.
         limits: text of the card on the limits of a model; ``wrong`` is its error on the test split.
+        observed: what is independent of each other in a split.
     """
 
     name: str
@@ -117,6 +121,7 @@ class Data(NamedTuple):
     sample: tuple[str, int]
     training: str
     limits: str
+    observed: str = "images"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -149,7 +154,14 @@ DATA = {
         FASHION_LIMITS,
     ),
     "emoji": Data(
-        "folder:data/emoji", "emoji", "emoji", False, ("emoji_sample", 128), EMOJI, EMOJI_LIMITS
+        "folder:data/emoji",
+        "emoji",
+        "emoji",
+        False,
+        ("emoji_sample", 128),
+        EMOJI,
+        EMOJI_LIMITS,
+        "emoji",  # whose two drawings are alike
     ),
 }
 FASHION_RUNS = "runs/upcycle_and_prune"
@@ -166,20 +178,24 @@ MODELS = {
 
 def write_sample(data: Data, place: str) -> None:
     """Writes some test images: the first ones, or random ones of a folder, which is sorted."""
-    name, count = data.sample
-    test = open_source(place, "test")
-    order = np.arange(len(test))
-    if data.name.startswith("folder:"):
-        order = np.random.default_rng(0).permutation(order)
-    examples = [test[i] for i in order[:count].tolist()]
+    examples = sample_of(data, place)
     pixels = np.stack([decode(each.image, each.origin) for each in examples])
     gray = (pixels == pixels[..., :1]).all()
     np.savez_compressed(
-        path_of(name),
+        path_of(data.sample[0]),
         images=pixels[..., 0] if gray else pixels,
         labels=np.array([each.labels[0] for each in examples], np.uint8),
         class_names=np.array(test.class_names),
     )
+
+
+def sample_of(data: Data, place: str) -> list[Example]:
+    """The test images of the packaged sample."""
+    test = open_source(place, "test")
+    order = np.arange(len(test))
+    if data.name.startswith("folder:"):
+        order = np.random.default_rng(0).permutation(order)
+    return [test[i] for i in order[: data.sample[1]].tolist()]
 
 
 def write_weights(name: str, place: str) -> None:
@@ -203,8 +219,15 @@ def measure(name: str, place: str) -> dict[str, Any]:
     accuracies = {}
     for split in data.splits:
         own = split.replace(data.name, place, 1) if split.startswith(f"{data.name}:") else split
-        report = vmoe("evaluate", "--checkpoint", folder, "--data", own, "--json")
-        accuracies[split] = {"accuracy": report["accuracy"], "images": report["images"]}
+        with temporary_folder() as files:
+            each = files / "predictions.csv"
+            command = ("evaluate", "--checkpoint", folder, "--data", own, "--predictions", each)
+            report = vmoe(*command, "--json")
+            images, correct = read_predictions(each)
+        if data.name.startswith("folder:") and split == data.splits[-1]:  # packaged without names
+            images = [example.origin for example in sample_of(data, place)]
+        error = error_over_images(correct, emoji_of(images))
+        accuracies[split] = {key: report[key] for key in ("accuracy", "images")} | {"error": error}
     measured = {
         "accuracies": accuracies,
         "dependence": None,
@@ -230,6 +253,13 @@ def logits_of(name: str) -> list[list[float]]:
     return np.asarray(loaded.model(images)).tolist()
 
 
+def read_predictions(file: Path) -> tuple[list[str], np.ndarray]:
+    """Where the images of ``vmoe evaluate --predictions`` are from, and which are correct."""
+    with file.open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    return [row["image"] for row in rows], np.array([row["correct"] == "1" for row in rows])
+
+
 def vmoe(*arguments: str | Path) -> dict[str, Any]:
     """The JSON that a command prints."""
     command = [sys.executable, "-m", "vmoe", *map(str, arguments)]
@@ -249,12 +279,13 @@ def card_of(name: str) -> str:
     folder, data = zoo.PACKAGED / name, DATA[MODELS[name].data]
     measured = json.loads((folder / zoo.MEASURED).read_text())
     rows = [
-        f"| `{split}` | {row['images']:,} | {with_error(**row)} |"
+        f"| `{split}` | {row['images']:,} | {100 * row['accuracy']:.2f} "
+        f"± {100 * row['error']:.2f} |"
         for split, row in measured["accuracies"].items()
     ]
     accuracy = measured["accuracies"][f"{data.name}:test"]["accuracy"]
     limits = [data.limits.format(wrong=1 - accuracy)]
-    names = {"name": name, "sample": data.sample[0]}
+    names = {"name": name, "sample": data.sample[0], "observed": data.observed}
     if dependence := measured["dependence"]:
         limits.insert(0, DEPENDENT.format(**names, **dependence))
     facts = Facts(
@@ -274,12 +305,6 @@ def card_of(name: str) -> str:
     origin = json.loads((folder / vmoe_format.CONFIG).read_text())["origin"]
     before = Origin(origin["format"], origin["path"], origin["weights"])
     return card(name, stored._replace(origin=before), by_name(stored.params), facts)
-
-
-def with_error(accuracy: float, images: int) -> str:
-    """An accuracy in percent, with its standard error."""
-    error = math.sqrt(accuracy * (1 - accuracy) / images)
-    return f"{100 * accuracy:.2f} ± {100 * error:.2f}"
 
 
 def main() -> None:

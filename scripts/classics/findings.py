@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from differences import LEVEL, corrected_p
 from experiments import Rows
 from figures import figures_of
 from scipy.stats import mannwhitneyu
@@ -12,9 +13,6 @@ from classics.lines import EXPERTS
 from classics.stored import CASES, STATES, STEPS
 from classics.trees import LABELS
 from classics.vowels import SYSTEMS, Em
-
-LEVEL = 0.05
-"""The p-value below which a test says that two models differ."""
 
 
 def less(first: Sequence[float], second: Sequence[float]) -> str:
@@ -64,12 +62,29 @@ def agrees(rows: Rows) -> bool:
     )
 
 
+def corrected_tests(rows: Rows, test: str) -> dict[tuple[str, str], float]:
+    """The p of one of the two tests by data set and model, corrected for their number.
+
+    Args:
+        test: "p" of the F test, or "mcnemar".
+    """
+    return corrected_p(
+        {
+            (name, model): of[test]
+            for name in LABELS
+            for figures in figures_of(rows, f"trees_{name}")
+            for model, of in figures["tests"].items()
+        }
+    )
+
+
 def verdicts(rows: Rows, model: str) -> dict[str, list[str]]:
     """The data sets on which the soft tree is better, worse, or neither, by the F test."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "neither": []}
+    p = corrected_tests(rows, "p")
     for name in LABELS:
         for figures in figures_of(rows, f"trees_{name}"):
             difference = np.mean(figures["errors"]["soft"]) - np.mean(figures["errors"][model])
-            sure = figures["tests"][model]["p"] < LEVEL
+            sure = p[name, model] < LEVEL
             found[("better" if difference < 0 else "worse") if sure else "neither"].append(name)
     return found

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from differences import LEVEL, p_value
 from experiments import Rows, markdown_table
 from figures import NOT_MEASURED, Tables, figures_of, sections_of
 
 from classics.answer import answer
-from classics.findings import LEVEL, passes, runs
+from classics.findings import corrected_tests, passes, runs
 from classics.lines import COLUMNS, CRITERIA, EXPERTS, GATES
 from classics.methods import METHODS
 from classics.stored import CASES, STATES
@@ -133,6 +134,7 @@ OF = ("parameters", "likelihood")
 def trees(rows: Rows) -> str:
     """Errors of all classifiers, their differences from the soft tree, and both tests."""
     table = []
+    corrected = {test: corrected_tests(rows, test) for test in ("p", "mcnemar")}
     for name, label in LABELS.items():
         for figures in figures_of(rows, f"trees_{name}"):
             soft = np.array(figures["errors"]["soft"])
@@ -147,19 +149,20 @@ def trees(rows: Rows) -> str:
                 if test is None:
                     line += ["-"] * 3
                 else:
-                    line += [f"{soft.mean() - errors.mean():+.2f}", p_value(test["p"])]
-                    first, second = test["alone"]
-                    line += [f"{p_value(test['mcnemar'])} ({first} : {second})"]
+                    f_test, mcnemar = (
+                        marked(test[each], p[name, model]) for each, p in corrected.items()
+                    )
+                    line += [f"{soft.mean() - errors.mean():+.2f}", f_test]
+                    line += ["{} ({} : {})".format(mcnemar, *test["alone"])]
                 table.append(line)
     columns = ["data", "model", "error in percent", "soft tree minus this", "p, 5x2cv F"]
     columns += ["p, McNemar (right alone: soft tree, this)"]
     return markdown_table(columns, table) if table else NOT_MEASURED
 
 
-def p_value(p: float) -> str:
-    """Three digits; in bold if below ``LEVEL``."""
-    text = f"{p:.3f}" if p >= 0.0005 else "< 0.001"
-    return f"**{text}**" if p < LEVEL else text
+def marked(p: float, corrected: float) -> str:
+    """A p, in bold if it is below ``LEVEL`` after the correction."""
+    return f"**{p_value(p)}**" if corrected < LEVEL else p_value(p)
 
 
 TABLES: Tables = {

@@ -1,23 +1,20 @@
 """The generated sections of the pages in docs/results that rest on the small reproduction."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from differences import p_value
 from experiments import Rows, jax_versions, markdown_table
 
 from reproduction.claims import (
     CLAIMS,
-    ERRORS,
+    KEPT,
     NOT_MEASURED,
-    error_bound,
-    error_over_seeds,
-    found,
-    order,
-    order_of_seeds,
-    seeds_agree,
-    verdict,
-    word,
+    PAGES,
+    ROUTERS_COMPARED,
+    Findings,
+    Recipes,
+    judge,
 )
 from reproduction.measure import LOW
 from reproduction.observations import CAPACITY, SPECIALIZATION, observations
@@ -34,25 +31,15 @@ from reproduction.show import (
     mean,
     meanings,
     models,
-    narrow,
     not_checked,
     slots,
     wrapped,
 )
-from reproduction.variants import BATCH_SIZE, STEPS, VARIANTS
+from reproduction.variants import BATCH_SIZE, STEPS
 
 BETWEEN = {"above": " better than ", "below": " worse than "}
 UNCLEAR = "cannot tell"
-TOO_FEW = f"{UNCLEAR} (yes by the seeds alone)"
-ANSWERS = {
-    "reproduced": "**yes**",
-    "not contradicted": "**yes**",
-    "inconclusive": UNCLEAR,
-    "contradicted": "**no**",
-    NOT_MEASURED: NOT_MEASURED,
-}
-Recipes = Sequence[Mapping[str, Any]]
-"""Runs of the configs with a dense counterpart, as in scripts/rows/recipes.json."""
+ANSWERS = {"reproduced": "**yes**", "inconclusive": UNCLEAR, "contradicted": "**no**"}
 
 
 def sections(rows: Rows, recipes: Recipes, machine: str) -> dict[str, dict[str, str]]:
@@ -61,57 +48,46 @@ def sections(rows: Rows, recipes: Recipes, machine: str) -> dict[str, dict[str, 
     Args:
         machine: where and when the rows were made.
     """
+    found = judge(rows, recipes)
     made = {
-        page: own | {"how": how(rows, machine)} for page, own in _sections(rows, recipes).items()
+        page: own | {"how": how(rows, machine)}
+        for page, own in _sections(rows, found, recipes).items()
     }
-    return made | {"README.md": {"claims": counts(rows)}}
+    return made | {"README.md": {"claims": counts(found)}}
 
 
-def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
-    design = ("e16", "e4", "k1", "last2")
-    routers = ("expert_choice", "soft", "bias_balanced", "cosine", "hash", "shared")
-    differ = [
-        name
-        for name in routers
-        if verdict(CLAIMS[name], rows) != NOT_MEASURED and found(CLAIMS[name], rows) != "none"
-    ]
-    attacks = [name for name in CLAIMS if name.startswith("attack")]
-    priorities = [name for name in CLAIMS if name.startswith(("order", "random."))]
+def _sections(rows: Rows, found: Findings, recipes: Recipes) -> dict[str, dict[str, str]]:
     return {
         "sparse_or_dense.md": {
-            "answer": _sparse_or_dense(rows, recipes),
-            "recipes": recipes_table(recipes),
-            "comparisons": comparisons(rows, ("dense", "dense_flops")),
+            "answer": _sparse_or_dense(found, recipes),
+            "recipes": recipes_table(found, recipes),
+            "comparisons": comparisons(rows, found, PAGES["sparse_or_dense"]),
         },
         "design.md": {
             "answer": answer(
-                [_relations(rows, design)],
+                [_relations(found, PAGES["design"])],
                 [
-                    f"{_pair(name, ' against ')}: {difference(rows, CLAIMS[name])}"
-                    for name in design
+                    f"{_pair(name, ' against ')}: {difference(found, name)}"
+                    for name in PAGES["design"]
                 ],
             ),
-            "comparisons": comparisons(rows, design),
+            "comparisons": comparisons(rows, found, PAGES["design"]),
         },
         "routers.md": {
             "answer": answer(
-                [_relations(rows, routers)],
+                [_relations(found, ROUTERS_COMPARED)],
                 [
-                    f"accuracy: token choice {mean(rows, 'standard', 'accuracy')}",
-                    *(
-                        f"{VARIANTS[name].label} {mean(rows, name, 'accuracy')}"
-                        for name in (*differ, "dense", "dense_flops")
-                        if rows.get(name)
-                    ),
+                    f"{_pair(name, ' against ')}: {difference(found, name)}"
+                    for name in ROUTERS_COMPARED
                 ],
             ),
-            "comparisons": comparisons(rows, (*routers, "soft_expert_choice")),
+            "comparisons": comparisons(rows, found, PAGES["routers"]),
         },
         "capacity.md": {
             "answer": answer(
                 [
-                    f"after training: {_says(rows, 'order.standard')}",
-                    f"in training at capacity factor 0.5: {_says(rows, 'half')}",
+                    f"after training: {_says(found, 'order.standard')}",
+                    f"in training at capacity factor 0.5: {_says(found, 'half')}",
                 ],
                 [
                     f"accuracy with {LOW} slots per expert (capacity factor 0.25): largest gate "
@@ -119,15 +95,15 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
                     f"in order {_slots(rows, 'order')}; at random {_slots(rows, 'random')}",
                 ],
             ),
-            "comparisons": comparisons(rows, [*priorities, "sum_of_gates", "half_bpr", "half"]),
-            "kept": comparisons(rows, ("background.1", "background.5")),
+            "comparisons": comparisons(rows, found, {*PAGES["capacity"]} - {*KEPT}),
+            "kept": comparisons(rows, found, KEPT),
             "observations": observations(rows, CAPACITY),
         },
         "specialization.md": {
             "answer": answer(
                 [
-                    f"by position, more in early blocks: {_says(rows, 'position')}",
-                    f"by class, more in late blocks: {_says(rows, 'class')}",
+                    f"by position, more in early blocks: {_says(found, 'position')}",
+                    f"by class, more in late blocks: {_says(found, 'class')}",
                 ],
                 [
                     f"information on the {kind}: {_information(rows, kind, 1)} in block 1, "
@@ -135,14 +111,14 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
                     for kind in ("position", "class")
                 ],
             ),
-            "comparisons": comparisons(rows, ("class", "position", "random_router", "averaged")),
+            "comparisons": comparisons(rows, found, PAGES["specialization"]),
             "observations": observations(rows, SPECIALIZATION),
         },
         "attacks.md": {
             "answer": answer(
                 [
-                    f"{attack}: at equal steps {_says(rows, f'{name}.dense')}, "
-                    f"at equal training FLOPs {_says(rows, f'{name}.dense_flops')}"
+                    f"{attack}: at equal steps {_says(found, f'{name}.dense')}, "
+                    f"at equal training FLOPs {_says(found, f'{name}.dense_flops')}"
                     for name, attack in {
                         "attack.8": "published attack",
                         "attack.8.projected": "projected steps",
@@ -155,14 +131,13 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
                     f"{mean(rows, 'dense_flops', 'attack.8')} (equal FLOPs)",
                 ],
             ),
-            "comparisons": comparisons(rows, [*attacks, "experts_weak"]),
+            "comparisons": comparisons(rows, found, PAGES["attacks"]),
         },
         "batch.md": {"changed": changed(rows)},
         "claims.md": {
-            "counts": counts(rows),
-            "claims": claims(rows),
-            "meanings": meanings(rows),
-            "narrow": narrow(rows),
+            "counts": counts(found),
+            "claims": claims(rows, found),
+            "meanings": meanings(found),
             "not checked": not_checked(),
         },
         "models.md": {
@@ -182,8 +157,9 @@ def how(rows: Rows, machine: str) -> str:
         {machine}, {jax_versions(rows)}. Short training on Fashion-MNIST: {STEPS:,} steps of
         {BATCH_SIZE} images, otherwise the config `fashion_mnist`. Nothing was chosen on the test
         split. Accuracies are means over seeds, in percent, with the worst and the best seed in
-        parentheses. After ± is the standard error of a difference over the seeds. Differences are
-        computed from means that are not rounded."""
+        parentheses. After ± is the standard error of a difference, over the seeds and over the test
+        images. p is that of a t-test, corrected for the number of tests of the page
+        ([rule](claims.md#the-rule)). Differences are computed from means that are not rounded."""
     return wrapped(" ".join(text.split()))
 
 
@@ -199,56 +175,45 @@ def answer(parts: Sequence[str], numbers: Sequence[str]) -> str:
     )
 
 
-def _sparse_or_dense(rows: Rows, recipes: Recipes) -> str:
+def _sparse_or_dense(found: Findings, recipes: Recipes) -> str:
     words = [
         f"short training on Fashion-MNIST ({STEPS:,} steps of {BATCH_SIZE} images): "
-        f"at equal steps {_says(rows, 'dense')}, at equal training FLOPs "
-        f"{_says(rows, 'dense_flops')}"
+        f"at equal steps {_says(found, 'dense')}, at equal training FLOPs "
+        f"{_says(found, 'dense_flops')}"
     ]
     numbers = [
-        f"V-MoE − dense: short training, equal steps {difference(rows, CLAIMS['dense'])}",
-        f"short training, equal FLOPs {difference(rows, CLAIMS['dense_flops'])}",
+        f"V-MoE − dense: short training, equal steps {difference(found, 'dense')}",
+        f"short training, equal FLOPs {difference(found, 'dense_flops')}",
     ]
     for recipe in recipes:
+        name = recipe["config"]
         length = f" ({recipe['length']})" if "length" in recipe else ""
-        words.append(f"config `{recipe['config']}`{length}: {_says_recipe(recipe)}")
-        numbers.append(f"config `{recipe['config']}` {_difference(recipe)}")
+        own = found.recipes[name]
+        text = UNCLEAR if not own.clear else "**yes**" if own.mean > 0 else "**no**"
+        words.append(f"config `{name}`{length}: {text}")
+        numbers.append(f"config `{name}` {_of_recipe(found, name)}")
     return answer(words, numbers)
 
 
-def _says_recipe(recipe: Mapping[str, Any]) -> str:
-    """The answer of a config, by the rule for claims without results per image."""
-    sparse, dense = (np.array(recipe[key]) / 100 for key in ("sparse", "dense"))
-    by_seeds = order(sparse, dense, paired=False)
-    if by_seeds == "none" or 100 * abs(sparse.mean() - dense.mean()) >= ERRORS * _bound(recipe):
-        return {"above": "**yes**", "below": "**no**", "none": UNCLEAR}[by_seeds]
-    return TOO_FEW if by_seeds == "above" else UNCLEAR
+def _of_recipe(found: Findings, name: str) -> str:
+    own = found.recipes[name]
+    return f"{own.mean:+.2f} ± at most {own.error:.2f}"
 
 
-def _difference(recipe: Mapping[str, Any]) -> str:
-    sparse, dense = (np.array(recipe[key]) for key in ("sparse", "dense"))
-    error = error_over_seeds(sparse, dense, paired=False)
-    return f"{sparse.mean() - dense.mean():+.2f} ± {error:.2f}"
-
-
-def _bound(recipe: Mapping[str, Any]) -> float:
-    """The bound of the error over the images, in points."""
-    accuracies = (np.mean(recipe[key]) / 100 for key in ("sparse", "dense"))
-    return 100 * error_bound(*accuracies, recipe["images"])
-
-
-def recipes_table(recipes: Recipes) -> str:
+def recipes_table(found: Findings, recipes: Recipes) -> str:
     """The runs of the configs with a dense counterpart."""
     lines = [
         [
             f"{recipe['data']}, `{recipe['config']}`, `{recipe['config']}_dense`",
-            *(f"{np.mean(own):.2f} ({', '.join(f'{x:.2f}' for x in own)})" for own in accuracies),
-            _difference(recipe),
-            f"at most {_bound(recipe):.2f}",
+            *(
+                f"{np.mean(recipe[key]):.2f} ({', '.join(f'{x:.2f}' for x in recipe[key])})"
+                for key in ("sparse", "dense")
+            ),
+            _of_recipe(found, recipe["config"]),
+            p_value(found.recipes[recipe["config"]].p),
             recipe["machine"],
         ]
         for recipe in recipes
-        for accuracies in [(recipe["sparse"], recipe["dense"])]
     ]
     columns = ["data, configs", "A: V-MoE", "B: dense", *DIFFERENCE, "machine, date"]
     return markdown_table(columns, lines)
@@ -262,30 +227,25 @@ def _slots(rows: Rows, priority: str) -> str:
     return mean(rows, "standard", f"capacity.{LOW}.{priority}")
 
 
-def _says(rows: Rows, name: str) -> str:
-    text = word(verdict(CLAIMS[name], rows))
-    if text == "inconclusive" and seeds_agree(CLAIMS[name], rows):
-        return TOO_FEW
-    return ANSWERS[text]
+def _says(found: Findings, name: str) -> str:
+    """The answer to a claim of an order."""
+    own = found.claims.get(name)
+    return ANSWERS[own.verdict] if own else NOT_MEASURED
 
 
-def _relations(rows: Rows, names: Sequence[str]) -> str:
+def _relations(found: Findings, names: Sequence[str]) -> str:
     """How the two figures of each claim compare, in words."""
     groups: dict[str, list[str]] = {
         "Clear: ": [],
-        "By the seeds alone, which is not enough: ": [],
         "Cannot be told apart: ": [],
         "Not measured: ": [],
     }
-    clear, by_seeds, unclear, missing = groups.values()
+    clear, unclear, missing = groups.values()
     for name in names:
-        claim = CLAIMS[name]
-        if verdict(claim, rows) == NOT_MEASURED:
+        if name not in found.claims:
             missing.append(_pair(name, " and "))
-        elif (relation := found(claim, rows)) != "none":
+        elif (relation := found.claims[name].order) != "none":
             clear.append(_pair(name, BETWEEN[relation]))
-        elif (relation := order_of_seeds(claim, rows)) != "none":
-            by_seeds.append(_pair(name, BETWEEN[relation]))
         else:
             unclear.append(_pair(name, " and "))
     return ". ".join(f"{title}{'; '.join(each)}" for title, each in groups.items() if each)

@@ -2,27 +2,25 @@
 
 import csv
 import io
+import math
 import textwrap
 from collections.abc import Iterable
 
 import numpy as np
+from differences import LEVEL, by_chance, p_value
 from experiments import Rows, markdown_table, percents
 
 from reproduction.claims import (
-    BOUND,
     CLAIMS,
     NOT_CHECKED,
     NOT_MEASURED,
-    SEEDS_ALONE,
+    PAGES,
     VERDICTS,
     Claim,
     Figure,
-    chance,
-    margin,
-    seeds_agree,
+    Findings,
+    Judged,
     values,
-    verdict,
-    word,
 )
 from reproduction.measure import ATTACKED, PRIORITIES, SLOTS, STRENGTHS
 from reproduction.variants import VARIANTS
@@ -31,9 +29,7 @@ from vmoe.analysis.statistics import KINDS
 CURVES = ("standard", "class_token", "half", "half_bpr")
 BLOCKS = ("standard", "all_blocks", "class_token", "expert_choice")
 KEPT = ("standard", "all_blocks", "class_token")
-DIFFERENCE = ("A − B", "error over the images")
-FEW = 10
-"""Images that should not decide a verdict."""
+DIFFERENCE = ("A − B", "p")
 NUMBERS = range(6)
 """The blocks of a model."""
 FIRST = {"order": "in order", "random": "at random"} | {
@@ -42,11 +38,12 @@ FIRST = {"order": "in order", "random": "at random"} | {
 
 
 MEANINGS = {
-    "reproduced": "the claimed order holds, by the seeds and, for accuracies, by the images",
-    "contradicted": "another order holds, by the seeds and, for accuracies, by the images",
-    "not contradicted": "the claim is that nothing changes, and neither exceeds the other",
-    "inconclusive": "the seeds overlap, or the difference is below two errors over the images, or "
-    "chance alone gives the verdict in more than 1 of 8 cases",
+    "reproduced": "A and B differ in the claimed order",
+    "contradicted": "they differ in the other order, or by more than the margin of a claim that an "
+    "accuracy stays the same",
+    "not contradicted": "the claim is that an accuracy stays the same, and the difference lies "
+    "within its margin",
+    "inconclusive": "no test says any of these",
 }
 
 
@@ -54,36 +51,25 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
-def comparisons(rows: Rows, names: Iterable[str]) -> str:
-    """The verdicts on some claims."""
+def comparisons(rows: Rows, found: Findings, names: Iterable[str]) -> str:
+    """The verdicts on some claims, in the order of all claims."""
+    names = set(names)
     lines = [
-        [claim.text, *_compared(rows, claim), _shown(text)]
-        for claim, text in _verdicts(rows).items()
-        if claim in [CLAIMS[name] for name in names]
+        [CLAIMS[name].text, *_compared(rows, name, own), f"{own.verdict} ({own.basis})"]
+        for name, own in found.claims.items()
+        if name in names
     ]
     return markdown_table(["claim", "A", "B", *DIFFERENCE, "verdict"], lines)
 
 
-def _compared(rows: Rows, claim: Claim) -> list[str]:
-    """Both figures with their labels, the difference, and its error over the images."""
+def _compared(rows: Rows, name: str, own: Judged) -> list[str]:
+    """Both figures with their labels, the difference with its error, and the p of its test."""
+    claim = CLAIMS[name]
     cells = [
         f"{label}: {_spread(rows, figure)}"
         for label, figure in zip(claim.labels, (claim.first, claim.second), strict=True)
     ]
-    return [*cells, difference(rows, claim), _over_images(rows, claim)]
-
-
-def _over_images(rows: Rows, claim: Claim) -> str:
-    _, _, error, bound = margin(claim, rows)
-    if bound is None:
-        return "-"
-    return f"at most {100 * bound:.2f}" if error is None else f"{100 * error:.2f}"
-
-
-def _shown(text: str) -> str:
-    """A verdict with what it rests on."""
-    found = {SEEDS_ALONE: "seeds", BOUND: "seeds, bound"}.get(text.removeprefix(word(text)))
-    return f"{word(text)} ({found or 'seeds, images'})"
+    return [*cells, _difference(claim, own), p_value(own.p)]
 
 
 def models(rows: Rows) -> str:
@@ -106,10 +92,18 @@ def attacked(rows: Rows) -> str:
     return markdown_table(
         columns,
         (
-            [VARIANTS[name].label, *(mean(rows, name, figure) for figure in figures)]
+            [VARIANTS[name].label, *(_attacked(rows, name, figure) for figure in figures)]
             for name in _measured(rows, VARIANTS)
         ),
     )
+
+
+def _attacked(rows: Rows, name: str, figure: str) -> str:
+    """A mean with the standard error of one accuracy over the attacked images."""
+    accuracy = np.mean(values(rows, Figure(name, figure)))
+    images = min(ATTACKED, *(row["images"] for row in rows[name].values()))
+    error = math.sqrt(accuracy * (1 - accuracy) / images)
+    return f"{100 * accuracy:.2f} ± {100 * error:.1f}"
 
 
 def slots(rows: Rows) -> str:
@@ -161,84 +155,54 @@ def changed(rows: Rows) -> str:
     return markdown_table(["model", "predictions that change, percent"], lines)
 
 
-def counts(rows: Rows) -> str:
-    """How many claims have each verdict, and how many are reproduced by chance."""
-    measured = _verdicts(rows)
-    words = [word(text) for text in measured.values()]
+def counts(found: Findings) -> str:
+    """How many claims have each verdict, and how many chance would give."""
+    words = [own.verdict for own in found.claims.values()]
     shown = ", ".join(f"{words.count(each)} {each}" for each in VERDICTS[::-1] if each in words)
-    expected = sum(chance(claim) / 2 for claim in measured if "above" in claim.holds)
-    agree = sum(seeds_agree(claim, rows) for claim in measured)
-    margins = [margin(claim, rows) for claim in measured]
-    accuracies = [each for each in margins if each.bound is not None]
-    unknown = sum(each.error is None for each in accuracies)
-    alone = sum(
-        text.endswith(SEEDS_ALONE) and word(text) != "inconclusive" for text in measured.values()
-    )
-    text = f"**{len(measured)} claims: {shown or 'not measured'}.**"
-    if missing := len(CLAIMS) - len(measured):
+    text = f"**{len(words)} claims: {shown or NOT_MEASURED}.**"
+    if missing := len(CLAIMS) - len(words):
         text += f" {missing} more {'is' if missing == 1 else 'are'} not measured."
+    orders = [name for name in found.claims if CLAIMS[name].says == "above"]
+    corrected = sum(by_chance(len({*names} & {*orders})) for names in PAGES.values()) / 2
     text += (
-        f" The three seeds agree with {agree} of the claims. For accuracies this is not enough: "
-        "the difference must also exceed two standard errors over the test images."
+        f" If nothing had an effect, chance would reproduce about {corrected:.1f} of the "
+        f"{len(orders)} claims of an order and contradict as many; without the correction for "
+        f"their number, {len(orders) * LEVEL / 2:.1f} and {len(orders) * LEVEL / 2:.1f}."
     )
-    if unknown:
+    if alone := [each for each in found.claims.values() if each.basis == "seeds"]:
         text += (
-            f" For {unknown} of the {len(accuracies)} claims about accuracies this error is not "
-            "known yet; a bound is used instead, which is larger."
+            f" {len(alone)} of the claims compare figures that are no accuracies; their errors are "
+            "over the three seeds alone."
         )
-    if alone:
+    if bounds := [each for each in found.claims.values() if each.basis == "seeds, bound"]:
         text += (
-            f" {alone} of the claims that are reproduced or contradicted compare other figures and "
-            "rest on the three seeds alone."
+            f" The error over the images is not known for {len(bounds)} of the claims; a bound is "
+            "used instead, which is larger."
         )
-    text += (
-        f" If nothing had an effect, chance would reproduce about {expected:.1f} of the claims at "
-        "most."
-    )
     return wrapped(text)
 
 
-def claims(rows: Rows) -> str:
+def claims(rows: Rows, found: Findings) -> str:
     """All measured claims, sorted by verdict."""
     lines = [
         [
-            f"**{_shown(text).replace(' (', '** (')}",
-            claim.text,
-            *_compared(rows, claim),
-            _linked(claim.source),
+            f"**{own.verdict}** ({own.basis})",
+            CLAIMS[name].text,
+            *_compared(rows, name, own),
+            _linked(CLAIMS[name].source),
         ]
-        for claim, text in sorted(
-            _verdicts(rows).items(),
-            key=lambda each: VERDICTS.index(word(each[1])),
+        for name, own in sorted(
+            found.claims.items(), key=lambda each: VERDICTS.index(each[1].verdict)
         )
     ]
     return markdown_table(["verdict", "claim", "A", "B", *DIFFERENCE, "source"], lines)
 
 
-def meanings(rows: Rows) -> str:
+def meanings(found: Findings) -> str:
     """The verdicts with their meanings; of a rare one only if a claim has it."""
-    used = {word(text) for text in _verdicts(rows).values()}
+    used = {own.verdict for own in found.claims.values()}
     lines = [line for line in MEANINGS.items() if line[0] in used or line[0] != "not contradicted"]
     return markdown_table(["verdict", "meaning"], lines)
-
-
-def narrow(rows: Rows) -> str:
-    """The claims whose seeds a few images separate, or keep together."""
-    lines = []
-    for claim in _verdicts(rows):
-        row = next(iter(rows[claim.first.variant].values()))
-        attacked = claim.first.name.startswith("attack")
-        if not attacked and claim.first.name != "accuracy":
-            continue
-        images = min(ATTACKED, row["images"]) if attacked else row["images"]
-        high, low = sorted((values(rows, claim.first), values(rows, claim.second)), key=np.mean)[
-            ::-1
-        ]
-        gap = round((min(high) - max(low)) * images)
-        if abs(gap) <= FEW:
-            lines.append([claim.text, f"{gap} of {images:,}"])
-    columns = ["claim", "images between the nearest seeds"]
-    return markdown_table(columns, lines) if lines else "None."
 
 
 def _linked(source: str) -> str:
@@ -248,12 +212,6 @@ def _linked(source: str) -> str:
 def not_checked() -> str:
     """The claims that need something else, and what."""
     return markdown_table(["claim", "why not"], NOT_CHECKED.items())
-
-
-def _verdicts(rows: Rows) -> dict[Claim, str]:
-    """The verdicts on the measured claims."""
-    every = {claim: verdict(claim, rows) for claim in CLAIMS.values()}
-    return {claim: text for claim, text in every.items() if text != NOT_MEASURED}
 
 
 def _measured(rows: Rows, names: Iterable[str]) -> list[str]:
@@ -277,13 +235,17 @@ def _spread(rows: Rows, figure: Figure) -> str:
     return f"{own.mean():.{digits}f} ({own.min():.{digits}f} to {own.max():.{digits}f})"
 
 
-def difference(rows: Rows, claim: Claim) -> str:
-    """The difference and its standard error over the seeds."""
-    if verdict(claim, rows) == NOT_MEASURED:
-        return NOT_MEASURED
-    mean, over_seeds, _, _ = margin(claim, rows)
+def difference(found: Findings, name: str) -> str:
+    """The difference of a claim, and its standard error."""
+    own = found.claims.get(name)
+    return _difference(CLAIMS[name], own) if own else NOT_MEASURED
+
+
+def _difference(claim: Claim, own: Judged) -> str:
     scale, digits = _units(claim.first)
-    return f"{scale * mean:+.{digits}f} ± {scale * over_seeds:.{digits}f}"
+    at_most = "at most " if own.basis == "seeds, bound" else ""
+    error = f"{scale * own.difference.error:.{digits}f}"
+    return f"{scale * own.difference.mean:+.{digits}f} ± {at_most}{error}"
 
 
 def _units(figure: Figure) -> tuple[float, int]:

@@ -59,7 +59,9 @@ VARIANTS = {
     "k1": Variant("k = 1", _moe(router=TokenChoice(k=1))),
     "expert_choice": Variant("expert choice", _moe(router=ExpertChoice(), **ROUTED)),
     "soft": Variant("soft", _moe(router=Soft(), images_per_group=1, **ROUTED)),
-    "bias_balanced": Variant("balanced by a bias", _moe(router=BiasBalanced())),
+    "bias_balanced": Variant(
+        "bias-balanced: sigmoid scores, no noise", _moe(router=BiasBalanced())
+    ),
     "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
     "hash": Variant("hash of the position", _moe(router=Hash())),
     "shared": Variant("k = 1 and a shared expert", _moe(router=TokenChoice(k=1), shared_experts=1)),

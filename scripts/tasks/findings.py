@@ -1,58 +1,15 @@
 """What the rows say: differences of models that saw the same data, seed by seed."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
-import scipy.stats
+from differences import Difference, corrected, difference
 from experiments import Rows
 from figures import figures_of
 
 from tasks.census import MODELS, PAIRS
 from tasks.synthetic import RELATED, UNITS
-
-LEVEL = 0.05
-Key = TypeVar("Key")
-
-
-class Difference(NamedTuple):
-    """The mean of a difference over the seeds.
-
-    Attributes:
-        error: the standard error of the mean; infinite for one seed.
-        p: that of a two-sided t-test of the mean, also after ``corrected``; 1 for one seed.
-    """
-
-    mean: float
-    error: float
-    p: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether p < ``LEVEL``."""
-        return self.p < LEVEL
-
-
-def difference(first: Any, second: Any) -> Difference:
-    """The first minus the second, paired by seed."""
-    each = np.asarray(first) - np.asarray(second)
-    if len(each) < 2:
-        return Difference(float(each.mean()), np.inf, 1.0)
-    mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
-    t = abs(mean) / error if error else np.inf if mean else 0.0
-    return Difference(mean, error, float(2 * scipy.stats.t.sf(t, len(each) - 1)))
-
-
-def corrected(found: Mapping[Key, Difference]) -> dict[Key, Difference]:
-    """Differences whose p are corrected for the number of tests (Benjamini & Hochberg 1995)."""
-    tested = {key: each for key, each in found.items() if np.isfinite(each.error)}
-    if not tested:
-        return dict(found)
-    adjusted = scipy.stats.false_discovery_control([each.p for each in tested.values()])
-    return dict(found) | {
-        key: each._replace(p=float(p))
-        for (key, each), p in zip(tested.items(), adjusted, strict=True)
-    }
 
 
 def verdicts(found: Mapping[str, Difference], better: int) -> dict[str, list[str]]:

@@ -143,8 +143,9 @@ def test_per_block_and_uniform_routing_are_compared_on_the_test_split(
     table = capsys.readouterr().out.splitlines()
     first, _, *rows = (line.strip("| ").split(" | ") for line in table)
     assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
-    budget, per_block, uniform, difference, *_ = rows[0]
-    assert (budget, difference) == ("1x", "+0.00 ± 0.00") and per_block == uniform
+    budget, trained, per_block, uniform, *differences = rows[0][:6]
+    assert (budget, *differences) == ("1x", "+0.00 ± 0.00", "+0.00 ± 0.00")
+    assert trained == per_block == uniform
 
 
 @pytest.fixture(scope="module")
@@ -152,23 +153,39 @@ def check_capacity() -> Any:
     return module("check_capacity")
 
 
-def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capacity: Any) -> None:
-    """The error of a difference is over the labeled images, each with its mean over the models."""
+def evaluated(*right: int) -> SimpleNamespace:
+    """An evaluation of five images, the last one without a label."""
+    images = np.arange(5)
+    labels = np.where(images < 4, 7, -1)[:, None]
+    per_example = SimpleNamespace(correct=np.isin(images, right), labels=labels)
+    return SimpleNamespace(accuracy=len(right) / 4, per_example=per_example)
 
-    def evaluated(*right: int) -> SimpleNamespace:
-        images = np.arange(5)
-        labels = np.where(images < 4, 7, -1)[:, None]
-        per_example = SimpleNamespace(correct=np.isin(images, right), labels=labels)
-        return SimpleNamespace(accuracy=len(right) / 4, per_example=per_example)
 
+def compared(groups: str) -> dict[str, Any]:
+    """The row of a budget, with the group of each image."""
     setting = [{"k": 1, "capacity_factor": 0.5, "priority": "largest_gate"}]
     rows = {"test": evaluated(0, 1, 2), "test_uniform": evaluated(1, 3), "setting": setting}
-    rows |= {"accuracy": 0.25, "accuracy_uniform": 0.125}
+    rows |= {"trained": evaluated(0, 1, 2, 3), "groups": list(groups)}
+    return rows | {"accuracy": 0.25, "accuracy_uniform": 0.125}
+
+
+def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capacity: Any) -> None:
+    """The error of a difference is over the labeled images, each with its mean over the models."""
+    rows = compared("abcde")
     (line,) = check_capacity.lines_of([{0.5: rows}])
-    error = 100 * np.std([1, 0, 1, -1]) / np.sqrt(4)
-    figures = ["75.00", "50.00", f"+25.00 ± {error:.2f}", "25.00", "12.50"]
+    from_uniform, from_trained = (
+        100 * np.std(each, ddof=1) / np.sqrt(4) for each in ([1, 0, 1, -1], [0, 0, 0, -1])
+    )
+    figures = ["100.00", "75.00", "50.00", f"+25.00 ± {from_uniform:.2f}"]
+    figures += [f"-25.00 ± {from_trained:.2f}", "25.00", "12.50"]
     assert line == ["0.5x", *figures, "1, 0.5, largest gate"]
     assert list(check_capacity.lines_of([{0.5: rows}] * 2)) == [line]
+
+
+def test_drawings_of_one_emoji_are_no_more_evidence_than_one(check_capacity: Any) -> None:
+    (line,) = check_capacity.lines_of([{0.5: compared("aabbc")}])
+    error = 100 * np.std([0.5, 0.0], ddof=1) / np.sqrt(2)  # of two emoji
+    assert line[4] == f"+25.00 ± {error:.2f}"
 
 
 def test_a_model_that_is_missing_ends_the_comparison_with_the_message_of_the_search(

@@ -189,6 +189,10 @@ def test_a_sparse_model_is_attacked_together_with_a_dense_one(
         assert weak["accuracy_before"] == strong["accuracy_before"]
         assert weak["loss_after"] < strong["loss_after"]
     assert rows[0]["accuracy_before"] > 0.15
+    for when in ("before", "after"):  # the 64 images are independent
+        share = rows[0][f"accuracy_{when}"]
+        error = np.sqrt(share * (1 - share) / 64)
+        assert rows[0][f"standard_error_{when}"] == pytest.approx(error)
     assert list(rows[0]["overlap"]) == ["0"] and not rows[2]["overlap"]
     assert rows[1]["overlap"]["0"] < rows[0]["overlap"]["0"] <= 1
 
@@ -273,6 +277,7 @@ def test_mates_are_attacked_at_every_capacity_and_priority(tiny_run: Path) -> No
             ("--gradient-path", "routers"),
             "--gradient-path routers has no effect with --target mates: leave it out",
         ),
+        (("--project",), "--project has no effect with --target mates: leave it out"),
         (("--routing.dropless", "True"), "routing.dropless=True with target=mates: use --mates."),
         (
             ("--target", "images", "--mates.draws", "3"),

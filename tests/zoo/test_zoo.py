@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 import vmoe
-from scripts import write_zoo
-from tests import command
+from tests import command, script
 from vmoe import models, zoo
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
+write_zoo = script.module("write_zoo")
 SAMPLES = {
     "vmoe_fashion_mnist": ("fashion_mnist_sample", 512),
     "vit_fashion_mnist": ("fashion_mnist_sample", 512),

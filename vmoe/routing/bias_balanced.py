@@ -3,7 +3,8 @@
 An expert's bias is added to its scores for the choice alone; the combine weights are the scores.
 After each step of training the bias rises by ``update_rate`` if the expert had fewer choices than
 the mean, and falls if it had more. The paper's main experiments use a sigmoid, whose scores are not
-normalized (equation 3 and section 4.1).
+normalized (equation 3 and section 4.1). So this router differs from token choice in more than its
+balance: by default it has sigmoid scores and no noise.
 
 Source: "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", section 3 and
 algorithm 1 (arXiv 2408.15664).

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 IMAGES = ("model", "epsilon / 255", "accuracy before", "after", "changed", "loss after", "overlap")
 MATES = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
-"""The columns of the tables of the two targets."""
+"""The columns of the tables of the two targets; after ± is the standard error over the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ class AttackArgs:
         "compare": "with target=mates",
         "method.auxiliary_loss": "with target=mates",
         "method.gradient_path": "with target=mates",
+        "method.project": "with target=mates",  # which always projects
     }
 
     def configs(self, *otherwise: float) -> list[AttackConfig]:
@@ -129,8 +130,8 @@ def _image_texts(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["model"],
         f"{row['epsilon']:g}",
-        f"{row['accuracy_before']:.1%}",
-        f"{row['accuracy_after']:.1%}",
+        f"{row['accuracy_before']:.1%} ± {100 * row['standard_error_before']:.1f}",
+        f"{row['accuracy_after']:.1%} ± {100 * row['standard_error_after']:.1f}",
         f"{row['changed']:.1%}",
         f"{row['loss_after']:.2f}",
         overlap or "-",
@@ -213,7 +214,7 @@ def _mates_texts(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         yield (
             routing if routing != shown else "",
             mates,
-            f"{row['accuracy']:.1%}",
+            f"{row['accuracy']:.1%} ± {100 * row['standard_error']:.1f}",
             f"{row['changed']:.1%}",
             f"{row['loss']:.3f}",
             f"{row['dropped']:.1%}",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
 from vmoe.analysis.measures import processing_experts
@@ -82,7 +82,7 @@ def attack(
 
 
 def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> dict[str, Any]:
-    """Means over the images that have a label.
+    """Means over the images that have a label, accuracies with their standard errors.
 
     Args:
         labels: the classes of the images of all parts; padded with -1.
@@ -94,15 +94,27 @@ def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> di
 
     before, after = joined("predictions_before"), joined("predictions_after")
     overlap = {i: np.concatenate([part.overlap[i] for part in parts]) for i in parts[0].overlap}
+    right_before, right_after = (is_label(each, labels[known]) for each in (before, after))
     return {
         "images": len(before),
         "unlabeled": len(known) - len(before),
-        "accuracy_before": float(is_label(before, labels[known]).mean()),
-        "accuracy_after": float(is_label(after, labels[known]).mean()),
+        "accuracy_before": float(right_before.mean()),
+        "standard_error_before": standard_error(right_before),
+        "accuracy_after": float(right_after.mean()),
+        "standard_error_after": standard_error(right_after),
         "changed": float((before != after).mean()),
         "loss_after": float(joined("losses_after").mean()),
         "overlap": {str(i): float(each[known].mean()) for i, each in overlap.items()},
     }
+
+
+def standard_error(right: Bool[np.ndarray, "b"] | Float[np.ndarray, "b"]) -> float:
+    """The standard error of an accuracy over the images.
+
+    Args:
+        right: whether each image is predicted correctly, or the share of its groups in which it is.
+    """
+    return float(right.std() / np.sqrt(len(right)))
 
 
 def check_attack(model: ViT, config: AttackConfig) -> None:

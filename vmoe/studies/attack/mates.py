@@ -22,7 +22,7 @@ from vmoe.errors import require
 from vmoe.nn.inputs import check_labels, has_label, is_label
 from vmoe.nn.vit import ViT
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
-from vmoe.studies.attack.images import PIXEL
+from vmoe.studies.attack.images import PIXEL, standard_error
 from vmoe.studies.attack.mates_program import Outcome, climb, predict_victims, with_room
 
 
@@ -248,18 +248,21 @@ def measures(
             groups, changed in any group.
 
     Returns:
-        accuracy; changed, the fraction of predictions that differ from the prediction without
-        mates; loss in nats; dropped, the fraction of the victims' choices that got no slot.
+        accuracy; standard_error of it, over the victims; changed, the fraction of predictions that
+        differ from the prediction without mates; loss in nats; dropped, the fraction of the
+        victims' choices that got no slot.
     """
     losses, predictions, dropped = (x.reshape(len(labels), -1) for x in outcome)
     right = is_label(predictions.T, labels).T
+    right = right.all(1) if worst else right.mean(1)
     changed = predictions != without.predictions[:, None]
 
     def over_groups(x: np.ndarray) -> float:
         return float((x.max(1) if worst else x.mean(1)).mean())
 
     return {
-        "accuracy": float((right.all(1) if worst else right).mean()),
+        "accuracy": float(right.mean()),
+        "standard_error": standard_error(right),
         "changed": over_groups(changed),
         "loss": over_groups(losses),
         "dropped": over_groups(dropped),
