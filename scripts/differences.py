@@ -58,7 +58,7 @@ class Difference(NamedTuple):
         return self._replace(mean=-self.mean).p_above(-bound)
 
 
-def _tested(mean: float, parts: Iterable[tuple[float, float]]) -> Difference:
+def tested(mean: float, parts: Iterable[tuple[float, float]]) -> Difference:
     """A difference whose variance is a sum of parts with their degrees of freedom."""
     parts = list(parts)
     variance = float(sum(variance for variance, _ in parts))
@@ -83,7 +83,7 @@ def difference(first: Any, second: Any, *, paired: bool = True, images: float = 
     if min(map(len, layouts)) < 2:
         return Difference(float(mean), math.inf, 1.0)
     seeds = [(each.var(ddof=1) / len(each), len(each) - 1) for each in layouts]
-    return _tested(mean, [*seeds, (images**2, math.inf)])
+    return tested(mean, [*seeds, (images**2, math.inf)])
 
 
 def crossed(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Difference:
@@ -105,7 +105,7 @@ def crossed(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Differenc
         interaction = float((rest**2).sum() / ((s - 1) * (n - 1)) / (s * n))
         parts.append((max(float(over_seeds.var(ddof=1) / s), interaction), s - 1))
         images -= interaction
-    return _tested(first.mean() - second.mean(), [*parts, (max(images, 0.0), n - 1)])
+    return tested(first.mean() - second.mean(), [*parts, (max(images, 0.0), n - 1)])
 
 
 def corrected_p(p: Mapping[Key, float]) -> dict[Key, float]:

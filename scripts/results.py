@@ -34,8 +34,9 @@ import numpy as np
 import routers
 import tasks.plots
 import tasks.show
-from differences import difference
+from differences import Difference, corrected, difference, tested
 from experiments import ROOT, ROWS, markdown_table, read_rows, write_sections
+from figures import wrapped
 from matplotlib import pyplot
 from reproduction.pages import sections
 from reproduction.plots import COLORS, MARKS, plot
@@ -46,7 +47,16 @@ PAGES = (
     *("attacks", "upcycling", "pruning", "transfer", "mixtures", "multitask"),
 )
 """The pages of questions, in the order of docs/results/README.md."""
-AS_TRAINED = {"Fashion-MNIST": 90.15, "emoji": 64.76}
+SEARCHED = {
+    "Fashion-MNIST": "the Fashion-MNIST model",
+    "vmoe_emoji": "the packaged emoji model",
+    "emoji": "the mean of three emoji models",
+}
+"""The models of the capacity search by the name of their table, in words."""
+SAVED = "0.8"
+"""The budget of the answer."""
+AT_MOST = 1.645
+"""Standard errors below a difference that bound a loss, in 95% of the cases."""
 MATES = {
     "none": "alone",
     "mean of the draws": "mean of 256 draws",
@@ -92,27 +102,97 @@ def read_csv(path: Path) -> Lines:
 
 
 def compute(lines: Lines) -> dict[str, str]:
-    """The tables of the capacity search, one for each data set."""
-    columns = ["budget", "per-block", "uniform", "difference"]
+    """The answer and the tables of the capacity search, one for each key of ``SEARCHED``."""
+    of = {
+        data: {line["budget"]: line for line in lines if line["data"] == data} for data in SEARCHED
+    }
+    own = {data: {each: differences(line) for each, line in of[data].items()} for data in of}
+    from_uniform, from_trained = (
+        {
+            data: corrected({budget: pair[i] for budget, pair in every.items() if pair[i]})
+            for data, every in own.items()
+        }
+        for i in (0, 1)
+    )
+    losses = [
+        f"{text} {_loss(from_trained[data][SAVED])}"
+        for data, text in SEARCHED.items()
+        if from_trained[data]
+    ]
+    better = [
+        f"{sum(x.clear and x.mean > 0 for x in found.values())} of {len(found)} budgets with "
+        f"{SEARCHED[data]}"
+        for data, found in from_uniform.items()
+    ]
+    answer = f"""**Answer:** With {1 - float(SAVED):.0%} fewer FLOPs, {"; ".join(losses)}. A setting
+        for each block is better than a uniform one at few budgets."""
+    numbers = [
+        f"{text} {x.mean:+.2f} ± {x.error:.2f}"
+        if (x := from_trained[data].get(SAVED))
+        else f"{text} {of[data][SAVED]['from trained']}, without an error"
+        for data, text in SEARCHED.items()
+    ]
+    numbers = f"""**Numbers:** points at {SAVED}x minus as trained: {", ".join(numbers)}; per-block
+        is clearly better than uniform at {", ".join(better)}."""
+    tables = {data: _searched(of[data], from_uniform[data], from_trained[data]) for data in of}
+    return {"answer": f"{wrapped(answer)}\n\n{wrapped(numbers)}"} | tables
+
+
+def differences(line: Mapping[str, str]) -> tuple[Difference, Difference | None]:
+    """Per-block minus uniform, and minus as trained, in points; None without an error.
+
+    The errors are over the images. Of three emoji models they were computed as if the two drawings
+    of an emoji were independent; if they were equal, errors would be larger by sqrt(2).
+    """
+    wider = math.sqrt(2) if line["data"] == "emoji" else 1.0
+    found = [
+        tested(float(line[name]), [((wider * float(line[error])) ** 2, math.inf)])
+        if line[error]
+        else None
+        for name, error in {"difference": "error", "from trained": "its error"}.items()
+    ]
+    assert found[0]
+    return found[0], found[1]
+
+
+def _loss(found: Difference) -> str:
+    """How much accuracy is lost, in words."""
+    if found.clear:
+        return f"{'loses' if found.mean < 0 else 'gains'} {abs(found.mean):.1f} points"
+    most = math.ceil(100 * (AT_MOST * found.error - found.mean)) / 100
+    return f"is **not measurably less** accurate (it loses at most {most:.2f} points, at 95%)"
+
+
+def _searched(
+    lines: Mapping[str, Mapping[str, str]],
+    from_uniform: Mapping[str, Difference],
+    from_trained: Mapping[str, Difference],
+) -> str:
+    """The table of a model: differences are bold where a test is clear."""
+
+    def shown(found: Difference, at_most: bool = False) -> str:
+        text = f"{found.mean:+.2f} ± {'at most ' * at_most}{found.error:.2f}"
+        return f"**{text}**" if found.clear else text
+
+    columns = ["budget", "per-block", "uniform", "per-block − uniform", "per-block − as trained"]
     columns += ["per-block, validation", "uniform, validation"]
     columns += ["k, capacity factor, priority of blocks 1; 3; 5"]
-    return {
-        data: markdown_table(
-            columns,
-            (
-                [
-                    f"{line['budget']}x",
-                    *(line["per-block"], line["uniform"]),
-                    f"{float(line['difference']):+.2f} ± {line['error']}",
-                    *(line["per-block validation"], line["uniform validation"]),
-                    line["per-block setting"],
-                ]
-                for line in lines
-                if line["data"] == data
-            ),
-        )
-        for data in AS_TRAINED
-    }
+    return markdown_table(
+        columns,
+        (
+            [
+                f"{budget}x",
+                *(line["per-block"], line["uniform"]),
+                shown(from_uniform[budget], line["data"] == "emoji"),
+                shown(from_trained[budget])
+                if budget in from_trained
+                else f"{float(line['from trained']):+.2f}",
+                *(line["per-block validation"], line["uniform validation"]),
+                line["per-block setting"],
+            ]
+            for budget, line in lines.items()
+        ),
+    )
 
 
 def pruning(lines: Lines) -> dict[str, str]:
@@ -189,16 +269,16 @@ def _mean_and_seeds(line: dict[str, str]) -> tuple[str, str]:
 
 
 def plot_compute(lines: Lines) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for ax, (data, trained) in zip(axes, AS_TRAINED.items(), strict=True):
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for ax, (data, title) in zip(axes, SEARCHED.items(), strict=True):
         own = [line for line in lines if line["data"] == data]
         budgets = [float(line["budget"]) for line in own]
         for name, color, mark in zip(("per-block", "uniform"), COLORS, MARKS, strict=False):
             accuracies = [float(line[name]) for line in own]
             ax.plot(budgets, accuracies, marker=mark, color=color, label=name)
-        ax.axhline(trained, color="gray", linestyle=":", label="as trained")
+        ax.axhline(float(own[0]["as trained"]), color="gray", linestyle=":", label="as trained")
         ax.set(xlabel="FLOPs of the whole model, relative", ylabel="test accuracy in percent")
-        ax.set_title(data, fontsize=10)
+        ax.set_title(title, fontsize=10)
         ax.invert_xaxis()
         ax.legend(fontsize=8)
     return figure

@@ -86,6 +86,20 @@ def test_the_pages_of_results_show_the_stored_rows(
         assert (tmp_path / name).read_text() == path.read_text(), message
 
 
+def test_a_saving_is_called_free_only_with_a_bound_of_the_loss(
+    reproduction: dict[str, Any],
+) -> None:
+    results = reproduction["results"]
+    lines = results.read_csv(ROOT / "scripts" / "rows" / "compute.csv")
+    text = " ".join(results.compute(lines)["answer"].split())
+    assert "**not measurably less** accurate (it loses at most 0.25 points, at 95%)" in text
+    for line in lines:
+        if line["data"] == "Fashion-MNIST":
+            line["its error"] = "0.01"
+    text = " ".join(results.compute(lines)["answer"].split())
+    assert "the Fashion-MNIST model loses 0.1 points" in text
+
+
 @pytest.mark.slow
 def test_other_rows_change_the_answers_the_plots_and_the_table_of_answers(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "scripts" / "rows", tmp_path / "rows")
@@ -404,7 +418,8 @@ def test_the_table_of_claims_names_both_figures_and_is_sorted_by_verdict(
     lines = show.claims(rows, found).splitlines()[2:]
     assert [line.split("**")[1] for line in lines] == ["contradicted", "inconclusive", "reproduced"]
     assert (
-        "| V-MoE: 71.00 (70.00 to 72.00) | dense: 82.00 (81.00 to 83.00) | -11.00 ± 1.23 | < 0.001 |"
+        "| V-MoE: 71.00 (70.00 to 72.00) | dense: 82.00 (81.00 to 83.00) "
+        "| -11.00 ± 1.23 | < 0.001 |"
     ) in lines[0]
     assert lines[0].startswith("| **contradicted** (seeds, images) | sparse is better")
     assert "| -1.57 ± 0.93 |" in lines[1]
