@@ -185,7 +185,7 @@ def write_sample(data: Data, place: str) -> None:
         path_of(data.sample[0]),
         images=pixels[..., 0] if gray else pixels,
         labels=np.array([each.labels[0] for each in examples], np.uint8),
-        class_names=np.array(test.class_names),
+        class_names=np.array(open_source(place, "test").class_names),
     )
 
 

@@ -75,6 +75,16 @@ def test_an_entry_states_the_measured_accuracies(name: str) -> None:
     assert [*entry.accuracies.values()] == stated
 
 
+def test_a_card_counts_both_drawings_of_an_emoji_once_and_says_what_chose_the_model() -> None:
+    name = "vmoe_emoji"
+    measured = json.loads((zoo.PACKAGED / name / "measured.json").read_text())["accuracies"]
+    row, card = measured["folder:data/emoji:test"], (zoo.PACKAGED / name / "README.md").read_text()
+    independent = np.sqrt(row["accuracy"] * (1 - row["accuracy"]) / row["images"])
+    assert 1.2 * independent < row["error"] < np.sqrt(2) * independent
+    assert "| 384 | 63.54 ± 3.13 |" in card and "standard error over the emoji" in card
+    assert "The validation split chose the seed, so its accuracy is optimistic." in card
+
+
 @pytest.mark.slow
 def test_the_predictions_that_depend_on_the_batch_are_as_many_as_the_card_says() -> None:
     """Up to two images: other machines may round a close decision differently."""
