@@ -5,8 +5,8 @@
     vmoe evaluate --checkpoint runs/emoji
 
 Test accuracy of seeds 0, 1, 2 (--seed): 66.41, 63.28, 64.58, mean 64.76; validation 65.52, 65.23,
-66.38. With 192 and 174 emoji, each drawn by both vendors, a standard error is 3 points. Each run had
-one core of an Intel Xeon (2026-11-29, jax 0.10.2). A run takes 16 minutes of CPU time on such a
+66.38. With 192 and 174 emoji, each drawn by both vendors, a standard error is 3 points. Each run
+had one core of an Intel Xeon (2026-11-29, jax 0.10.2). A run takes 16 minutes of CPU time on such a
 core, and 13 minutes on 2 cores of an AMD EPYC.
 
 The packaged model is of an earlier run with seed 0: 63.54 on test and 68.97 on validation.
