@@ -253,8 +253,8 @@ def measures(
         victims' choices that got no slot.
     """
     losses, predictions, dropped = (x.reshape(len(labels), -1) for x in outcome)
-    right = is_label(predictions.T, labels).T
-    right = right.all(1) if worst else right.mean(1)
+    right = is_label(predictions.T, labels).T.astype(float)
+    right = right.min(1) if worst else right.mean(1)
     changed = predictions != without.predictions[:, None]
 
     def over_groups(x: np.ndarray) -> float:
