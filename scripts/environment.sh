@@ -6,6 +6,7 @@
 # Outside the project, only pip's cache changes. PYTHON=... selects another python3, and VENV=... the
 # folder of another environment.
 
+set -o pipefail
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
 venv=${VENV:-.venv}
@@ -32,6 +33,15 @@ find_python() {
     "Install one, or give its path: PYTHON=/path/to/python3 $0"
 }
 
+# A dot for each package that pip has found.
+dots() {
+  local line
+  while read -r line; do
+    [[ $line != Collecting* ]] || printf .
+  done
+  echo
+}
+
 # A stamp records the installation: the lock, the folder (.venv cannot be moved) and the extras. It
 # is removed before an installation and written after it, so that an interrupted one is repeated.
 install() {
@@ -45,8 +55,8 @@ install() {
   if [[ $(cat "$stamp" 2>/dev/null) != "$wanted"*"$1"* ]]; then
     rm -f "$stamp"
     echo "installing vmoe$1 and its locked packages into $venv (1 to 3 minutes; later runs skip this)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-      --constraint requirements.txt --editable ".$1" ||
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+      --constraint requirements.txt --editable ".$1" | dots ||
       stop "The packages could not be installed; see the error above."
     echo "$wanted ${1/"[test]"/"[test] [docs]"}" >"$stamp"
   fi

@@ -65,17 +65,27 @@ def test_the_extras_are_installed_once_and_that_of_the_tests_includes_that_of_th
     tmp_path: Path,
 ) -> None:
     make = "mkdir -p .venv/bin; cp $0 .venv/bin/python"
-    python = fake_python(
-        tmp_path,
-        f'case "$2" in venv) {make};; pip) for last; do :; done; echo "$last" >>log;; esac',
-    )
-    calls = 'install ""; install "[docs]"; install "[test]"; install "[docs]"; install ""'
+    pip = 'for last; do :; done; echo "$last" >>log; echo "Collecting jax"; exit ${PIP:-0}'
+    python = fake_python(tmp_path, f'case "$2" in venv) {make};; pip) {pip};; esac')
     for name in ("scripts/environment.sh", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    command = ["bash", "-c", f"source scripts/environment.sh; {calls}"]
-    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHON": python}, check=True)
-    assert (tmp_path / "log").read_text().split() == [".", ".[docs]", ".[test]"]
+
+    def calls(*installs: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        lines = "; ".join(f'install "{extra}"' for extra in installs)
+        return subprocess.run(
+            ["bash", "-c", f"source scripts/environment.sh; {lines}; echo end"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHON": python} | environment,
+        )
+
+    failed = calls("", PIP="1")
+    assert failed.returncode == 1 and "could not be installed" in failed.stderr
+    done = calls("", "[docs]", "[test]", "[docs]", "")
+    assert done.stdout.endswith("end\n") and done.stdout.count("\n.\n") == 3  # a dot a package
+    assert (tmp_path / "log").read_text().split() == [".", ".", ".[docs]", ".[test]"]
 
 
 def test_each_part_of_the_quick_start_says_how_long_it_takes() -> None:
