@@ -7,6 +7,7 @@ import pytest
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.exceptions import DataConversionWarning
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import (
@@ -72,8 +73,12 @@ def test_experts_of_one_output_make_a_mixture_of_one_output() -> None:
     assert not get_tags(model).target_tags.multi_output
     with pytest.warns(DataConversionWarning, match="A column-vector y was passed"):
         assert model.fit(x, x[:, :1]).predict(x).shape == (20,)
-    with pytest.raises(ValueError, match="y should be a 1d array"):
+    with pytest.raises(ValueError, match="experts=Gradient.*y should be a 1d array"):
         model.fit(x, x)
+    search = MixtureOfExpertsRegressor(
+        experts=GridSearchCV(Ridge(), {"alpha": [1.0]}, cv=2), max_iter=1
+    )
+    assert search.fit(x, x).predict(x).shape == (20, 2)  # whatever the tags of a search say
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
-from sklearn.utils import get_tags
+from sklearn.utils import column_or_1d, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import (
     _check_partial_fit_first_call,
@@ -18,12 +18,9 @@ from vmoe.classic.predictive import PredictiveDistribution
 
 
 class Regression(RegressorMixin):
-    """Targets are numbers, with any number of outputs if the experts can have several."""
+    """Targets are numbers, with any number of outputs that the experts can have."""
 
-    @property
-    def _y_checks(self) -> dict[str, Any]:
-        several = get_tags(self).target_tags.multi_output
-        return {"multi_output": several, "y_numeric": True}
+    _y_checks: ClassVar[dict[str, Any]] = {"multi_output": True, "y_numeric": True}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -31,6 +28,8 @@ class Regression(RegressorMixin):
         return tags
 
     def _encode(self, y: np.ndarray, classes: None) -> Float[np.ndarray, "n q"]:
+        if y.ndim == 2 and y.shape[1] == 1 and not get_tags(self).target_tags.multi_output:
+            y = column_or_1d(y, warn=True)
         self._single = y.ndim == 1
         return self._codes(y)
 
