@@ -26,9 +26,10 @@ from reproduction.measure import ACCURACIES, ATTACKED, LOW, unpack
 MARGIN = 0.005
 """The margin of claims that an accuracy stays the same: half a point.
 
-Nobody would choose a model for less: it is about half of what experts gain over a dense model here,
-as trials of non-inferiority allow a loss of half of a treatment's effect (FDA 2016). It was set
-before any verdict by this rule was computed; the differences themselves were known.
+Nobody would choose a model for less: it is about half of the difference between V-MoE and the dense
+model at equal steps, as trials of non-inferiority allow a loss of half of a treatment's effect (FDA
+2016). It was set before any verdict by this rule was computed; the differences themselves were
+known.
 """
 VERDICTS = ("contradicted", "inconclusive", "not contradicted", "reproduced")
 NOT_MEASURED = "not measured"
