@@ -23,7 +23,13 @@ import vmoe.classic
 import vmoe.config
 import vmoe.multitask
 from tests.browser import in_a_browser, started, wait
+from vmoe.checkpoints import chunked, vmoe_format
+from vmoe.checkpoints.export import onnx_file
+from vmoe.checkpoints.restore import FORMAT as CHECKPOINT_FORMAT
 from vmoe.cli.main import COMMANDS, module_of
+from vmoe.config import files as config_files
+from vmoe.data.sources import index
+from vmoe.workdir.routing_file import FORMAT as ROUTING_FORMAT
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -215,6 +221,26 @@ def test_the_citation_agrees_with_the_package_and_names_no_person_as_its_author(
     }
     assert citation["authors"] == [{"name": "the vmoe authors"}]
     assert citation["references"][0]["title"] in (ROOT / "README.md").read_text()
+
+
+def test_the_page_of_compatibility_has_the_versions_of_the_code() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    rows = [re.findall(r"(?<=\| ).*?(?= \|)", line) for line in page.splitlines()]
+    cells = {row[0]: row[1:3] for row in rows if len(row) == 4}
+    for file, version in {
+        "`config.json` of a run": config_files.FORMAT,
+        "a checkpoint of a run, `checkpoints/STEP`": CHECKPOINT_FORMAT,
+        "`routing.json` of `vmoe capacity`": ROUTING_FORMAT,
+        "a folder of `vmoe convert` or `Loaded.save`": vmoe_format.VERSION,
+        "published V-MoE checkpoints": chunked.VERSION,
+    }.items():
+        assert re.search(rf"` {version}\b", cells[file][0]), file
+    assert cells["indexes of data sets, in the [cache](environment.md)"][1] == str(index.VERSION)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (jax,) = (each for each in project["dependencies"] if each.startswith("jax>"))
+    assert jax == "jax>=0.10.1,!=0.10.2,!=0.11.0" and "0.10.1 and later, except 0.10.2 and" in page
+    assert project["requires-python"] == ">=3.11,<3.15" and "| Python | 3.11 to 3.14;" in page
+    assert f"opset {onnx_file.OPSET}." in page
 
 
 def entries_of_the_map() -> dict[str, str]:
