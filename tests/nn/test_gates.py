@@ -146,7 +146,7 @@ def test_the_gradient_reaches_what_a_noisy_gate_learned_about_its_noise() -> Non
             y, record = layer.forward(TOKENS, key=key)
             return (y**2).sum() + record.aux_loss
 
-        return nnx.grad(loss)(layer)
+        return nnx.state(nnx.grad(loss)(layer))  # a state, or in time a module
 
     training = gradient(layer, jax.random.key(0))
     evaluation = gradient(layer, None)
