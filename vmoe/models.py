@@ -348,7 +348,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
     jitted = jax.jit(run, static_argnums=(0, 1))
 
     def of(model: nnx.Module, *fixed: Any) -> Callable[..., Any]:
-        graph, state = nnx.split(model)
+        graph, state = nnx.split(model, graph=True)
         return functools.partial(jitted, graph, fixed, state)
 
     return of

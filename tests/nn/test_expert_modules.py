@@ -492,7 +492,7 @@ def test_the_class_tokens_alone_get_the_same_outputs() -> None:
 def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> None:
     config = replace(SMALL, shared_experts=2, capacity=1)
     shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
-    routed = MoE(shared.experts, shared.router, config)
+    routed = MoE(nnx.clone(shared.experts), nnx.clone(shared.router), config)
 
     @nnx.jit
     def outputs(shared: MoE, routed: MoE) -> Any:

@@ -201,7 +201,7 @@ def test_a_module_that_is_held_twice_becomes_one_layer() -> None:
     assert child.first is child.second
     expected = outputs(Shared(), TOKENS)
     np.testing.assert_allclose(outputs(child, TOKENS), expected, rtol=1e-5, atol=1e-5)
-    graph, state = nnx.split(child)
+    graph, state = nnx.split(child, graph=True)
     records = jax.eval_shape(lambda s: capture_records(nnx.merge(graph, s), TOKENS)[1], state)
     assert [len(made) for made in records.values()] == [2]
     child.never_called = child.first
@@ -209,7 +209,7 @@ def test_a_module_that_is_held_twice_becomes_one_layer() -> None:
         nnx.Linear(8, 8, rngs=nnx.Rngs(0)),
         nnx.Linear(8, 8, rngs=nnx.Rngs(1)),
     )
-    graph, state = nnx.split(child)
+    graph, state = nnx.split(child, graph=True)
     records = jax.eval_shape(lambda s: capture_records(nnx.merge(graph, s), TOKENS)[1], state)
     assert records == {("never_called",): ()}
 

@@ -233,7 +233,9 @@ class MultiTaskEstimator(BaseEstimator):
             warnings.warn(finding, UserWarning, stacklevel=3)
         best = self._train(model, tasks, weights, (train, validated), random)
         self.model_, self.history_, self.n_epochs_ = best
-        self.n_parameters_ = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        self.n_parameters_ = sum(
+            x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param, graph=True))
+        )
         self._encoder, self.tasks_, self.findings_ = encoder, tasks, found
         self.expert_names_ = self._expert_names()
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
@@ -377,7 +379,7 @@ class MultiTaskEstimator(BaseEstimator):
             the model with the best parameters, the history, and the number of their epoch.
         """
         train, validation = data
-        graph, params = nnx.split(model)
+        graph, params = nnx.split(model, graph=True)
         trainer = Trainer(
             graph,
             tuple(tasks.values()),
@@ -444,7 +446,7 @@ class MultiTaskEstimator(BaseEstimator):
         check_is_fitted(self, "model_")
         forks.computes()
         table = self._encoder(self._known(X))
-        graph, params = nnx.split(self.model_)
+        graph, params = nnx.split(self.model_, graph=True)
         outputs, weights = [], []
         for start in range(0, len(table.numbers), EVAL_BATCH_SIZE):
             rows = Table(*(x[start : start + EVAL_BATCH_SIZE] for x in table))

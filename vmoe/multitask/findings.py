@@ -38,11 +38,11 @@ def equal_experts(model: nnx.Module) -> Iterator[str]:
     equal gradients and stay equal.
     """
     first: dict[bytes, str] = {}  # the first expert with these parameters
-    for path, module in nnx.iter_modules(model):
+    for path, module in nnx.iter_modules(model, graph=True):
         if not isinstance(module, Copies | StackedMlps):
             continue
         stacked = module.stacked if isinstance(module, Copies) else module
-        params = [np.asarray(x) for x in jax.tree.leaves(nnx.state(stacked, nnx.Param))]
+        params = [np.asarray(x) for x in jax.tree.leaves(nnx.state(stacked, nnx.Param, graph=True))]
         if not params and module.num_experts > 1:
             yield f"experts of {path_name(path)} are equal: they have no parameters"
         for i in range(module.num_experts if params else 0):

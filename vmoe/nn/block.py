@@ -110,6 +110,6 @@ class Block(nnx.Module):
 
 def rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
     """``run(block, *inputs)``, saving only its inputs for the backward pass."""
-    graph, state = nnx.split(block)  # nnx.remat writes to the model, which fails in jit
+    graph, state = nnx.split(block, graph=True)  # nnx.remat writes to the model, which fails in jit
     checkpointed = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
     return checkpointed(state, *inputs)

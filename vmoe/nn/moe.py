@@ -371,9 +371,10 @@ def capture_records(
     record to the loss in training. Works inside ``jax.jit`` and ``jax.grad`` with a model that is
     merged there; unused parts of the records are then not computed.
     """
-    layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
-    run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
-    outputs, captured = run(*args, **kwargs)
+    with nnx.set_graph_mode(True):  # a model can have a module in several places
+        layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
+        run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        outputs, captured = run(*args, **kwargs)
     results = dict(nnx.to_flat_state(captured))
     calls = {
         path: results[*path, "forward"].get_value() if (*path, "forward") in results else ()

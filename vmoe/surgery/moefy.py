@@ -76,7 +76,7 @@ def moefy(
         experts = Copies([module] * num_experts, spatial=spatial)
         return MoE(experts, Linear(d, 0, config, rngs=rngs), config)
 
-    copy = nnx.clone(model)
+    copy = nnx.clone(model, graph=True)  # a module can be in several places
     if not _replace(copy, (), sparse, {}):
         raise UsageError(f"select: no module inside the {type(model).__name__} matches")
     return copy
@@ -95,7 +95,7 @@ def _replace(
         seen: the result for each module so far, by its identity.
     """
     count = 0
-    for name, child in list(nnx.iter_children(parent)):
+    for name, child in list(nnx.iter_children(parent, graph=True)):
         if not isinstance(child, nnx.Module):
             continue
         if id(child) not in seen:
@@ -119,7 +119,7 @@ def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, i
         UsageError: it cannot be an expert.
     """
     check_expert(name, module)
-    inside = [part for _, part in nnx.iter_modules(module)]
+    inside = [part for _, part in nnx.iter_modules(module, graph=True)]
     convolutions = [part for part in inside if isinstance(part, nnx.Conv)]
     for convolution in convolutions:
         _check_convolution(name, convolution)
@@ -151,7 +151,7 @@ def _check_convolution(name: str, convolution: nnx.Conv) -> None:
 
 def _acts_on_last_axis(module: nnx.Module, width: int, spatial: int) -> bool:
     """Whether the module maps rows (r, width) to rows (r, x), for more than one r."""
-    graph, state = nnx.split(module)
+    graph, state = nnx.split(module, graph=True)
     for r in (2, 3):
         rows = jax.ShapeDtypeStruct((r, width), jnp.float32)
         try:

@@ -47,9 +47,9 @@ class Copies(Experts):
             check_expert(type(module).__name__, module)
         if any(structure(module) != structure(modules[0]) for module in modules):
             raise UsageError("only modules of equal structure can be stacked: use experts_of")
-        states = [nnx.state(module) for module in modules]
+        states = [nnx.state(module, graph=True) for module in modules]
         stacked = jax.tree.map(lambda *params: jnp.stack(params), *states)
-        self.stacked = nnx.merge(nnx.graphdef(modules[0]), stacked)
+        self.stacked = nnx.merge(nnx.graphdef(modules[0], graph=True), stacked)
         parameters = inspect.signature(modules[0].__call__).parameters
         self.asks = frozenset(OF_SLOTS).intersection(parameters)
         self.takes = frozenset(OF_LAYER).intersection(parameters)
@@ -64,7 +64,7 @@ class Copies(Experts):
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
         g, e, _, _ = tokens.shape
-        graph, params = nnx.split(self.stacked)
+        graph, params = nnx.split(self.stacked, graph=True)
         named = {k: v for k, v in slots.inputs.items() if k not in OF_SLOTS or k in self.asks}
         form = "g e c ... -> e g c ..." if self.asks else "g e c ... -> e (g c) ..."
         tokens, named = jax.tree.map(lambda x: rearrange(x, form), (tokens, named))
@@ -86,7 +86,7 @@ class Copies(Experts):
     @jax.named_scope("experts")
     def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
         """See ``Experts``. A linear layer of all experts is one product of matrices."""
-        graph, params = nnx.split(self.stacked)
+        graph, params = nnx.split(self.stacked, graph=True)
 
         def expert(params: nnx.State) -> jax.Array:
             return self._apply(nnx.merge(graph, params, copy=True), rows)
@@ -114,7 +114,7 @@ class Copies(Experts):
 
 def structure(module: nnx.Module) -> Any:
     """What modules have in common that can be stacked: everything but the values of parameters."""
-    graph, state = nnx.split(module)
+    graph, state = nnx.split(module, graph=True)
     shapes = [(path, leaf.shape, str(leaf.dtype)) for path, leaf in nnx.to_flat_state(state)]
     return graph, tuple(shapes)
 
@@ -130,7 +130,7 @@ def check_expert(name: str, module: Any) -> None:
             f"{name} ({type(module).__name__}) is not an nnx.Module: give a module; a function can "
             "be its __call__"
         )
-    for path, leaf in nnx.to_flat_state(nnx.state(module)):
+    for path, leaf in nnx.to_flat_state(nnx.state(module, graph=True)):
         if not isinstance(leaf, nnx.Param):
             raise UsageError(
                 f"{name}/{path_name(path)} is not a parameter: experts cannot have other state, "
