@@ -48,7 +48,7 @@ def gates(sizes: list[int], rngs: nnx.Rngs, width: int = D) -> list[nnx.Linear]:
     return [nnx.Linear(width, e, rngs=rngs) for e in sizes]
 
 
-@nnx.jit
+@nnx.jit(graph=True, graph_updates=True)  # tasks can share a gate
 def mix(body: Body) -> BodyOutput:
     return body(ROWS)
 
@@ -135,7 +135,7 @@ def test_trained_selectors_decide_and_a_row_then_uses_at_most_k_experts() -> Non
     used = {}
     for entropy_weight in (0.0, 1.0):
         gate = DSelectK(D, 8, k=2, entropy_weight=entropy_weight, rngs=nnx.Rngs(0))
-        graph, params = nnx.split(gate)
+        graph, params = nnx.split(gate, graph=True)
 
         def loss(params: Any, graph: Any = graph) -> jax.Array:
             gated = nnx.merge(graph, params)(ROWS)
@@ -151,7 +151,7 @@ def test_trained_selectors_decide_and_a_row_then_uses_at_most_k_experts() -> Non
 
 def test_dselect_k_stays_finite_where_a_selector_chooses_a_code_without_expert() -> None:
     gate = DSelectK(D, 3, k=1, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(gate)
+    graph, params = nnx.split(gate, graph=True)
     value, gradients = jax.jit(
         jax.value_and_grad(lambda params: nnx.merge(graph, params)(1e4 * ROWS).loss)
     )(params)
@@ -161,7 +161,7 @@ def test_dselect_k_stays_finite_where_a_selector_chooses_a_code_without_expert()
 
 def test_dselect_k_moves_weight_to_the_codes_that_have_an_expert() -> None:
     gate = DSelectK(D, 3, k=1, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(gate)
+    graph, params = nnx.split(gate, graph=True)
     loss = jax.jit(jax.value_and_grad(lambda params: nnx.merge(graph, params)(ROWS).loss))
     before, _ = loss(params)
     assert before == pytest.approx(1 / 0.75, rel=0.05)  # three of four codes
@@ -192,7 +192,7 @@ def built(name: str, tasks: int = T, gate: str = "softmax") -> Body:
 
 
 def count(module: nnx.Module) -> int:
-    return sum(x.size for x in jax.tree.leaves(nnx.state(module)))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(module, graph=True)))
 
 
 EXPERT, GATE = D * F + F, D  # parameters of an expert, and of a gate for each expert
@@ -218,7 +218,7 @@ def test_parameters_are_those_that_the_papers_count(name: str, expected: int) ->
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_reach_every_parameter(name: str, gate: str) -> None:
     body = built(name, gate=gate)
-    graph, params = nnx.split(body)
+    graph, params = nnx.split(body, graph=True)
 
     def loss(params: Any) -> jax.Array:
         mixed = nnx.merge(graph, params)(ROWS)
@@ -232,7 +232,7 @@ def test_gradients_reach_every_parameter(name: str, gate: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_experts_of_a_new_model_differ(name: str) -> None:
-    for path, value in nnx.to_flat_state(nnx.state(built(name))):
+    for path, value in nnx.to_flat_state(nnx.state(built(name), graph=True)):
         if "stacked" in path and "kernel" in path:
             kernels = np.asarray(value[...])
             assert len(np.unique(kernels, axis=0)) == len(kernels), path
@@ -256,7 +256,7 @@ def test_equal_tasks_of_mmoe_are_the_one_gate_mixture_in_training_if_gates_start
     experts, gate = make(3, rngs), gates([3], rngs)[0]
     trained = []
     for of_tasks in ([gate, nnx.clone(gate)], [gate, gate]):
-        graph, params = nnx.split(nnx.clone(MultiGate(experts, of_tasks)))
+        graph, params = nnx.split(nnx.clone(MultiGate(experts, of_tasks), graph=True), graph=True)
         rate = len({id(each) for each in nnx.merge(graph, params).gates})
 
         def loss(params: Any, graph: Any = graph) -> jax.Array:
