@@ -226,6 +226,24 @@ def test_losses_are_those_of_the_predictions() -> None:
     np.testing.assert_allclose(losses.tasks, expected, rtol=1e-4)
 
 
+def test_each_label_counts_alike_in_an_epoch_however_it_is_cut_into_batches() -> None:
+    """The last batch has one row of its own, and one in four rows has a label of the second."""
+    every, rngs, rate = np.ones(41, bool), nnx.Rngs(0), 1e-4
+    tasks = (Regression("sum", Y["sum"][:41], every), Classification("place", Y["place"], FEW))
+    towers = {task.name: nnx.Linear(6, task.size, rngs=rngs) for task in tasks}
+    graph, params = nnx.split(MultiTask(SharedBottom(nnx.Linear(6, 6, rngs=rngs), 2), towers))
+    encoded = tuple(jnp.asarray(task.encode(Y[task.name][:41], every)) for task in tasks)
+    data = Data(jnp.asarray(X[:41]), encoded, (jnp.asarray(every), jnp.arange(41) % 4 == 0))
+    trainer = Trainer(graph, tasks, Weighting([1.0, 1.0]), optax.sgd(rate))
+    order = jnp.asarray(batches(np.random.default_rng(0), 41, 8))
+    state, _ = jax.jit(trainer.epoch)(trainer.init(params), data, order)
+    # six batches of eight rows have 41 / 8 times the gradient of the mean losses of all rows
+    gradient = jax.jit(jax.grad(lambda params: trainer.losses(params, data).tasks.sum()))(params)
+    moved = jax.tree.map(lambda before, after: (before - after) / rate, params, state.params)
+    for one, each in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(one, 41 / 8 * each, rtol=0.1, atol=0.02)
+
+
 @pytest.mark.parametrize(
     "weighting",
     [

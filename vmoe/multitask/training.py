@@ -94,19 +94,25 @@ class Trainer:
     def epoch(self, state: State, data: Data, order: Int[Array, "_ b"]) -> tuple[State, Losses]:
         """The state after one training step for each batch of an order, and the mean losses.
 
+        Each label counts alike, however many there are of its task in its batch.
+
         Args:
             order: see ``batches``.
         """
-
+        expected = order.shape[1] * jnp.stack([labeled.mean() for labeled in data.labeled])
         state, each = jax.lax.scan(
-            lambda state, rows: self.step(state, take(data, rows)), state, order
+            lambda state, rows: self.step(state, take(data, rows), expected), state, order
         )
         losses = mean_of(each)
         weighting = self.weighting.epoch(state.weighting, losses.tasks)
         return state._replace(weighting=weighting), losses
 
-    def step(self, state: State, batch: Data) -> tuple[State, Losses]:
-        """The state after a training step, and the losses before it."""
+    def step(self, state: State, batch: Data, expected: Float[Array, "t"]) -> tuple[State, Losses]:
+        """The state after a training step, and the losses before it.
+
+        Args:
+            expected: the number of labels of each task in a batch that counts as a whole step.
+        """
 
         def every(params: nnx.State) -> tuple[Array, Losses]:
             losses = self._losses(params, batch)
@@ -114,7 +120,8 @@ class Trainer:
 
         _, pull_back, losses = jax.vjp(every, state.params, has_aux=True)
         norms = jnp.zeros_like(losses.tasks)
-        factors = jnp.append(self.weighting.weights(state.weighting), 1.0)
+        share = losses.labels / jnp.maximum(expected, 1e-12)
+        factors = jnp.append(share * self.weighting.weights(state.weighting), 1.0)
         if self.weighting.needs_norms:
             (each,) = jax.vmap(pull_back)(jnp.eye(len(factors)))
             squares = [jnp.square(x).reshape(len(x), -1).sum(1) for x in jax.tree.leaves(each.body)]
