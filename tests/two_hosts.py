@@ -8,6 +8,7 @@ in an earlier state.
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -18,6 +19,7 @@ from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, load, replace
 from vmoe.errors import VmoeError
 from vmoe.train import train
+from vmoe.workdir import lock
 from vmoe.workdir.lock import LOCK
 
 
@@ -75,6 +77,9 @@ CASES = {
         "workdir here: process 1 does not see what the primary process sees there; use a workdir",
         workdirs=("here",),
     ),
+    "list of checkpoints that catches up": Case(
+        "process 0: workdir late: it has checkpoints but no config.json", workdirs=("late",)
+    ),
     "list of checkpoints": Case(
         "workdir behind: process 1 does not see what the primary process sees there",
         workdirs=("behind",),
@@ -103,7 +108,10 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
     Image.new("RGB", (8, 8), (2, 0, 0)).save(hosts[1] / "repainted" / "validation/dog/1.bmp")
     shutil.rmtree(hosts[1] / "missing")
     (hosts[1] / "behind" / "checkpoints" / "10").mkdir(parents=True)
-    (hosts[1] / "behind" / LOCK).symlink_to(hosts[0] / "behind" / LOCK)
+    (hosts[0] / "late" / "checkpoints" / "10").mkdir(parents=True)
+    (hosts[1] / "late").mkdir()
+    for name in ("behind", "late"):
+        (hosts[1] / name / LOCK).symlink_to(hosts[0] / name / LOCK)
     for host, steps in zip(hosts, ((1,), (1, 2)), strict=True):
         for step in steps:
             (host / "cached" / "checkpoints" / str(step)).mkdir(parents=True)
@@ -114,6 +122,9 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
 
 def main() -> None:
     distributed.initialize()
+    lock.time = SimpleNamespace(
+        sleep=lambda _: Path("late/checkpoints/10").mkdir(exist_ok=True, parents=True)
+    )
     tiny = replace(
         load(TINY),
         batch_size=4,

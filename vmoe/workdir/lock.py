@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vmoe.retry import can_pass, retried
 from vmoe.workdir.layout import steps_of
 
 LOCK = ".lock"
+PAUSES = (1, 5, 20, 60)  # seconds before the list of checkpoints is compared again
 
 
 @contextlib.contextmanager
@@ -85,16 +87,23 @@ def _check_shared(workdir: Path) -> None:
 
     def seen() -> str:
         try:
-            return f"{retried(path, path.read_text)} {steps_of(workdir)}"
+            return f"{retried(path, path.read_text)}\n{steps_of(workdir)}"
         except FileNotFoundError:
             return "no lock"
 
-    first, *others = distributed.gather(distributed.raise_together(seen))
-    for i, other in enumerate(others, start=1):
-        if other != first:
+    pauses = iter(PAUSES)
+    while True:
+        first, *others = distributed.gather(distributed.raise_together(seen))
+        differing = [i for i, other in enumerate(others, start=1) if other != first]
+        if not differing:
+            return
+        same_lock = len({each.partition("\n")[0] for each in (first, *others)}) == 1
+        pause = next(pauses, None) if same_lock else None
+        if pause is None:
             raise distributed.synchronized(
                 UsageError(
-                    f"workdir {workdir}: process {i} does not see what the primary process sees "
-                    "there; use a workdir that all processes share, or try again in a minute"
+                    f"workdir {workdir}: process {differing[0]} does not see what the primary "
+                    "process sees there; use a workdir that all processes share"
                 ).remedied_by(workdir=None)
             )
+        time.sleep(pause)
