@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import sys
 import warnings
 from decimal import Decimal
 from typing import Any
@@ -543,6 +544,12 @@ def test_a_table_of_arrow_is_read_with_its_names() -> None:
     for same in (rows, rows.combine_chunks().to_batches()[0]):
         np.testing.assert_array_equal(learned.predict(same)["sum"], predicted["sum"])
     assert learned.scores(rows, y) == learned.scores(frame, targets)
+
+
+def test_a_table_of_arrow_without_pandas_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UsageError, match="data of pyarrow is read by pandas: pip install pandas"):
+        model().fit(pyarrow.table({"a": [1.0]}), {"sum": [1.0]})
 
 
 def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:

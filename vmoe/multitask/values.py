@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vmoe.errors import UsageError
+
 
 def as_values(place: str, given: Any) -> np.ndarray:
     """An array of the given values. The elements of a list keep their types; decimals are floats.
@@ -75,8 +77,10 @@ def as_pandas(given: Any) -> Any:
     """Data of Arrow as pandas' own, in which integers stay integers; anything else as it is."""
     if type(given).__module__.partition(".")[0] != "pyarrow":
         return given
-    import pandas as pd  # which X and y are made of anyway, or should be
-
+    try:
+        import pandas as pd
+    except ImportError:
+        raise UsageError("data of pyarrow is read by pandas: pip install pandas") from None
     return given.to_pandas(
         types_mapper=lambda kind: (
             None if str(kind).startswith("dictionary") else pd.ArrowDtype(kind)
