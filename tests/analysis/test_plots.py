@@ -264,6 +264,13 @@ def test_lines_and_bars_are_accuracies_on_images_of_known_class() -> None:
     assert f"own routers, {right[2]:.1%}" in texts(figure) and "one draw" in texts(figure)
 
 
+def test_the_bars_of_a_model_that_is_never_right_are_empty() -> None:
+    """Any warning fails a test; matplotlib warns of an axis of no length."""
+    wrong = np.eye(2)[np.ones(6, int)]
+    (ax,) = random_routers({0: wrong}, wrong.argmax(-1), np.zeros((6, 1), int)).axes
+    assert ax.get_ylim() == (0, 1) and ax.patches[0].get_height() == 0
+
+
 def test_bars_are_of_differences_on_the_same_images() -> None:
     """Two settings that predict the same have none, however wrong both are."""
     labels = np.zeros((100, 1), int)

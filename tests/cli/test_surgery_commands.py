@@ -10,8 +10,10 @@ from PIL import Image
 
 import vmoe as library
 from tests.command import ROOT, TINY, start, vmoe
-from tests.random_models import outputs, random_images
+from tests.random_models import outputs, random_images, stored_model
 from vmoe.analysis import collect, statistics
+from vmoe.checkpoints import write
+from vmoe.config import Soft
 from vmoe.data.sources import open_source
 from vmoe.evaluate import evaluate
 from vmoe.evaluate.sample import labeled_batches
@@ -116,6 +118,16 @@ def test_a_pruned_model_is_written_although_the_reader_of_stdout_is_gone(
     with start(*arguments, environment={"PYTHONUNBUFFERED": "1"}, output=writer) as process:
         assert process.wait() == 141
     assert library.load(tmp_path / "x").model.config.sparse_blocks == ()
+
+
+def test_an_average_that_is_impossible_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    """The model names no data."""
+    moe = dict(router=Soft(), images_per_group=1)
+    write(stored_model("vmoe_tiny_last2_e4", moe=moe), tmp_path / "soft", format="vmoe")
+    options = ("--num-experts", "0", "--rule", "average")
+    result = vmoe("prune", tmp_path / "soft", tmp_path / "x", *options)
+    assert result.returncode == 2 and not (tmp_path / "x").exists()
+    assert result.stderr.startswith("vmoe: block 1 has router soft, whose slots are trained")
 
 
 @pytest.mark.parametrize(

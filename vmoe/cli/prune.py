@@ -79,8 +79,7 @@ def run(argv: Sequence[str]) -> None:
     stored = read(args.source, use_ema=args.use_ema)
     if not stored.config.sparse_blocks:
         raise UsageError(f"{args.source}: no block of this model is sparse")
-    if args.rule != "average":
-        _check(args, stored)
+    _check(args, stored)
     kept = _kept_without_data(args, stored)
     source, replace = open_data(args.data, stored, split="validation")
     left_out = Unreadable("left out")
@@ -109,15 +108,18 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check(args: PruneArgs, stored: "StoredModel") -> None:
-    """Checks the number of experts and k before the data are read."""
+    """Checks the experts, their number and k before the data are read."""
     import jax
 
-    from vmoe.surgery.experts import prune_experts, random_experts
+    from vmoe.surgery.experts import average_experts, prune_experts, random_experts
 
-    some = random_experts(stored.config, args.num_experts)
-    jax.eval_shape(
-        lambda params: prune_experts(stored.config, params, some, k=args.k)[1], stored.params
-    )
+    def change(params: Any) -> Any:
+        if args.rule == "average":
+            return average_experts(stored.config, params)[1]
+        some = random_experts(stored.config, args.num_experts)
+        return prune_experts(stored.config, params, some, k=args.k)[1]
+
+    jax.eval_shape(change, stored.params)
 
 
 def _kept_without_data(args: PruneArgs, stored: "StoredModel") -> "Selection | None":

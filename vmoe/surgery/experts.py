@@ -11,6 +11,7 @@ is a number of slots per expert and stays.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -337,7 +338,7 @@ def _singles(experts: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[int]]
     return {block: [(expert,) for expert in chosen] for block, chosen in experts.items()}
 
 
-def _of_blocks(arrays: Mapping[Path, Array], blocks: Iterable[int]) -> list[tuple[Path, int]]:
+def _of_blocks(arrays: Mapping[Path, Any], blocks: Iterable[int]) -> list[tuple[Path, int]]:
     """The parameter paths of the MoE layers of some blocks, with the block number."""
     chosen = set(blocks)
     return [(path, path[1]) for path in arrays if path[2:3] == ("mlp",) and path[1] in chosen]

@@ -164,7 +164,7 @@ def random_routers(
     ax.axhline(level, color="black", linestyle="--", label=f"own routers, {level:.1%}")
     ax.set_xticks(range(len(values)), [str(block) for block in logits])
     ax.set_xlabel("block with a random router")
-    ax.set_ylim(0, 1.1 * max(level, *values))
+    ax.set_ylim(0, 1.1 * max(level, *values) or 1)  # 0 to 1 where nothing is right
     ax.yaxis.set_major_formatter("{x:.0%}")
     bars = "bars: standard error of the difference from own routers"
     _label(ax, "accuracy", f"{_on(labels)}, one draw of random logits\n{bars}")
