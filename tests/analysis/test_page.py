@@ -126,7 +126,8 @@ def observed(
     model, batch = models.with_params(config, random_params(config)), [(IMAGES, LABELS, None)]
     parts = list(collect(model, batch))
     best = find_top_patches(batch, parts, config.patch_size, top=3)
-    fields = (model, IMAGES, LABELS, statistics(parts), best)
+    gated = {i: best[i] for i, moe in config.moe_blocks.items() if moe.router.learned}
+    fields = (model, IMAGES, LABELS, statistics(parts), gated)
     return page.observe("observed", *fields, remove=remove, on_step=on_step)
 
 
@@ -765,6 +766,7 @@ def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
     chooses = not isinstance(router, Soft)
     assert ("share of the choices" in text(browser, "experts")) == chooses
     assert ("choices are dropped" in text(browser, "experts")) == chooses
+    assert ("Top patches" in text(browser, "experts")) == router.learned
     gates = browser.find_element("css selector", "#path tbody td:nth-of-type(2)").text.split()
     assert {len(gate) for gate in gates} == {5 if chooses else 4}
     for section in ("capacity-section", "removal-section"):  # no expert is removed

@@ -1,0 +1,232 @@
+"""Every command on a model of every router, every gate and every kind of expert, at tiny size.
+
+A command works, or refuses the model in one line that names the reason. The arithmetic of each kind
+is tested elsewhere; here reports are compared with the exported routing, and files with the model.
+"""
+
+import json
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.random_models import model_of, outputs, random_images, stored_of
+from vmoe.checkpoints import StoredModel, read, write
+from vmoe.cli.main import main
+from vmoe.config import (
+    AttentionExpert,
+    BiasBalanced,
+    CnnExpert,
+    CosineGate,
+    ExpertChoice,
+    ExpertList,
+    GatedMlpExpert,
+    GShard,
+    Hash,
+    IdentityExpert,
+    MlpExpert,
+    MlpGate,
+    MoEConfig,
+    NoisyGate,
+    Random,
+    RoutingOverrides,
+    Soft,
+    Switch,
+    ViTConfig,
+    ZeroExpert,
+    replace,
+)
+from vmoe.studies.routing.figures import plots_of
+from vmoe.trees import by_name
+
+IMAGES = 8
+ROUTERS = (ExpertChoice(), Soft(), Switch(), GShard(), BiasBalanced(), Random(), Hash())
+EVERY = ExpertList(
+    each=(
+        *(MlpExpert(), GatedMlpExpert(), CnnExpert(), AttentionExpert()),
+        *(IdentityExpert(), ZeroExpert()),
+    )
+)
+MODELS: dict[str, list[dict[str, Any]]] = {
+    **{router.kind: [dict(router=router)] for router in ROUTERS},
+    "gates": [dict(gate=NoisyGate()), dict(gate=MlpGate())],
+    "experts": [dict(experts=EVERY, num_experts=6, shared_experts=2, gate=CosineGate())],
+}
+"""The layers of each model, all sparse. The other tests of each command have token choice with a
+linear gate and MLPs."""
+
+NO_PRIORITY = "block 0: router {} has no priority to choose"
+NO_GATE = "block 0 has router {}, which has no gate: its experts cannot be pruned, added or merged"
+SLOTS = "block 0 has router soft, whose slots are trained together: its experts cannot be pruned"
+LISTS = "block 0 has experts list, which are of different kinds: they cannot be pruned, added,"
+UNSTORED = "block 0 has router {}: layers of published checkpoints have a gate, no state, and"
+REFUSED = {
+    "capacity": {
+        **dict.fromkeys(("switch", "gshard"), "block 0: router {} has no k and no priority"),
+        **dict.fromkeys(("expert_choice", "soft"), "block 0: router {} has no k and no priority"),
+        **dict.fromkeys(("random", "hash"), NO_PRIORITY),
+    },
+    "attack --target mates": {
+        "expert_choice": "router {} drops no choice that others take: no mate can attack",
+        "soft": "router {} routes each image alone: no mate can attack",
+        **dict.fromkeys(("switch", "gshard"), "router {} has no priority, which this attack"),
+        **dict.fromkeys(("random", "hash"), "router {} reads no pixels: no mate can attack"),
+    },
+    "prune": {
+        "soft": SLOTS,
+        **dict.fromkeys(("random", "hash"), NO_GATE),
+        "experts": LISTS,
+    },
+    "prune --rule average": {
+        "soft": SLOTS,
+        "experts": LISTS,
+    },
+    "convert --format published": {
+        **dict.fromkeys(("gshard", "bias_balanced", "random", "hash"), UNSTORED),
+        "gates": "model.moe.gate.kind=noisy with block=0: published checkpoints have no gate other",
+        "experts": "model.moe.shared_experts=2 with block=0: published checkpoints have no shared",
+    },
+}
+"""By command and model, a part of the message of a refusal; in all other cases it works."""
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """A command turns off the logs of its process."""
+    disabled = logging.root.manager.disable
+    yield
+    logging.disable(disabled)
+
+
+def config_of(name: str) -> ViTConfig:
+    """A model all of whose blocks are sparse; its layers lack slots."""
+    layers = tuple(
+        MoEConfig(
+            images_per_group=1 if name == "soft" else 4,
+            capacity_factor=0.7,
+            capacity_multiple=1,
+            **(dict(num_experts=3) | fields),
+        )
+        for fields in MODELS[name]
+    )
+    size = dict(patch_size=4, width=8, mlp_dim=8, num_heads=1, image_size=8, num_classes=10)
+    blocks = tuple(range(len(layers)))
+    return ViTConfig(**size, depth=len(layers), pooling="mean", sparse_blocks=blocks, moe=layers)
+
+
+def not_finite(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} in a report")
+
+
+def parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=not_finite)
+
+
+def check_routing(report: Any, folder: Path, config: ViTConfig) -> None:
+    """The report and the page have the shares of the exported decisions."""
+    exported = load_file(folder / "routing.safetensors")
+    text = (folder / "page.html").read_text()
+    decoder = json.JSONDecoder(parse_constant=not_finite)
+    (shown,) = decoder.raw_decode(text[text.index('{"summary"') :])[0]["models"]
+    assert np.isfinite(exported["logits"]).all()
+    for i, moe in config.moe_blocks.items():
+        own, block = report["blocks"][str(i)], shown["blocks"][i]
+        experts, positions, gates, weights = (
+            exported[name][:, i] for name in ("experts", "positions", "gates", "weights")
+        )
+        assert np.isfinite(weights).all() and len(gates) == IMAGES * 4
+        np.testing.assert_allclose(gates.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(own["importance"], gates.mean(0), rtol=1e-4)
+        chosen, kept = experts >= 0, positions >= 0
+        by_tokens = moe.router.logits_per != "slot"
+        dropped = (chosen & ~kept).sum() / max(1, chosen.sum())
+        assert own["dropped"] == pytest.approx(dropped, abs=1e-6)
+        assert own["unprocessed"] == pytest.approx((~kept.any(-1)).mean() * by_tokens, abs=1e-6)
+        load = np.bincount(experts[chosen], minlength=moe.num_experts) / max(1, chosen.sum())
+        np.testing.assert_allclose(own["load"], load if by_tokens else gates.mean(0), rtol=1e-4)
+        assert block["dropped"] == pytest.approx(dropped, abs=1e-4)
+        assert (block["topPatches"] is None) == (not moe.router.learned)
+        assert ("shared experts" in block["about"]) == bool(moe.shared_experts)
+        assert ("zero expert" in block["about"]) == (ZeroExpert() in moe.experts.members)
+
+
+def check_program(folder: Path, stored: StoredModel) -> None:
+    """The exported program has the logits of the model with one image per group."""
+    program = jax.export.deserialize(bytearray((folder / "model.jaxexport").read_bytes()))
+    params, images = load_file(folder / "model.safetensors"), random_images(8)
+    alone = RoutingOverrides(images_per_group=1).apply(stored.config)
+    expected = outputs(model_of(stored._replace(config=alone)), images)
+    logits = jax.jit(program.call)(params, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def check_written(folder: Path, stored: StoredModel, done: Collection[str]) -> None:
+    """The files of the commands that worked have the parameters and layers that they promise."""
+    blocks = stored.config.sparse_blocks
+    assert read(folder / "upcycled").config.sparse_blocks == (*blocks, len(blocks))
+    if "prune" in done:
+        layers = read(folder / "pruned").config.moe_blocks.values()
+        assert [moe.num_experts for moe in layers] == [2] * len(blocks)
+    if "prune --rule average" in done:
+        assert read(folder / "dense").config.sparse_blocks == ()
+    for text, name in (("vmoe", "copy"), ("published", "published")):
+        if f"convert --format {text}" in done:
+            copied = by_name(read(folder / name).params)
+            for path, array in by_name(stored.params).items():
+                np.testing.assert_array_equal(copied[path], array)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(name)
+    stored = stored_of(config)._replace(class_names=tuple("0123456789"))
+    write(stored, tmp_path / "model", format="vmoe")
+    n = config.depth
+    write(stored_of(replace(config, depth=n + 1)), tmp_path / "with_dense", format="vmoe")
+    data = ("--data", "digits:test", "--batch-size", "4", "--json")
+    sample = ("--checkpoint", "model", *data, "--images", str(IMAGES))
+    page = ("--out", "page.html", "--page-images", "4", "--export", "routing.safetensors")
+    mates = "--mates.victims 2 --mates.draws 2 --mates.capacity-factor .5 --mates.priority order"
+    commands = {
+        "routing": (*sample, *page),
+        "capacity": (*sample, "--budget", "0.99x", "--out", "routing.json"),
+        "attack": (*sample, "--steps", "1", "--epsilon", "8"),
+        "prune": ("model", "pruned", "--num-experts", "2", *data),
+        "prune --rule average": ("model", "dense", "--num-experts", "0", *data),
+        "upcycle": ("with_dense", "upcycled", "--blocks", str(n), "--num-experts", "2"),
+        "convert --format published": ("model", "published"),
+        "convert --format jax": ("model", "jax"),
+        "convert --format vmoe": ("model", "copy"),
+    }
+    if name not in ("gates", "experts"):  # what follows depends on the router
+        commands["routing"] += ("--plots", "plots")
+        commands["attack --target mates"] = (*sample, "--steps", "1", *mates.split())
+    reports = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for text, arguments in commands.items():
+            capfd.readouterr()
+            status = main([*text.split(), *arguments])
+            out, error = capfd.readouterr()
+            reason = REFUSED.get(text, {}).get(name)
+            assert status == (2 if reason else 0), f"{text}: {error}"
+            if reason:
+                assert not out and error.count("\n") == 1, error
+                assert error.startswith("vmoe: ") and reason.format(name) in error, error
+            else:
+                assert "nan" not in out.lower()
+                reports[text] = parsed(out) if "--json" in arguments else out
+    check_routing(reports["routing"], tmp_path, config)
+    check_program(tmp_path / "jax", stored)
+    check_written(tmp_path, stored, reports)
+    if "--plots" in commands["routing"]:
+        assert {file.stem for file in (tmp_path / "plots").iterdir()} == plots_of(config).keys()
