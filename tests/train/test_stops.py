@@ -29,6 +29,7 @@ from vmoe.mesh import place
 from vmoe.nn.inputs import to_float
 from vmoe.train import evaluations, train
 from vmoe.train.report import Report
+from vmoe.train.sinks import Sink
 from vmoe.train.step import make_train_step
 from vmoe.workdir.layout import steps_of
 
@@ -184,6 +185,43 @@ def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
     stderr, status = run(recipe, workdir)
     assert "corrupt" not in stderr and status == 0
     assert_same(uninterrupted, workdir)
+
+
+class Gone(BaseException):
+    """What no handler of errors sees, as when the system kills a process."""
+
+
+class FailsIn(Sink):
+    """Raises an error when a set is evaluated for the n-th time."""
+
+    def __init__(self, error: BaseException, *, evaluation: int) -> None:
+        self._error, self._left = error, evaluation
+
+    def activity(self, text: str) -> None:
+        self._left -= text.startswith("evaluating")
+        if not self._left:
+            raise self._error
+
+
+def test_no_step_is_lost_when_an_evaluation_fails_whatever_the_error(
+    config: TrainConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """At step 20 a checkpoint is due, at step 5 it is not."""
+    workdir = tmp_path / "run"
+    with pytest.raises(Gone):
+        train(config, workdir, sinks=[FailsIn(Gone(), evaluation=1)])
+    assert steps_of(workdir) == [10, 20] and not rows(workdir, "evaluations")
+    train(config, workdir)
+    assert_same(uninterrupted, workdir)
+    shutil.rmtree(workdir)
+    often = configs.replace(config, evaluate_every=5)
+    memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    with pytest.raises(Failure, match="evaluations.0.batch_size=256: out of memory"):
+        train(often, workdir, sinks=[FailsIn(memory, evaluation=1)])
+    assert steps_of(workdir) == [5]
+    smaller = configs.replace(often, evaluations=(EvalConfig(batch_size=64), EvalConfig("again")))
+    with pytest.raises(Gone):
+        train(smaller, workdir, sinks=[FailsIn(Gone(), evaluation=1)])
 
 
 def garble(folder: Path) -> None:
@@ -386,6 +424,17 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
     last = stderr.splitlines()[-1]
     assert last.startswith("vmoe: step ") and "there is no checkpoint yet; lower optim.lr" in last
     assert last.endswith("(--optim.lr, --optim.grad-clip-norm, --workdir, --on-nan rewind)")
+
+
+def test_a_step_that_a_rewind_deleted_is_saved_again(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, every=10, keep_latest=1) as checkpoints:
+        for step in (10, 14, 14):
+            checkpoints.save(step, params={"kernel": np.zeros(2)})
+        checkpoints.delete_unscheduled()
+        assert checkpoints.steps == [10]
+        assert checkpoints.save(14, params={"kernel": np.ones(2)})
+        checkpoints.wait()
+        assert checkpoints.steps == [10, 14]
 
 
 def test_a_checkpoint_larger_than_the_free_space_is_not_started(tmp_path: Path) -> None:

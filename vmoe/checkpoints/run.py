@@ -195,6 +195,7 @@ class Checkpoints:
         for step in self.steps:
             if step > max(scheduled, default=0):
                 self._manager.delete(step)
+        self._saved = 0  # it may be deleted; the next one is restored or saved
         self.wait()
 
     def _open(self) -> ocp.CheckpointManager:

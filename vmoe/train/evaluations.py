@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from vmoe import distributed, models
+from vmoe.config import EvalConfig
+from vmoe.errors import OUT_OF_MEMORY, Failure, is_out_of_memory
 from vmoe.evaluate import NamedEvaluation, evaluate
 from vmoe.evaluate.fewshot import fewshot
 from vmoe.train.batches import (
@@ -50,12 +52,13 @@ def evaluate_all(
 
 
 def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
-    for evaluation, source in run.data.evaluations:
+    for i, (evaluation, source) in enumerate(run.data.evaluations):
         model = evaluation.model(run.config.model)
         for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is None:
                 continue
-            with run.report.pause_timer(f"evaluating {evaluation.name}"):
+            activity = f"evaluating {evaluation.name}"
+            with _naming_batch(evaluation, i), run.report.pause_timer(activity):
                 result = evaluate(
                     models.with_params(model, params, placement=run.program.placement),
                     source,
@@ -69,6 +72,20 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                 )
             warn_of_images(run)
             yield NamedEvaluation(evaluation.name, weights, result)
+
+
+@contextlib.contextmanager
+def _naming_batch(evaluation: EvalConfig, i: int) -> Iterator[None]:
+    """Names the batch size if memory runs out: the settings of the training step do not help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"evaluations.{i}.batch_size={evaluation.batch_size}: {OUT_OF_MEMORY} when evaluating "
+            f"{evaluation.name}; use a smaller one"
+        ) from error
 
 
 def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) -> None:

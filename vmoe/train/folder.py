@@ -41,8 +41,8 @@ def open_workdir(
         if not distributed.is_primary():
             return [], False
         if has_config(workdir):
-            steps = check_same_run(workdir, config, class_names)
-            changes = differences(read_environment(workdir), now)
+            steps, changes = check_same_run(workdir, config, class_names)
+            changes += differences(read_environment(workdir), now)
             lines = [f"{workdir}: {line}" for line in changes]
             if steps is not None:
                 lines.append(_extension(config, steps))

@@ -1,8 +1,8 @@
 """The training loop, from the first step or the newest checkpoint to the last step.
 
 ``setup`` checks and opens everything. An *attempt* trains from a state to the end; after a loss
-that is not finite another attempt may start, from a checkpoint. An attempt is a flat loop: probe
-if due, evaluate if due, save if due, stop or end, next batch, step, report.
+that is not finite another attempt may start, from a checkpoint. An attempt is a flat loop: save if
+due, probe if due, evaluate if due, save if it is the best, stop or end, next batch, step, report.
 """
 
 import contextlib
@@ -118,22 +118,23 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
     step, batch = int(state.step), int(state.batch)
     evaluations, status = None, StepStatus(run.program.placement)
     while True:
-        best = False
+        # First: whatever ends the process while it probes or evaluates, no step is lost.
+        if _due(step, config.checkpoint_every, config.total_steps):
+            status.read()
+            _save(run, state, step)
         if run.data.fewshot and _due(step, config.fewshot.every, config.total_steps):
             status.read()
-            with _saved_on_bad_data(run, state, step, status):
+            with _saved_on_error(run, state, step, status):
                 probe(run, state, step, status)
         if _due(step, config.evaluate_every, config.total_steps):
             status.read()
-            with _saved_on_bad_data(run, state, step, status):
+            with _saved_on_error(run, state, step, status):
                 evaluations = evaluate_all(run, state, step, status)
-            best = run.checkpoints.is_best(step)
-        if best or _due(step, config.checkpoint_every, config.total_steps):
-            status.read()
-            _save(run, state, step)
+            if run.checkpoints.is_best(step):
+                _save(run, state, step)
         if step == config.total_steps and evaluations is not None:
             return evaluations
-        with _saved_on_bad_data(run, state, step, status):
+        with _saved_on_error(run, state, step, status):
             images = None if status.stop or must_stop(run) else next_batch(run, reader, step + 1)
         if images is None:
             status.read()
@@ -166,14 +167,14 @@ def _save(run: Run, state: State, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _saved_on_bad_data(run: Run, state: State, step: int, status: StepStatus) -> Iterator[None]:
-    """Saves the state when an image cannot be read, or a worker has died.
+def _saved_on_error(run: Run, state: State, step: int, status: StepStatus) -> Iterator[None]:
+    """Saves the state when an image cannot be read, a worker has died or memory runs out.
 
     With several processes nothing is saved, since the others may already be at the next step.
     """
     try:
         yield
-    except (UsageError, Failure):
+    except Exception:
         if distributed.is_single_process():
             status.read()
             _save(run, state, step)

@@ -21,7 +21,7 @@ from vmoe.train.entries import evaluation_entry, training_entry
 from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard
 from vmoe.train.timing import Activity, StepTimer
 from vmoe.train.wandb_run import WandbRun
-from vmoe.workdir.layout import TABLES
+from vmoe.workdir.layout import EVALUATIONS, TABLES
 
 
 class Report:
@@ -78,6 +78,9 @@ class Report:
     def resume(self, step: int, positions: dict[str, Position]) -> None:
         """Continues after a step; removes the rows of later steps, which will be run again.
 
+        A checkpoint is saved before the evaluation of its step, whose rows are kept if all of them
+        were written.
+
         Args:
             positions: as saved with the checkpoint of the step; empty if there is none.
 
@@ -100,6 +103,9 @@ class Report:
         missing = [
             each.restore(step, positions.get(name, START)) for name, each in self._tables.items()
         ]
+        if tables and self._is_evaluated(step):
+            for table in tables:
+                table.keep(step)
         for sink in self._sinks:
             sink.resume(step)
         self._first = step + 1
@@ -110,6 +116,16 @@ class Report:
             self.log(f"{self._workdir}: already complete ({step} of {step} steps)")
         elif step:
             self.log(f"{self._workdir}: resumed from step {step} of {self._config.steps}")
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether all rows of an evaluation follow the positions of its step's checkpoint.
+
+        They are written last, so the rows of the step are complete in the other files too.
+        """
+        weights = 2 if self._config.ema_decay else 1
+        rows = self._tables[EVALUATIONS].rows_of(step)
+        sets = [row for row in rows if not row.startswith(b"step,")]
+        return len(sets) == weights * len(self._config.evaluations)
 
     def has(self, table: str, step: int) -> bool:
         """Whether a CSV file has the rows of a step; False in all but the primary process."""

@@ -8,6 +8,7 @@ import csv
 import functools
 import hashlib
 import io
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -166,6 +167,30 @@ class CsvFile(Sink):
         self._columns = next(csv.reader([header.decode()]), [])
         self.last_step = _last_step(rows)
         return missing
+
+    def rows_of(self, step: int) -> list[bytes]:
+        """The complete rows of a step that follow the restored position, after the header if any.
+
+        They were written between the checkpoint of the step and the next step.
+        """
+        content = b""
+        with contextlib.suppress(FileNotFoundError):
+            content = retried(self._path, self._path.read_bytes)[self._size :]
+        lines = content.splitlines(keepends=True)
+        header = lines[: not self._size]
+        own = itertools.takewhile(
+            lambda line: line.startswith(b"%d," % step) and line.endswith(b"\n"),
+            lines[len(header) :],
+        )
+        return header + rows if (rows := list(own)) else []
+
+    def keep(self, step: int) -> None:
+        """Moves the restored position behind the rows of a step."""
+        if rows := self.rows_of(step):
+            self._columns = self._columns or next(csv.reader([rows[0].decode()]))
+            self.last_step = step
+            self._size += sum(map(len, rows))
+            self._hash.update(b"".join(rows))
 
     def stored_step(self) -> int:
         """The step of the last complete row on the disk; 0 if there is none."""

@@ -40,7 +40,8 @@ INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHECKPOINTS = "checkpoints"
 CONSOLE = "console.txt"
-TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
+EVALUATIONS = "evaluations.csv"
+TABLES = ("metrics.csv", "experts.csv", "fewshot.csv", EVALUATIONS)  # in the order of writing
 
 
 def has_config(workdir: Path) -> bool:
@@ -159,19 +160,31 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
     return init
 
 
-def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, ...]) -> int | None:
+def check_same_run(
+    workdir: Path, config: TrainConfig, class_names: tuple[str, ...]
+) -> tuple[int | None, list[str]]:
     """Checks that a folder holds a run of the same config and classes, perhaps with fewer steps.
 
     Returns:
-        the number of its steps if this config has more; else None.
+        the number of its steps if this config has more, else None; and a message about each
+        evaluation set whose batch size differs, as it may if an evaluation ran out of memory.
 
     Raises:
         UsageError: the runs differ; the message lists every field that differs.
     """
     stored = read_config(workdir)
-    may_change = ("check", "on_error", "num_workers")
+    may_change = ("check", "on_error", "max_pixels", "num_workers")
     reading = {name: getattr(config.data, name) for name in may_change}
     stored = replace(stored, data=reading)
+    messages = []
+    if len(stored.evaluations) == len(config.evaluations):
+        pairs = zip(stored.evaluations, config.evaluations, strict=True)
+        sets = tuple(replace(own, batch_size=given.batch_size) for own, given in pairs)
+        messages = [
+            f"{difference}: where choices are dropped, earlier results differ"
+            for difference in _differences(stored.evaluations, sets, "evaluations")
+        ]
+        stored = replace(stored, evaluations=sets)
     extended = (
         config.total_steps > stored.total_steps and replace(stored, steps=config.steps) == config
     )
@@ -185,7 +198,7 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
             f"workdir {workdir}: the classes of the training data differ from the classes of the "
             f"run ({workdir / CLASSES}): use another workdir"
         ).remedied_by(workdir=None)
-    return stored.steps if extended else None
+    return stored.steps if extended else None, messages
 
 
 def extend(workdir: Path, config: TrainConfig) -> None:
