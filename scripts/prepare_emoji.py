@@ -164,7 +164,7 @@ def write_image(source: Path, target: Path) -> str:
     """Writes a drawing on white, and returns the hash of its pixels."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open_image(source) as drawing:
+        with source.open("rb") as file, open_image(file, str(source)) as drawing:
             rgba = drawing.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba).convert("RGB")

@@ -75,7 +75,7 @@ class Loaded:
         if isinstance(images, str | Path):
             raise UsageError("give a list of images", images=images)
         pixels = [
-            resize_and_crop(_pixels(image, i, self.preprocessing.exif), self.preprocessing)
+            resize_and_crop(_pixels(image, i, self.preprocessing), self.preprocessing)
             for i, image in enumerate(images)
         ]
         NOT_EMPTY.check(images=pixels)
@@ -109,11 +109,11 @@ class Loaded:
         write(stored, path, format="vmoe")
 
 
-def _pixels(image: Image, i: int, exif: bool) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(image: Image, i: int, how: Preprocessing) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | Path):
-        return read_image(image, exif=exif)
+        return read_image(image, exif=how.exif, max_pixels=how.max_pixels)
     if isinstance(image, bytes):
-        return decode(image, f"images[{i}]", exif=exif)
+        return decode(image, f"images[{i}]", exif=how.exif, max_pixels=how.max_pixels)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UsageError(

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,7 @@ def open_retried(path: Path) -> io.BufferedReader:
     The Failure of a read is no OSError, so it also passes through libraries that turn an OSError
     into an error about a wrong file.
     """
-    return io.BufferedReader(retried(path, lambda: _RetriedFile(path)))
+    return io.BufferedReader(retried(path, lambda: _RetriedFile(path, opener=_regular)))
 
 
 class _RetriedFile(io.FileIO):
@@ -70,6 +71,23 @@ class _RetriedFile(io.FileIO):
         return retried(self.name, lambda: os.readv(self.fileno(), [buffer]))
 
     readall = io.RawIOBase.readall  # by readinto
+
+
+def open_regular(path: Any) -> io.BufferedReader:
+    """Opens a file for reading, unless it is a pipe or a device, whose reading may never end.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: Any, flags: int) -> int:
+    number = os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return number
 
 
 def can_pass(error: OSError) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vmoe.data import check
-from vmoe.data.check import unreadable
+from vmoe.data.check import Reading, unreadable
 from vmoe.data.decode import image_files_below
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -19,7 +19,7 @@ def found(folder: Path, how: str = "headers") -> dict[str, str]:
     record = folder.parent / f"{abs(hash(tuple(files)))}.json"  # another one if a file changes
     return {
         Path(files[i].path).name: r
-        for i, r in unreadable(folder, files.__getitem__, len(files), how, record).items()
+        for i, r in unreadable(folder, files.__getitem__, len(files), record, Reading(how)).items()
     }
 
 
@@ -74,11 +74,11 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     files, _, _ = image_files_below(folder)
     (folder / "a.png").rename(folder / "away")
     record = tmp_path / "record.json"
-    assert unreadable(folder, files.__getitem__, len(files), "headers", record) == {
+    assert unreadable(folder, files.__getitem__, len(files), record) == {
         0: "No such file or directory"
     }
     (folder / "away").rename(folder / "a.png")
-    assert not unreadable(folder, files.__getitem__, len(files), "headers", record)
+    assert not unreadable(folder, files.__getitem__, len(files), record)
 
 
 def test_gray_images_of_12_bits_are_found_and_a_broken_exif_block_raises_no_error(

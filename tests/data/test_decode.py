@@ -1,15 +1,21 @@
 """Image files of many kinds are decoded to RGB pixels; corrupt ones are an error."""
 
+import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
 from vmoe.data.check import unreadable
 from vmoe.data.decode import decode, image_files_below, read_image
+from vmoe.data.fast_decode import decode_crop_and_resize
+from vmoe.data.random_crop import Box
 from vmoe.errors import UsageError
 
 
@@ -74,6 +80,52 @@ def test_images_whose_values_have_no_defined_range_are_refused_by_name(
         read_image(tmp_path / "image.tif")
 
 
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colors_of_12_bits_in_16_are_refused_and_16_bits_become_8(
+    suffix: str, channels: int, tmp_path
+) -> None:
+    """Microscopes and cameras write such TIFF files: they would be nearly black."""
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, channels)).astype(np.uint16)
+    path = tmp_path / f"image.{suffix}"
+    cv2.imwrite(str(path), values)
+    with pytest.raises(UsageError, match=f"{path}: its 16-bit values use less than 13 bits"):
+        read_image(path)
+    values = values[..., :3] * 16
+    cv2.imwrite(str(path), values)
+    np.testing.assert_allclose(read_image(path)[..., ::-1], values / 257, atol=1)
+
+
+def bomb(kind: str) -> bytes:
+    """A small file whose header declares 13,000 x 13,000 pixels."""
+    file, sides = io.BytesIO(), struct.pack("<HH", 13000, 13000)
+    if kind == "gif":
+        screen = b"GIF89a" + sides + b"\x80\0\0" + bytes(6)
+        return screen + b"," + bytes(4) + sides + b"\0\2\2\x4c\1\0;"
+    Image.new("L", (8, 8)).save(file, kind)
+    content = bytearray(file.getvalue())
+    if kind == "png":
+        content[16:24] = struct.pack(">II", 13000, 13000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    else:
+        start = content.index(b"\xff\xc0") + 5
+        content[start : start + 4] = struct.pack(">HH", 13000, 13000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "jpeg"])
+def test_a_small_file_that_declares_many_pixels_is_refused_by_name(kind: str) -> None:
+    """Of 89 to 179 million pixels Pillow warns, without a name, and decodes them."""
+    for read in (
+        lambda: decode(bomb(kind), "a.gif"),
+        lambda: decode_crop_and_resize(bomb(kind), "a.gif", lambda h, w: Box(0, 0, h, w), 8),
+    ):
+        with pytest.raises(
+            UsageError, match="a.gif: 13,000 x 13,000 pixels are more than data.max"
+        ):
+            read()
+
+
 def test_the_odd_files_of_imagenet_decode_to_rgb(tmp_path) -> None:
     """One is a PNG named .JPEG; others are CMYK, whose values Adobe's programs invert."""
     gray = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
@@ -127,9 +179,8 @@ def test_postscript_in_a_file_of_another_name_never_reaches_ghostscript(
     with pytest.raises(UsageError, match="cat.jpg: not an image, or in a format"):
         read_image(path)
     found, _, _ = image_files_below(tmp_path / "photos")
-    assert unreadable(
-        tmp_path, found.__getitem__, len(found), "headers", tmp_path / "record"
-    ).keys() == {0}
+    record = tmp_path / "record"
+    assert unreadable(tmp_path, found.__getitem__, len(found), record).keys() == {0}
     assert not (tmp_path / "called").exists()
 
 

@@ -5,7 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from vmoe.data.decode import decode
 from vmoe.data.fast_decode import JPEG, decode_crop_and_resize
@@ -119,6 +119,18 @@ def test_the_exif_orientation_is_applied_or_ignored_as_in_the_exact_mode(
     assert_close(found, expected, jpeg=suffix == "JPEG")
 
 
+def test_pillow_decodes_no_png_that_opencv_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, load = [], PngImagePlugin.PngImageFile.load
+
+    def counted(image: Image.Image) -> object:
+        loads.append(image)
+        return load(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", counted)
+    _, refused = decode_crop_and_resize(READ_FAST["PNG"], "photo", whole, 32)
+    assert not refused and not loads
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "BMP", "CMYK JPEG"])
 def test_a_truncated_image_is_refused_as_in_the_exact_mode(
     kind: str, capfd: pytest.CaptureFixture[str]
@@ -138,7 +150,8 @@ def test_a_jpeg_that_claims_billions_of_pixels_is_refused_before_it_takes_memory
     sides = image.index(b"\xff\xc0") + 5
     image[sides : sides + 4] = b"\xff\x00\xff\x00"
     with pytest.raises(
-        UsageError, match="photo: has too many pixels .*4261478400 pixels.*make it smaller"
+        UsageError,
+        match="photo: 65,280 x 65,280 pixels are more than data.max_pixels=89478485; make",
     ):
         decode_crop_and_resize(bytes(image), "photo", whole, 32)
 

@@ -339,6 +339,28 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
         list(evaluation_batches(test, batch_size=8, preprocessing=SMALL))
 
 
+def test_max_pixels_bounds_the_images_of_every_reader(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for i in range(20):
+        Image.new("RGB", (8, 9)).save(tmp_path / "a" / f"{i}.png")
+    name, large = f"folder:{tmp_path}", "8 x 9 pixels are more than data.max_pixels=71; make it"
+    assert len(open_source(name, "train", max_pixels=72, check="decode"))
+    for check in ("headers", "decode"):
+        with pytest.raises(
+            UsageError, match=f"20 of 20 .*/a/0.png .{large} smaller, or raise that"
+        ):
+            open_source(name, "train", max_pixels=71, check=check)
+    source = open_source(name, "train")
+    for decoder in ("exact", "fast"):
+        preprocessing = PreprocessingConfig(interpolation="tf_bilinear")
+        data = DataConfig(max_pixels=71, decoder=decoder, preprocessing=preprocessing)
+        config = replace(CONFIG, batch_size=2, data=data)
+        with pytest.raises(UsageError, match=f".png: {large}"):
+            batch_of(source, config)
+    with pytest.raises(UsageError, match=f".png: {large}"):
+        list(evaluation_batches(source, batch_size=2, preprocessing=config.preprocessing))
+
+
 @pytest.fixture(params=["folder", "tar"])
 def six(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Source]:
     """Opens six images, as files or in a shard."""
@@ -375,7 +397,7 @@ def test_images_that_cannot_be_read_now_are_neither_replaced_nor_left_out(
     for read in (
         lambda: training[0],
         lambda: next(evaluation),
-        lambda: unreadable("", files.__getitem__, len(files), "headers", tmp_path / "record"),
+        lambda: unreadable("", files.__getitem__, len(files), tmp_path / "record"),
         six,
     ):
         with no_more_files(), pytest.raises(Failure, match=message):

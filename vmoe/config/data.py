@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from vmoe.config.fields import Checked, NonNegative, at_least, at_most, more_than
-from vmoe.config.preprocessing import Interpolation, Preprocessing
+from vmoe.config.preprocessing import MAX_PIXELS, Interpolation, Preprocessing
 
 Check = Literal["headers", "decode"]
 OnError = Literal["fail", "replace"]
@@ -22,7 +22,8 @@ class PreprocessingConfig(Checked):
     """How pixels are resized: by Pillow (nearest, bilinear, bicubic, lanczos), or as TensorFlow
     does (tf_bilinear)."""
     exif: bool = True
-    """Rotate an image by its EXIF orientation, which TensorFlow, and thus V-MoE, ignores."""
+    """Rotate an image by its EXIF orientation, which TensorFlow, and thus V-MoE, ignores. TIFF
+    files are always rotated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +71,9 @@ class DataConfig(Checked):
     """If an image cannot be read. fail: end the run; replace: train on another image, which
     depends only on the seed and the position, and leave the image out of evaluations. Both are
     reported."""
+    max_pixels: Annotated[int, at_least(1)] = MAX_PIXELS
+    """Most pixels of an image. The header of a file declares them, so a file of some bytes can take
+    gigabytes when it is decoded; a larger one is refused before that, as an unreadable image."""
     num_workers: Annotated[int, at_least(0)] = 0
     """Number of processes that read images, each a batch at a time, for each process of the run; 0
     to read in threads. At most num_workers + 2 batches are in memory. May change when a run is

@@ -134,6 +134,7 @@ class EvalConfig(Checked):
             model: config of the trained model.
         """
         own = self.preprocessing or data.preprocessing.of_size(model.image_size)
+        own = dataclasses.replace(own, max_pixels=data.max_pixels)
         return own.scaled(self.image_size or own.image_size)
 
     def model(self, trained: ViTConfig) -> ViTConfig:

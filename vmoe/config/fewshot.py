@@ -59,7 +59,8 @@ class FewShotConfig(Checked):
         """How the images are prepared for a model whose own preprocessing is given."""
         if self.preprocessing == "model":
             return own
-        return replace(PAPER_PREPROCESSING.scaled(own.image_size), exif=own.exif)
+        paper = PAPER_PREPROCESSING.scaled(own.image_size)
+        return replace(paper, exif=own.exif, max_pixels=own.max_pixels)
 
     @property
     def images_per_class(self) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from vmoe.config.fields import Checked, at_least
 
+MAX_PIXELS = 89_478_485  # Pillow's limit, of 256 MB in RGB; a photo of 13,300 x 6,700
 MOST_RESIZED = 10  # times image_size; a crop shows a hundredth of such an image
 
 Interpolation = Literal[
@@ -51,7 +52,10 @@ class Preprocessing(Checked):
     interpolation: Interpolation = "bilinear"
     """How pixels are resized; see ``Interpolation``."""
     exif: bool = True
-    """Whether to rotate an image by its EXIF orientation, which TensorFlow ignores."""
+    """Whether to rotate an image by its EXIF orientation, which TensorFlow ignores. TIFF files are
+    always rotated."""
+    max_pixels: Annotated[int, at_least(1)] = MAX_PIXELS
+    """Most pixels of an image file; a larger one is refused before it is decoded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

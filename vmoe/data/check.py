@@ -12,25 +12,48 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL
+from PIL import UnidentifiedImageError
 
-from vmoe.config.data import Check
+from vmoe.config.data import Check, OnError
+from vmoe.config.preprocessing import MAX_PIXELS
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits, open_image
 from vmoe.data.progress import progress
 from vmoe.errors import Failure, UsageError, parse_json
-from vmoe.retry import retried
+from vmoe.retry import open_regular, retried
 from vmoe.workdir.layout import replace_text
 
 TAIL = 16  # bytes read at the end of a file, where its end marker is
 CHUNK, CHUNKS = 256, 64  # files per task, and tasks that are awaited together
 ENDS = {PNG: b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
-RULES = f"2 {PIL.__version__}"  # version of the rules below; records of other versions are ignored
+RULES = f"3 {PIL.__version__}"  # version of the rules below; records of other versions are ignored
+
+
+class Reading(NamedTuple):
+    """Which images of a folder or a list can be read, and what happens if some cannot.
+
+    Attributes:
+        check: how they are checked.
+        on_error: whether unreadable images are an error.
+        max_pixels: most pixels of an image.
+    """
+
+    check: Check = "headers"
+    on_error: OnError = "fail"
+    max_pixels: int = MAX_PIXELS
+
+
+READING = Reading()
 
 
 def unreadable(
-    folder: str | Path, files: Callable[[int], ImageFile], count: int, check: Check, record: Path
+    folder: str | Path,
+    files: Callable[[int], ImageFile],
+    count: int,
+    record: Path,
+    reading: Reading = READING,
 ) -> dict[int, str]:
     """Finds the files that cannot be read as images; returns the reason for each, by its index.
 
@@ -38,13 +61,13 @@ def unreadable(
         files: the file at an index in [0, count).
         record: a JSON file that stores the result until the files change.
     """
-    known = _read_record(record)
-    if known.get("rules") == RULES and known.get("check") in (check, "decode"):
+    known, rules = _read_record(record), f"{RULES} {reading.max_pixels}"
+    if known.get("rules") == rules and known.get("check") in (reading.check, "decode"):
         return {int(i): reason for i, reason in known["unreadable"].items()}
     found, lasting = dict[int, str](), True
 
     def reasons(chunk: range) -> list[tuple[str, bool]]:
-        return [_reason(files(i), check) for i in chunk]
+        return [_reason(files(i), reading) for i in chunk]
 
     parts = range(0, count, CHUNK * CHUNKS)  # bounds the files in memory at a time
     with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -56,26 +79,26 @@ def unreadable(
                 if reason:
                     found[i], lasting = reason, lasting and lasts
     if lasting:
-        new = {"rules": RULES, "check": check, "unreadable": found}
+        new = {"rules": rules, "check": reading.check, "unreadable": found}
         with contextlib.suppress(OSError):  # the cache folder may not be writable
             replace_text(record, json.dumps({**new, "sha256": _digest(new)}))
     return found
 
 
-def _reason(file: ImageFile, check: Check) -> tuple[str, bool]:
+def _reason(file: ImageFile, reading: Reading) -> tuple[str, bool]:
     """Why a file cannot be read as an image; empty if it can.
 
     Returns:
         the reason; and whether the file's content is the cause, not its permissions or the disk.
     """
     try:
-        complete = retried(file.path, lambda: _looks_complete(file))
+        complete = retried(file.path, lambda: _looks_complete(file, reading.max_pixels))
         if complete is False:
             return "truncated: its end is missing", True
-        if check == "decode" or complete is None:
-            content = retried(file.path, Path(file.path).read_bytes)
-            decode(content, "")
-            with open_image(io.BytesIO(content)) as image:
+        if reading.check == "decode" or complete is None:
+            content = retried(file.path, lambda: _bytes(file))
+            decode(content, "", max_pixels=reading.max_pixels)
+            with open_image(io.BytesIO(content), "", reading.max_pixels) as image:
                 image.verify()  # checksums, which decoding may ignore
     except UsageError as error:
         return str(error).removeprefix(": "), True
@@ -88,12 +111,26 @@ def _reason(file: ImageFile, check: Check) -> tuple[str, bool]:
     return "", True
 
 
-def _looks_complete(file: ImageFile) -> bool | None:
-    """Whether a file begins and ends as its format requires; None if only decoding can tell."""
-    with open(file.path, "rb") as opened:
+def _bytes(file: ImageFile) -> bytes:
+    with open_regular(file.path) as opened:
+        return opened.read()
+
+
+def _looks_complete(file: ImageFile, max_pixels: int) -> bool | None:
+    """Whether a file begins and ends as its format requires; None if only decoding can tell.
+
+    Raises:
+        UsageError: its header declares too many pixels.
+    """
+    with open_regular(file.path) as opened:
         head = opened.read(32)
         opened.seek(max(file.size - TAIL, 0))
         tail = opened.read()
+        try:
+            opened.seek(0)
+            open_image(opened, "", max_pixels)
+        except UnidentifiedImageError:
+            return None
     if has_16_bits(head):  # only decoding shows its values
         return None
     for start, end in ENDS.items():
@@ -101,7 +138,7 @@ def _looks_complete(file: ImageFile) -> bool | None:
             if tail.endswith(end):
                 return True
             # Other bytes may follow the image, such as a video after a photo.
-            return None if end in Path(file.path).read_bytes() else False
+            return None if end in _bytes(file) else False
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= file.size
     if head[:6] in (b"GIF87a", b"GIF89a") and tail.endswith(b";"):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.decode import open_image
@@ -83,7 +82,7 @@ def _sides(source: Source, index: int) -> tuple[str, int, int]:
         example = source[index]
         if not isinstance(example.image, bytes):
             return example.origin, example.image.shape[0], example.image.shape[1]
-        with open_image(io.BytesIO(example.image)) as image:
+        with open_image(io.BytesIO(example.image), example.origin) as image:
             return example.origin, image.height, image.width
-    except (UsageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (UsageError, OSError, ValueError, SyntaxError):
         return "", 0, 0

@@ -3,16 +3,18 @@
 import io
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from vmoe.config.preprocessing import MAX_PIXELS
 from vmoe.errors import UsageError
-from vmoe.retry import retried
+from vmoe.retry import open_regular, retried
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -116,8 +118,13 @@ def read_bytes(path: str | Path) -> bytes:
         UsageError: there is no such file, or it cannot be read.
         Failure: it cannot be read for a temporary reason.
     """
+
+    def read() -> bytes:
+        with open_regular(path) as file:
+            return file.read()
+
     try:
-        return retried(path, Path(path).read_bytes)
+        return retried(path, read)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -125,7 +132,11 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def decode(
-    image: bytes | UInt8[np.ndarray, "h w 3"], origin: str, *, exif: bool = True
+    image: bytes | UInt8[np.ndarray, "h w 3"],
+    origin: str,
+    *,
+    exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes the bytes of an image file to RGB pixels in [0, 255].
 
@@ -135,42 +146,59 @@ def decode(
 
     Args:
         origin: where the image comes from, for error messages.
-        exif: apply the EXIF orientation; TensorFlow's decoder ignores it.
+        exif: apply the EXIF orientation; TensorFlow's decoder ignores it. Pillow always applies
+            the orientation of TIFF files.
+        max_pixels: most pixels of an image file.
 
     Raises:
-        UsageError: the bytes are not a complete image, or its values have no defined range: 32-bit
-            integers, floats, or fewer than 13 of 16 bits.
+        UsageError: the bytes are not a complete image, its header declares too many pixels, or its
+            values have no defined range: 32-bit integers, floats, or fewer than 13 of 16 bits.
     """
     if not isinstance(image, bytes):
         return image
     try:
-        with open_image(io.BytesIO(image)) as opened:
+        with open_image(io.BytesIO(image), origin, max_pixels) as opened:
+            deep = has_16_bits(image) or _is_deep_tiff(opened)
             turned = ImageOps.exif_transpose(opened) if exif else opened
-            pixels = np.asarray(_rgb(turned, origin))
-        if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
-            problem = "its 16-bit values use less than 13 bits, so white is not 65,535"
-            raise UsageError(f"{origin}: {problem}; {REMEDY}")
-        return pixels
+            if deep:
+                _check_white(turned, origin)
+            return np.asarray(_rgb(turned, origin))
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
-    except Image.DecompressionBombError as error:
-        raise UsageError(f"{origin}: has too many pixels ({error}); make it smaller") from None
     except (UsageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise errors of many types
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
 
 
-def open_image(file: Path | io.BytesIO) -> Image.Image:
-    """Opens an image with Pillow; only the formats of ``SUFFIXES`` are accepted, whatever its name.
+def open_image(file: io.BufferedIOBase, origin: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image with Pillow, which reads its header, and checks its number of pixels.
 
-    Some other formats of Pillow do more than decode: PostScript starts Ghostscript.
+    Only the formats of ``SUFFIXES`` are accepted, whatever its name: some other formats of Pillow
+    do more than decode, PostScript starts Ghostscript. This is ``Image.open`` without Pillow's own
+    limits, the first of which prints a warning that names no file.
 
     Raises:
         UnidentifiedImageError: it is not an image, or has another format.
-        DecompressionBombError: it has more pixels than Pillow accepts, 178,956,970.
+        UsageError: it has too many pixels.
     """
-    return Image.open(file, formats=FORMATS)
+    prefix = file.read(16)
+    for name in FORMATS:
+        make, accepts = Image.OPEN[name]
+        if not accepts or accepts(prefix) is not True:  # a text: Pillow lacks the decoder
+            continue
+        file.seek(0)
+        try:
+            image = make(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # of another format, or damaged
+            continue
+        if image.width * image.height > max_pixels:
+            raise UsageError(
+                f"{origin}: {image.width:,} x {image.height:,} pixels are more than "
+                f"data.max_pixels={max_pixels}; make it smaller, or raise that"
+            )
+        return image
+    raise UnidentifiedImageError
 
 
 def has_16_bits(head: bytes) -> bool:
@@ -178,9 +206,26 @@ def has_16_bits(head: bytes) -> bool:
     return head.startswith(PNG) and head[24:25] == b"\x10"
 
 
-def read_image(path: str | Path, *, exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+def _is_deep_tiff(image: Image.Image) -> bool:
+    """Whether an image is a TIFF with more than 8 bits per channel."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+
+
+def _check_white(image: Image.Image, origin: str) -> None:
+    """Checks that an image whose 16 bits became 8 did not use only the lower 12 of them."""
+    values = np.asarray(image)
+    colors = values[..., :-1] if image.mode in ("LA", "RGBA") else values
+    if values.dtype == np.uint8 and 0 < colors.max() < TWELVE_BITS / 256:
+        problem = "its 16-bit values use less than 13 bits, so white is not 65,535"
+        raise UsageError(f"{origin}: {problem}; {REMEDY}")
+
+
+def read_image(
+    path: str | Path, *, exif: bool = True, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file and decodes it; see ``decode``."""
-    return decode(read_bytes(path), str(path), exif=exif)
+    return decode(read_bytes(path), str(path), exif=exif, max_pixels=max_pixels)
 
 
 def _rgb(image: Image.Image, origin: str) -> Image.Image:

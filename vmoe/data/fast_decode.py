@@ -3,8 +3,8 @@
 libjpeg-turbo (``simplejpeg``) decodes a JPEG, at a half, a quarter or an eighth of its size if the
 crop is then still at least as large as the result. It uses nearest-neighbor chroma upsampling and
 the fast DCT, so a channel differs from Pillow's by a few levels on average. OpenCV decodes PNG,
-WebP and BMP exactly as Pillow does. It resizes bilinearly without antialiasing, which equals
-``tf_bilinear`` up to one level.
+WebP and BMP exactly as Pillow does; BMP of 16 bits per pixel differs by up to 7 levels. It resizes
+bilinearly without antialiasing, which equals ``tf_bilinear`` up to one level.
 """
 
 import functools
@@ -16,14 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from vmoe.data.decode import Pixels, decode, has_16_bits
+from vmoe.config.preprocessing import MAX_PIXELS
+from vmoe.data.decode import PNG, Pixels, decode, has_16_bits, open_image
 from vmoe.data.random_crop import Box
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")  # Pillow's names
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
-MOST = 178_956_970  # pixels; Pillow raises an error for larger images
+IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # may hold an orientation
 COLORS = ("YCbCr", "RGB", "Gray")  # simplejpeg's names of a JPEG's color spaces
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> OpenCV's flip code
 TRANSPOSED = range(5, 9)  # EXIF orientations with a transposition, before the flip
@@ -57,6 +58,7 @@ def decode_crop_and_resize(
     size: int,
     *,
     exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Pixels, bool]:
     """Decodes an image, cuts a box out of it and resizes the box to a square.
 
@@ -69,11 +71,12 @@ def decode_crop_and_resize(
         choose_box: called with the height and the width of the image, in pixels.
         size: side of the result, in pixels.
         exif: apply the EXIF orientation.
+        max_pixels: most pixels of an image file.
 
     Returns:
         the pixels in [0, 255]; and whether ``decode`` had to read the image.
     """
-    header = _header(image, exif) if isinstance(image, bytes) else None
+    header = _header(image, exif, max_pixels) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header:
         h, w = (header.w, header.h) if header.orientation in TRANSPOSED else (header.h, header.w)
         box = choose_box(h, w)
@@ -83,22 +86,24 @@ def decode_crop_and_resize(
         pixels = _decoded(image, header, scale)
         if pixels is not None:
             return _resized(pixels, _scaled(box, scale), size), False
-    pixels = decode(image, origin, exif=exif)
+    pixels = decode(image, origin, exif=exif, max_pixels=max_pixels)
     box = choose_box(*pixels.shape[:2])
     return _resized(pixels, box, size), isinstance(image, bytes)
 
 
-def _header(image: bytes, exif: bool) -> _Header | None:
+def _header(image: bytes, exif: bool, max_pixels: int) -> _Header | None:
     """The header of an image; None if the fast libraries are not to read the image."""
     try:
         if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
             h, w, colors, _ = simplejpeg.decode_jpeg_header(image)
-            plain = colors in COLORS and int(h) * int(w) <= MOST
+            plain = colors in COLORS and int(h) * int(w) <= max_pixels
             return _Header(int(h), int(w), 1) if plain else None
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+        with open_image(io.BytesIO(image), "", max_pixels) as opened:
             plain = opened.mode in ("RGB", "L") and not opened.has_transparency_data
-            if not plain or has_16_bits(image):
+            if opened.format not in FORMATS or not plain or has_16_bits(image):
                 return None
+            # Pillow decodes a PNG to find its EXIF block, which may follow the pixels.
+            exif = exif and not (image.startswith(PNG) and not any(x in image for x in IN_PNG))
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if exif else 1
             return _Header(opened.height, opened.width, orientation)
     except MemoryError:

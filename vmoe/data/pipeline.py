@@ -147,13 +147,11 @@ def _cropped(example: Example, data: DataConfig, size: int, rng: np.random.Gener
     def box(h: int, w: int) -> Box:
         return Box(0, 0, h, w) if area is None else random_box(h, w, area, rng)
 
-    exif, refused = data.preprocessing.exif, False
+    how, refused = dict(exif=data.preprocessing.exif, max_pixels=data.max_pixels), False
     if data.decoder == "fast":
-        pixels, refused = decode_crop_and_resize(
-            example.image, example.origin, box, size, exif=exif
-        )
+        pixels, refused = decode_crop_and_resize(example.image, example.origin, box, size, **how)
     else:
-        pixels = decode(example.image, example.origin, exif=exif)
+        pixels = decode(example.image, example.origin, **how)
         pixels = pixels[box(*pixels.shape[:2]).slices]
         pixels = resize(pixels, size, size, data.preprocessing.interpolation)
     return _Image(pixels, example.labels, refused=(example.origin,) if refused else ())
@@ -243,7 +241,12 @@ def _evaluation_image(
     """Reads the image at an index, or leaves it out if it cannot be read."""
     try:
         example = source[index]
-        pixels = decode(example.image, example.origin, exif=preprocessing.exif)
+        pixels = decode(
+            example.image,
+            example.origin,
+            exif=preprocessing.exif,
+            max_pixels=preprocessing.max_pixels,
+        )
         return _Image(resize_and_crop(pixels, preprocessing), example.labels)
     except UsageError as error:
         if not leave_out:

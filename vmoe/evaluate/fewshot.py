@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import distributed, models
-from vmoe.config.data import Check, OnError
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import empty_batch, evaluation_batches
@@ -63,14 +62,11 @@ class FewShotData:
 
 
 @one_walk()
-def open_fewshot(
-    config: FewShotConfig, *, check: Check = "headers", on_error: OnError = "fail"
-) -> tuple[FewShotData, ...]:
+def open_fewshot(config: FewShotConfig, **reading: Any) -> tuple[FewShotData, ...]:
     """Opens the data sets of a config; reads labels, but no image.
 
     Args:
-        check: as for ``open_source``.
-        on_error: as for ``open_source``.
+        reading: as for ``open_source``.
 
     Raises:
         UsageError: there is no such data set or split; or as for ``prepare``.
@@ -79,9 +75,7 @@ def open_fewshot(
     for text in config.data:
         name, *splits = _name_and_splits(text)
         try:
-            train, test = (
-                open_source(name, split, check=check, on_error=on_error) for split in splits
-            )
+            train, test = (open_source(name, split, **reading) for split in splits)
         except NoSplit as error:
             form = "NAME:TRAIN,TEST"
             error = UsageError(f"{error}; a probe needs two splits: name them as {form}")

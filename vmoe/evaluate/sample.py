@@ -45,7 +45,13 @@ def open_data(
     name, named = name_and_split(data)
     reading = trained.train_config.data if trained.train_config else DataConfig()
     try:
-        source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
+        source = open_source(
+            name,
+            named or split,
+            check=reading.check,
+            on_error=reading.on_error,
+            max_pixels=reading.max_pixels,
+        )
     except NoSplit as error:
         if named:
             raise

@@ -1,6 +1,7 @@
 """Opens the data of a run and plans its program, to check both before anything is written."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -50,8 +51,7 @@ def open_training_data(config: TrainConfig) -> Source:
 def open_data(config: TrainConfig, source: Source) -> Data:
     """Opens the evaluation sets and the data of few-shot probes; adds the training images."""
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
-    reading = dict(check=config.data.check, on_error=config.data.on_error)
-    return Data(source, evaluations, open_fewshot(config.fewshot, **reading))
+    return Data(source, evaluations, open_fewshot(config.fewshot, **_reading(config)))
 
 
 def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> Program:
@@ -114,4 +114,9 @@ def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Sou
 
 
 def _open(name: str, split: str, config: TrainConfig) -> Source:
-    return open_source(name, split, check=config.data.check, on_error=config.data.on_error)
+    return open_source(name, split, **_reading(config))
+
+
+def _reading(config: TrainConfig) -> dict[str, Any]:
+    """How images are checked when a data set is opened."""
+    return {name: getattr(config.data, name) for name in ("check", "on_error", "max_pixels")}

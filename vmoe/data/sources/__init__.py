@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vmoe.config.data import Check, OnError
+from vmoe.config.preprocessing import MAX_PIXELS
+from vmoe.data.check import Reading
 from vmoe.data.sources.index import one_walk
 from vmoe.data.sources.source import NAMED, Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
@@ -93,7 +95,12 @@ TFDS = re.compile(r"(?P<name>tfds:[^:]+(:\d[^:]*)?)(:(?P<split>[A-Za-z].*))?")
 
 
 def open_source(
-    name: str, split: str, *, check: Check = "headers", on_error: OnError = "fail"
+    name: str,
+    split: str,
+    *,
+    check: Check = "headers",
+    on_error: OnError = "fail",
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """Opens a split of a data set.
 
@@ -102,6 +109,7 @@ def open_source(
         split: "train", "validation" or "test"; for TFDS any of its splits and slices.
         check: how the images of a folder or a list are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images of a folder or a list are an error.
+        max_pixels: most pixels of an image of a folder or a list; a larger one is unreadable.
 
     Raises:
         UsageError: there is no such data set or split, or its files are missing or corrupt.
@@ -110,7 +118,7 @@ def open_source(
     kind = _kind(name, path)
     if split not in SPLITS and name != "tfds":
         raise UsageError(unknown("no split", split, list(SPLITS)))
-    checks = {"check": check, "on_error": on_error} if kind.files else {}
+    checks = {"reading": Reading(check, on_error, max_pixels)} if kind.files else {}
     try:
         opener = pkgutil.resolve_name(f"{__name__}.{kind.opener}")
         return opener(path if kind.path else name, split, **checks)

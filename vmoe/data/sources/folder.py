@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from vmoe.config.data import Check, OnError
+from vmoe.data.check import READING, Reading
 from vmoe.data.decode import SUFFIXES, entries_of, image_files_below, is_folder
 from vmoe.data.sources.index import IndexWriter, cached, walked
 from vmoe.data.sources.source import NAMED
@@ -33,16 +33,14 @@ def open_folder(
     path: str,
     split: str,
     *,
-    check: Check = "headers",
-    on_error: OnError = "fail",
+    reading: Reading = READING,
     whole: bool = False,
 ) -> FileSource:
     """Opens a split of a folder of images, after checking that they can be read.
 
     Args:
         path: the folder.
-        check: see ``open_files``.
-        on_error: see ``open_files``.
+        reading: see ``open_files``.
         whole: the split is all of the images, of a folder that is not split.
     """
     root, place = Path(path), f"folder:{path}"
@@ -82,7 +80,7 @@ def open_folder(
             )
 
     index = cached(f"folder:{os.path.realpath(folder)}", key.hexdigest(), build)
-    return open_files(place, str(folder), index, split, check=check, on_error=on_error)
+    return open_files(place, str(folder), index, split, reading)
 
 
 def split_folders(root: Path) -> dict[str, Path]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmoe.config.data import Check, OnError
+from vmoe.data.check import READING, Reading
 from vmoe.data.progress import open_text
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import sampled
@@ -40,15 +40,12 @@ LINES = 8192  # read at once
 FIELDS = ("path", "label", "labels", "split")
 
 
-def open_manifest(
-    path: str, split: str, *, check: Check = "headers", on_error: OnError = "fail"
-) -> FileSource:
+def open_manifest(path: str, split: str, *, reading: Reading = READING) -> FileSource:
     """Opens a split of a list of images, after checking that they can be read.
 
     Args:
         path: the ``.csv`` or ``.jsonl`` file.
-        check: see ``open_files``.
-        on_error: see ``open_files``.
+        reading: see ``open_files``.
     """
     file, place = Path(path), f"manifest:{path}"
     if file.suffix.lower() not in SUFFIXES:
@@ -72,7 +69,7 @@ def open_manifest(
         lambda target: _build(file, place, given, target),
         valid,
     )
-    return open_files(place, str(folder), index, split, check=check, on_error=on_error)
+    return open_files(place, str(folder), index, split, reading)
 
 
 def _stat(path: Path) -> tuple[int, int] | None:

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int8, Integer
 
-from vmoe.config.data import Check, OnError
-from vmoe.data.check import unreadable
+from vmoe.data.check import Reading, unreadable
 from vmoe.data.decode import ImageFile, read_bytes
 from vmoe.data.sources.index import Index, IndexWriter, parts
 from vmoe.data.sources.source import BaseSource, Example, Skipped, digest
@@ -236,16 +235,14 @@ class FileSource(TableSource):
             return b""
 
 
-def open_files(
-    place: str, folder: str, index: Path, split: str, *, check: Check, on_error: OnError
-) -> FileSource:
+def open_files(place: str, folder: str, index: Path, split: str, reading: Reading) -> FileSource:
     """A split of a table of image files, after checking that they can be read.
 
     Args:
         place: the data set, for error messages.
-        check: how the images are checked, see ``vmoe/data/check.py``.
-        on_error: whether unreadable images are an error. With "replace", the split "train" keeps
-            them, and another image is read instead; other splits leave them out.
+        reading: how the images are checked, and whether unreadable images are an error. With
+            on_error "replace", the split "train" keeps them, and another image is read instead;
+            other splits leave them out.
     """
     columns = Index(index)
     count = len(columns["sizes"])
@@ -254,8 +251,8 @@ def open_files(
         path = str(Path(folder, columns.text("paths", row)))
         return ImageFile(path, int(columns["sizes"][row]), int(columns["times"][row]))
 
-    bad = unreadable(folder, file, count, check, index / "unreadable.json")
-    if bad and on_error == "fail":
+    bad = unreadable(folder, file, count, index / "unreadable.json", reading)
+    if bad and reading.on_error == "fail":
         reasons = [f"{file(row).path} ({reason})" for row, reason in bad.items()]
         raise UsageError(
             f"{place}: {len(bad)} of {count} images cannot be read: "
