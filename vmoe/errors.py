@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 OUT_OF_MEMORY = "out of memory"
@@ -169,12 +169,35 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply for Python's parser.
+        ValueError: it is not JSON, an object has a field twice, or it is nested too deeply for
+            Python's parser.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("its lists or objects are nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ``json.loads`` would keep the last value of a field that occurs twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError(f"the field {repeated(name for name, _ in pairs)!r} occurs twice")
+    return fields
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurs again; None if there is none.
+
+    >>> repeated(["path", "label", "path"]), repeated(["path", "label"])
+    ('path', None)
+    """
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def one_line(text: str) -> str:

@@ -82,6 +82,12 @@ def open_regular(path: Any) -> io.BufferedReader:
     return open(path, "rb", opener=_regular)
 
 
+def read_regular(path: Any) -> bytes:
+    """The content of a file; raises the errors of ``open_regular``."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def _regular(path: Any, flags: int) -> int:
     number = os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
     if not stat.S_ISREG(os.fstat(number).st_mode):

@@ -243,6 +243,13 @@ def test_a_wrong_router_in_json_is_reported_by_its_kind(
         configs.from_json(TrainConfig, json.dumps(fields))
 
 
+def test_json_with_a_field_that_occurs_twice_is_refused_by_name() -> None:
+    """The values differ, and one of them would be ignored."""
+    text = configs.to_json(TrainConfig())
+    with pytest.raises(UsageError, match="is not JSON: the field 'steps' occurs twice"):
+        configs.from_json(TrainConfig, text.replace('"steps"', '"steps": 7, "steps"'))
+
+
 @pytest.mark.parametrize(("data", "expected"), [(("digits",), "paper"), ((), "model")])
 def test_probes_of_an_older_run_are_prepared_as_they_were(
     data: tuple[str, ...], expected: str

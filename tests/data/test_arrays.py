@@ -1,5 +1,7 @@
 """NumPy files as data sets: their arrays, their splits, and errors."""
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,53 @@ def test_arrays_with_other_names_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, images=IMAGES, labels=LABELS, coarse_labels=LABELS + 19, names=["a"])
     assert open_source(f"arrays:{path}", "train").class_names == ("0",)
+
+
+def test_arrays_with_other_names_are_not_read(tmp_path: Path) -> None:
+    """The checksum of one is wrong, which reading it would find."""
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, images=IMAGES, labels=LABELS, note=np.arange(1000))
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("note.npy")
+    local, central = member.header_offset + 14, content.rindex(b"PK\1\2") + 16
+    assert content[local : local + 4] == content[central : central + 4]
+    wrong = bytearray(content)
+    wrong[local : local + 4] = wrong[central : central + 4] = bytes(4)
+    path.write_bytes(wrong)
+    with pytest.raises(zipfile.BadZipFile), np.load(path) as arrays:
+        _ = arrays["note"]
+    assert len(open_source(f"arrays:{path}", "train")) == 24
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=IMAGES, labels=LABELS)
+    with (
+        zipfile.ZipFile(tmp_path / "data.npz", "a") as archive,
+        archive.open("labels.npy", "w") as file,
+    ):
+        np.save(file, LABELS + 1)
+    with pytest.raises(UsageError, match="two arrays are called 'labels'"):
+        open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
+
+
+def test_class_names_may_be_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    for stored in ("naïve", "naïve".encode()):
+        np.savez(path, images=IMAGES, labels=LABELS, class_names=[stored])
+        assert open_source(f"arrays:{path}", "train").class_names == ("naïve",)
+    np.savez(path, images=IMAGES, labels=LABELS, class_names=[b"a", b"\xff"])
+    with pytest.raises(UsageError, match="class_names: is not text in UTF-8"):
+        open_source(f"arrays:{path}", "train")
+
+
+@pytest.mark.parametrize("name", ["data.npz", "images.npy"])
+def test_a_pipe_with_the_name_of_an_array_is_never_opened(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    place = tmp_path / name if name == "data.npz" else tmp_path
+    with pytest.raises(UsageError, match="not a regular file"):
+        open_source(f"arrays:{place}", "train")
 
 
 def test_files_that_are_not_a_complete_npz_are_refused(tmp_path: Path) -> None:

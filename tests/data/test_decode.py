@@ -156,11 +156,13 @@ def test_files_that_are_not_complete_images_are_refused_by_name(tmp_path) -> Non
     (tmp_path / "half.png").write_bytes(complete.read_bytes()[:2000])
     (tmp_path / "no.png").write_text("not an image")
     (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
     for name, message in [
         ("half.png", "cannot be read as an image"),
         ("no.png", "not an image"),
         ("empty.png", "not an image"),
         ("gone.png", "no such file"),
+        ("pipe.png", r"cannot be read \(not a regular file\)"),  # whose reading would wait
     ]:
         with pytest.raises(UsageError, match=rf"{name}: {message}"):
             read_image(tmp_path / name)

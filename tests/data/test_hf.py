@@ -1,7 +1,9 @@
 """Data sets of Hugging Face in Arrow form: images, labels, splits, and errors."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -205,6 +207,23 @@ def test_files_that_cannot_be_read_now_are_not_called_corrupt(
     monkeypatch.setattr(retry, "PAUSES", ())
     with no_more_files(), pytest.raises(Failure, match=r"cannot be read now \(Too many"):
         open_source(f"hf:{tmp_path}", "train")
+
+
+def test_an_image_that_cannot_be_read_now_is_not_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unreadable one would be replaced by another image, if the config says so."""
+    data_set([0] * 20, names(3)).save_to_disk(tmp_path)
+    source = open_source(f"hf:{tmp_path}", "train")
+
+    def stale(data: object, row: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(retry, "PAUSES", ())
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", stale)  # as of a file server that restarts
+    for read in (source.__getitem__, source.labels_of):
+        with pytest.raises(Failure, match=r"train\[3\]: cannot be read now \(Stale file handle\)"):
+            read(3)
 
 
 def test_a_damaged_example_is_named_and_columns_that_are_not_needed_are_not_read(

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_list_without_a_validation_split_gets_one_of_the_training_images(photo
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("path,label", "photos/99.png,a", "line 3: photos/99.png: no such file"),
+        ("path,label,label", "photos/1.png,a,b", "line 1: the field 'label' occurs twice"),
         ("path,label", "photos/1.png", "line 3: 1 fields; line 1 has 2"),
         ("path,label", ",a", "line 3: path is ''"),
         ("path,label", "photos/0.png,a", "photos/0.png occurs twice"),
@@ -154,6 +155,7 @@ def test_class_names_are_read_as_editors_save_them(photos: Path) -> None:
         (r'{"path": "\ud800.png", "label": 1}', r"line 1: path is '\\ud800.png'; give the path"),
         ("[" * 100_000, "line 1: is not JSON"),
         ('{"path": "a.png", "label": 1, "labels": [1]}', "label and labels; give one"),
+        ('{"path": "a.png", "label": 1, "label": 2}', "line 1: .*the field 'label' occurs twice"),
         ("", "no images in it"),
     ],
 )
@@ -163,6 +165,33 @@ def test_wrong_json_lines_are_refused_by_their_number(
     (tmp_path / "list.jsonl").write_text(line)
     with pytest.raises(UsageError, match=message):
         open_source(f"manifest:{tmp_path / 'list.jsonl'}", "train")
+
+
+def test_missing_files_are_counted_and_left_out_until_they_are_there(photos: Path) -> None:
+    rows = [f"photos/{i}.png,{i % 2},{'test' if i < 20 else 'train'}" for i in range(42)]
+    name = write_csv(
+        photos, "path,label,split", [*rows, "gone.png,1,test", "photos,1,test", "", ""]
+    )
+    missing = r"4 of 44 .* read: .*/40.png \(no such file\); .*/photos \(not a regular file\)"
+    with pytest.raises(UsageError, match=missing):
+        open_source(name, "test")
+    assert len(open_source(name, "test", on_error="replace")) == 20
+    shutil.copy(photos / "0.png", photos.parent / "gone.png")
+    assert len(open_source(name, "test", on_error="replace")) == 21
+    with pytest.raises(UsageError, match="3 of 44 images"):
+        open_source(name, "test")
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_pipe_in_a_list_is_never_opened(photos: Path, later: bool) -> None:
+    """Opening one would wait for a program that writes to it."""
+    name = write_csv(photos, "path,label", [f"photos/{i}.png,0" for i in range(40)])
+    source = open_source(name, "train") if later else None
+    for i in range(40):
+        (photos / f"{i}.png").unlink()
+        os.mkfifo(photos / f"{i}.png")
+    with pytest.raises(UsageError, match="0.png.* not a regular file|0.png .not a regular file"):
+        _ = source[0] if source else open_source(name, "train")
 
 
 def test_files_that_are_no_list_are_refused(tmp_path: Path) -> None:

@@ -132,6 +132,33 @@ def test_a_pickled_source_reopens_the_index_and_notices_a_changed_shard(tmp_path
         pickle.loads(pickled)[0]
 
 
+def test_a_shard_written_in_place_is_not_read_at_the_old_places(tmp_path: Path) -> None:
+    source = open_source(f"tar:{shard(tmp_path / 'test.tar', range(9))}", "test")
+    assert numbers(source) == list(range(9))
+    other = shard(tmp_path / "other", range(10, 19)).read_bytes()
+    assert len(other) == (tmp_path / "test.tar").stat().st_size
+    (tmp_path / "test.tar").write_bytes(other)
+    with pytest.raises(UsageError, match="test.tar: has changed since it was indexed; run the"):
+        _ = source[0]
+
+
+def test_a_size_that_no_shard_can_have_is_refused_as_damage(tmp_path: Path) -> None:
+    content = bytearray(shard(tmp_path / "test.tar", range(2)).read_bytes())
+    header = tarfile.TarInfo("0001.jpg")
+    header.size = 2**60
+    start = content.index(b"0001.jpg")
+    content[start : start + 512] = header.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "test.tar").write_bytes(content)
+    with pytest.raises(UsageError, match="test.tar: truncated, .* 1,152,921,504,606,846,976 bytes"):
+        open_source(f"tar:{tmp_path / 'test.tar'}", "test")
+
+
+def test_a_pipe_with_the_name_of_a_shard_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "test.tar")
+    with pytest.raises(UsageError, match="test.tar: not a regular file"):
+        open_source(f"tar:{tmp_path}", "test")
+
+
 def test_the_shards_and_counts_of_a_wids_index_are_checked(tmp_path: Path) -> None:
     path = shard(tmp_path / "shards" / "test-0.tar", range(40))
     entry = {"url": "shards/test-0.tar", "nsamples": 40, "filesize": path.stat().st_size}

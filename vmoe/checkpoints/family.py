@@ -14,7 +14,7 @@ from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, VmoeError, parse_json
-from vmoe.retry import retried
+from vmoe.retry import read_regular, retried
 
 LARGEST = 1000.0  # mean or std of pixels
 WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError)
@@ -96,7 +96,7 @@ def summary(preprocessing: Preprocessing) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is no such file."""
     try:
-        content = parse_json(retried(path, path.read_bytes))
+        content = parse_json(retried(path, lambda: read_regular(path)))
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -31,7 +31,7 @@ from vmoe.checkpoints import chunked, safetensors_files
 from vmoe.checkpoints.from_hugging_face import IMAGES
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.vmoe_format import CONFIG, MODEL, write
-from vmoe.errors import Failure, UsageError, VmoeError, one_line, shortened
+from vmoe.errors import Failure, UsageError, VmoeError, one_line, parse_json, shortened
 from vmoe.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
 
@@ -125,7 +125,7 @@ def _whole(path: Path) -> Path:
 def _is_whole(path: Path) -> bool:
     """Whether all files of a model are in the cache, from one version of the model."""
     try:
-        names = json.loads(_whole(path).read_bytes())
+        names = parse_json(_whole(path).read_bytes())
     except (OSError, ValueError):
         return False
     return all(path.with_name(name).is_file() for name in names)

@@ -25,7 +25,7 @@ def dry_run(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         model=model,
-        data=dict(name=data, num_workers=min(config.data.num_workers, 1)),
+        data=dict(name=data, check="headers", num_workers=min(config.data.num_workers, 1)),
         optim=dict(warmup_steps=1, cooldown_steps=0),
         steps=STEPS,
         epochs=None,

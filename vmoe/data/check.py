@@ -22,7 +22,7 @@ from vmoe.config.preprocessing import MAX_PIXELS
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits, open_image
 from vmoe.data.progress import progress
 from vmoe.errors import Failure, UsageError, parse_json
-from vmoe.retry import open_regular, retried
+from vmoe.retry import open_regular, read_regular, retried
 from vmoe.workdir.layout import replace_text
 
 TAIL = 16  # bytes read at the end of a file, where its end marker is
@@ -92,11 +92,13 @@ def _reason(file: ImageFile, reading: Reading) -> tuple[str, bool]:
         the reason; and whether the file's content is the cause, not its permissions or the disk.
     """
     try:
+        if file.size < 0:
+            return f"{'not a regular' if Path(file.path).exists() else 'no such'} file", True
         complete = retried(file.path, lambda: _looks_complete(file, reading.max_pixels))
         if complete is False:
             return "truncated: its end is missing", True
         if reading.check == "decode" or complete is None:
-            content = retried(file.path, lambda: _bytes(file))
+            content = retried(file.path, lambda: read_regular(file.path))
             decode(content, "", max_pixels=reading.max_pixels)
             with open_image(io.BytesIO(content), "", reading.max_pixels) as image:
                 image.verify()  # checksums, which decoding may ignore
@@ -109,11 +111,6 @@ def _reason(file: ImageFile, reading: Reading) -> tuple[str, bool]:
     except Exception as error:  # Pillow raises errors of many types
         return str(error), True
     return "", True
-
-
-def _bytes(file: ImageFile) -> bytes:
-    with open_regular(file.path) as opened:
-        return opened.read()
 
 
 def _looks_complete(file: ImageFile, max_pixels: int) -> bool | None:
@@ -138,7 +135,7 @@ def _looks_complete(file: ImageFile, max_pixels: int) -> bool | None:
             if tail.endswith(end):
                 return True
             # Other bytes may follow the image, such as a video after a photo.
-            return None if end in _bytes(file) else False
+            return None if end in read_regular(file.path) else False
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= file.size
     if head[:6] in (b"GIF87a", b"GIF89a") and tail.endswith(b";"):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vmoe.config.preprocessing import MAX_PIXELS
 from vmoe.errors import UsageError
-from vmoe.retry import open_regular, retried
+from vmoe.retry import read_regular, retried
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -37,7 +37,7 @@ class ImageFile(NamedTuple):
 
     Attributes:
         path: path of the file.
-        size: size in bytes.
+        size: size in bytes; below 0 if there is no such file.
         modified: time of the last change of the content, in nanoseconds.
     """
 
@@ -118,17 +118,13 @@ def read_bytes(path: str | Path) -> bytes:
         UsageError: there is no such file, or it cannot be read.
         Failure: it cannot be read for a temporary reason.
     """
-
-    def read() -> bytes:
-        with open_regular(path) as file:
-            return file.read()
-
     try:
-        return retried(path, read)
+        return retried(path, lambda: read_regular(path))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read ({reason})") from None
 
 
 def decode(
@@ -171,7 +167,9 @@ def decode(
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
 
 
-def open_image(file: io.BufferedIOBase, origin: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    file: io.BytesIO | io.BufferedReader, origin: str, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Opens an image with Pillow, which reads its header, and checks its number of pixels.
 
     Only the formats of ``SUFFIXES`` are accepted, whatever its name: some other formats of Pillow

@@ -8,7 +8,7 @@ import jax
 from vmoe import models
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig
 from vmoe.data.pipeline import Batch, Read, check_labeled, empty_batch, training_batches
-from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
+from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_source, relabel
 from vmoe.data.workers import Batches, check_shared_memory
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
@@ -51,7 +51,14 @@ def open_training_data(config: TrainConfig) -> Source:
 def open_data(config: TrainConfig, source: Source) -> Data:
     """Opens the evaluation sets and the data of few-shot probes; adds the training images."""
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
-    return Data(source, evaluations, open_fewshot(config.fewshot, **_reading(config)))
+    fewshot = open_fewshot(config.fewshot, **_reading(config))
+    probed = [own for each in fewshot for own in each.sources]
+    opened = [source, *(own for _, own in evaluations), *probed]
+    if config.data.check == "decode" and not any(map(has_files, opened)):
+        problem = "only the files of folder: and manifest: are checked, so this has no effect"
+        fields = {"data.check": "decode", "data.name": config.data.name}
+        raise UsageError(f"{problem}; use headers", **fields)
+    return Data(source, evaluations, fewshot)
 
 
 def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> Program:
@@ -63,8 +70,10 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     for each in (data.source, *(own for _, own in data.evaluations)):
         check_labeled(each)
     train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
-    jax.eval_shape(train_step, shapes, padding_batch(config, data.source, placement))
     own = Preprocessing(config.model.image_size)
+    # Zeros that are only traced take no memory, neither here nor on the devices.
+    whole = empty_batch(config.batch_size, data.source.max_labels, own)
+    jax.eval_shape(train_step, shapes, whole)
     read = [(config.batch_size, own)]  # sizes of batches, and their preprocessing
     for each, source in data.evaluations:
         model, prepared = each.model(config.model), each.prepare(config.data, config.model)

@@ -189,6 +189,11 @@ def _first_messages(
             f"accumulate={config.accumulate}: parts of {part} images, one after another; groups "
             "are formed within a part"
         )
+    if source.max_labels > 1 and config.loss == "softmax":
+        yield (
+            "some images have several labels, which share the target equally with loss=softmax; "
+            "loss=sigmoid learns each class by itself"
+        )
     logits = config.model.num_classes
     if logits > classes:
         yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"

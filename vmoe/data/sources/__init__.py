@@ -25,6 +25,7 @@ __all__ = [
     "Example",
     "Fingerprint",
     "Source",
+    "has_files",
     "sample",
     "name_and_split",
     "one_walk",
@@ -124,6 +125,12 @@ def open_source(
         return opener(path if kind.path else name, split, **checks)
     except PermissionError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
+
+
+def has_files(source: Source) -> bool:
+    """Whether the images of a source are files, which are checked when it is opened."""
+    kind = KINDS.get(source.name.partition(":")[0])
+    return kind is not None and kind.files
 
 
 def _kind(name: str, path: str) -> Kind:

@@ -8,8 +8,8 @@ The images are in one NumPy file, or in a folder of NumPy files.
     class_names                  optional
 
 Images are uint8 (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers from 0: (b), or (b, l)
-for up to l labels an image, padded with -1. Other arrays are ignored. The classes have the names in
-class_names, or else their numbers.
+for up to l labels an image, padded with -1. Other arrays are not read. The classes have the names
+in class_names, or else their numbers.
 
 Arrays of an uncompressed file (``numpy.savez``), or of a folder (``images.npy``, ``labels.npy`` and
 so on), are mapped into memory: processes share them, and read only what they use. Each process
@@ -21,6 +21,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,16 +31,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
-from vmoe.data.sources.index import CHUNK
+from vmoe.data.sources.index import CHUNK, state_of
 from vmoe.data.sources.source import BaseSource, Example
 from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
 from vmoe.data.sources.vocabulary import check_distinct, names_of
-from vmoe.errors import UsageError, reading
-from vmoe.retry import retried
+from vmoe.errors import UsageError, reading, repeated
+from vmoe.retry import open_regular, retried
 
 IMAGES = "_images"  # suffix of the names of image arrays
 LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
 PIECE = 1 << 20  # bytes read at once
+USED = re.compile(r"(.*_)?(images|labels)|class_names", re.DOTALL)  # names of arrays
 
 
 Arrays = tuple[
@@ -121,15 +123,17 @@ def _load(path: str, split: str) -> Arrays:
     place = f"arrays:{path}"
     with reading(place, "not a complete .npz of plain arrays"):
         try:
-            arrays = retried(place, lambda: _read(path, place))
+            arrays, names = retried(place, lambda: _read(path, place))
         except FileNotFoundError:
             raise UsageError(f"{place}: no such file or folder") from None
     prefixes = [name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)]
     available = [*named_splits(prefixes, place).values()]
-    pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]}
-    given = arrays.get("class_names")
-    if given is not None:
-        given = tuple(map(str, given)) if given.ndim == 1 else ()
+    pairs = {
+        name: _pair(arrays, names, f"{name}_" if name else "", place) for name in available or [""]
+    }
+    given = None
+    if "class_names" in arrays:
+        given = _texts(arrays["class_names"], f"{place}: class_names")
         check_distinct(given, f"{place}: class_names")
     largest = max(int(labels.max()) for _, labels in pairs.values())
     class_names = names_of(largest, given, "class_names", place)
@@ -147,15 +151,30 @@ def _load(path: str, split: str) -> Arrays:
     return f"{place}:{split}", images, labels, class_names, rows
 
 
-def _read(path: str, place: str) -> dict[str, np.ndarray]:
+def _texts(array: np.ndarray, where: str) -> tuple[str, ...]:
+    """The texts in an array; h5py and older programs store them as bytes."""
+    texts = array.tolist() if array.ndim == 1 else []
+    with reading(where, "is not text in UTF-8"):
+        return tuple(x.decode() if isinstance(x, bytes) else str(x) for x in texts)
+
+
+def _read(path: str, place: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are not ignored, and the names of all."""
     if Path(path).is_dir():
         files = {each.stem: each for each in sorted(Path(path).glob("*.npy"))}
-        return {name: np.load(file, "r", allow_pickle=False) for name, file in files.items()}
-    with open(path, "rb") as file:
+        used = {name: file for name, file in files.items() if USED.fullmatch(name)}
+        for file in used.values():
+            state_of(file)  # it may be a pipe, which would never end
+        arrays = {name: np.load(file, "r", allow_pickle=False) for name, file in used.items()}
+        return arrays, list(files)
+    with open_regular(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             raise UsageError(f"{place}: holds one array; save several with np.savez")
-        return {name: _mapped(path, loaded, name) for name in loaded.files}
+        if name := repeated(loaded.files):
+            raise UsageError(f"{place}: two arrays are called {name!r}; save it again")
+        names = [name for name in loaded.files if USED.fullmatch(name)]
+        return {name: _mapped(path, loaded, name) for name in names}, loaded.files
 
 
 def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -191,10 +210,12 @@ def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
-def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.ndarray, np.ndarray]:
+def _pair(
+    arrays: dict[str, np.ndarray], names: list[str], prefix: str, place: str
+) -> tuple[np.ndarray, np.ndarray]:
     for name in (f"{prefix}images", f"{prefix}labels"):
         if name not in arrays:
-            known = ", ".join(arrays) or "nothing"
+            known = ", ".join(names) or "nothing"
             raise UsageError(f"{place}: no array {name!r}; the file holds {known}")
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     if images.ndim == 4 and images.shape[-1] == 1:

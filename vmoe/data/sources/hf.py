@@ -83,8 +83,8 @@ class HfSource(BaseSource):
     def __getitem__(self, index: int) -> Example:
         origin = f"{self.name}[{index}]"
         row = self._row(index)
-        with reading(origin):
-            fields = self._data[row]
+        with reading(origin):  # an error that can pass is a Failure
+            fields = retried(origin, lambda: self._data[row])
         image = fields[self._image] or {}
         content = image.get("bytes")
         if content is None:
@@ -95,7 +95,9 @@ class HfSource(BaseSource):
         return Example(content, _labels(fields[self._label]), origin)
 
     def labels_of(self, index: int) -> tuple[int, ...]:
-        return _labels(self._labels[self._row(index)][self._label])
+        row, origin = self._row(index), f"{self.name}[{index}]"
+        with reading(origin):
+            return _labels(retried(origin, lambda: self._labels[row])[self._label])
 
     @functools.cached_property
     def _statistics(self) -> tuple[int, int, int]:

@@ -28,6 +28,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,13 +57,15 @@ def state_of(file: str | Path) -> tuple[int, int]:
     """Size of a file in bytes, and time of its last change in nanoseconds.
 
     Raises:
-        UsageError: there is no such file, or it cannot be read.
+        UsageError: there is no such file, it cannot be read, or it is a folder, pipe or device.
         Failure: it cannot be read for a temporary reason.
     """
     try:
         status = retried(file, lambda: os.stat(file))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{file}: not a regular file")
     return status.st_size, status.st_mtime_ns
 
 

@@ -11,7 +11,8 @@ Paths are relative to the folder of the list. Labels are names or numbers of cla
 no splits, a hash of each path decides: on average 80% train, 10% validation and 10% test. If only
 validation is missing, it is 10% of train, also on average.
 
-The list is read once, and kept in an index (``index.py``) until it or ``classes.txt`` changes.
+An image whose file is missing counts as unreadable. The list is read once, and kept in an index
+(``index.py``) until it or ``classes.txt`` changes, or a missing file is there.
 Changed images are detected in a sample only; touch the list to read all of them again.
 """
 
@@ -32,11 +33,12 @@ from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
-from vmoe.errors import UsageError, parse_json, unknown
+from vmoe.errors import UsageError, parse_json, repeated, unknown
 from vmoe.retry import failure
 
 SUFFIXES = (".csv", ".jsonl")
 LINES = 8192  # read at once
+MISSING = (-1, 0)  # size and time of an image whose file is missing
 FIELDS = ("path", "label", "labels", "split")
 
 
@@ -59,8 +61,9 @@ def open_manifest(path: str, split: str, *, reading: Reading = READING) -> FileS
 
     def valid(index: Index) -> bool:
         return all(
-            _stat(folder / index.text("paths", row)) == (index["sizes"][row], index["times"][row])
-            for row in sampled(len(index["sizes"]))
+            (_stat(folder / index.text("paths", row)) or MISSING)
+            == (index["sizes"][row], index["times"][row])
+            for row in itertools.chain(sampled(len(index["sizes"])), index.info["missing"])
         )
 
     index = cached(
@@ -73,7 +76,7 @@ def open_manifest(path: str, split: str, *, reading: Reading = READING) -> FileS
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
-    """Size and time of the last change; None if there is no such file."""
+    """Size and time of the last change; None if there is no such file, or it is no regular one."""
     try:
         return state_of(path)
     except UsageError:
@@ -91,16 +94,15 @@ class _Line(NamedTuple):
 
 def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) -> None:
     """Writes the table of a list."""
-    vocabulary, splits = Vocabulary(), set[int]()
+    vocabulary, splits, missing, count = Vocabulary(), set[int](), list[int](), 0
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
     with IndexWriter(target) as table, open_text(file) as text:
         lines = read(_lines(text, place), place)
         while piece := list(itertools.islice(lines, LINES)):
             splits |= {line.split for line in piece}
-            stats = [_stat(file.parent / line.path) for line in piece]
-            for line, status in zip(piece, stats, strict=True):
-                if status is None:
-                    raise UsageError(f"{line.where}: {line.path}: no such file")
+            stats = [_stat(file.parent / line.path) or MISSING for line in piece]
+            missing += [count + i for i, status in enumerate(stats) if status == MISSING]
+            count += len(piece)
             sizes, times = np.array(stats, np.int64).T
             table.append_texts("paths", [line.path for line in piece])
             table.append_lists("labels", [vocabulary.numbers(line.labels) for line in piece])
@@ -121,6 +123,7 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
             splits=SPLITS if stored else (),
             fractions=fractions,
             identity=_identity(file.parent),
+            missing=missing,
         )
 
 
@@ -148,10 +151,14 @@ def _read_csv(text: Iterable[str], place: str) -> Iterator[_Line]:
     rows = csv.reader(text, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
+        if header and (name := repeated(header)):
+            raise UsageError(f"{place}, line 1: the field {name!r} occurs twice")
         _check_fields(header, f"{place}, line 1")
         column = {name: i for i, name in enumerate(header)}
         for row in rows:
             where = f"{place}, line {rows.line_num}"
+            if not row:  # an empty line, as editors leave at the end
+                continue
             if len(row) != len(header):
                 raise UsageError(f"{where}: {len(row)} fields; line 1 has {len(header)}")
             labels = [row[column["label"]]] if "label" in column else []

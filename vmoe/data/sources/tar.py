@@ -22,7 +22,7 @@ A file ``classes.txt`` in the folder of the shards gives the names of the classe
 The user's cache folder holds an index of each shard, and one of all images (``index.py``), until
 the size or the time of a shard changes. If shards are added, only these are read. Indexing takes
 at most one byte of memory for each image of all shards (``table.py``). A shard that changes later
-is detected when it is opened; processes keep some shards open.
+is detected when an image is read from it.
 """
 
 import functools
@@ -31,7 +31,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
 from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, listed, parse_json, reading
-from vmoe.retry import retried
+from vmoe.retry import read_regular, retried
 
 MOST_OPEN = 128  # shards that a process keeps open
 BLOCK = 512  # bytes of a header; all parts of a tar file are padded to a multiple
@@ -151,7 +151,7 @@ def _read_wids(file: Path, place: str) -> dict[str, int]:
     expected = dict[str, int]()
     with reading(place, f"is not a {WIDS}"):
         try:
-            index: Any = parse_json(retried(place, file.read_text))
+            index: Any = parse_json(retried(place, lambda: read_regular(file)))
         except FileNotFoundError:
             raise UsageError(f"{place}: no such file") from None
         if index.get("__kind__", WIDS if index.get("wids_version") == 1 else None) != WIDS:
@@ -259,17 +259,23 @@ class TarSource(TableSource):
             content = retried(path, lambda: os.pread(opened.number, size, offset))
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        self._check_state(shard, opened.state)
         if len(content) < size:
             raise UsageError(f"{path}: the shard was truncated since it was opened")
         return Example(content, self.labels_of(index), path)
 
     def _open(self, shard: int) -> "_Opened":
         """An open shard, after checking that it has not changed since it was indexed."""
-        info = self.index.info
-        path = self._root / info["shards"][shard]
-        if list(state_of(path)) != info["states"][shard]:
-            raise UsageError(f"{path}: has changed since it was indexed; run the command again")
+        path = self._root / self.index.info["shards"][shard]
+        self._check_state(shard, lambda: state_of(path))
         return _Opened(path)
+
+    def _check_state(self, shard: int, state: Callable[[], tuple[int, int]]) -> None:
+        """Checks the size and the time of a shard, which may be written while it is open."""
+        info = self.index.info
+        if list(state()) != info["states"][shard]:
+            path = self._root / info["shards"][shard]
+            raise UsageError(f"{path}: has changed since it was indexed; run the command again")
 
 
 class _Opened:
@@ -280,6 +286,11 @@ class _Opened:
             self.number = retried(path, lambda: os.open(path, os.O_RDONLY))
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
+
+    def state(self) -> tuple[int, int]:
+        """As ``state_of``, of the open file; another file may have its name now."""
+        status = os.fstat(self.number)
+        return status.st_size, status.st_mtime_ns
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -321,7 +332,11 @@ def _examples(shard: Path) -> Iterator[_Example]:
     try:
         with tarfile.open(shard, "r:", encoding="utf-8") as archive:
             key, files = "", dict[str, tarfile.TarInfo]()
+            length = os.stat(shard).st_size
             for member in archive:
+                if archive.offset > length:  # where the next header is expected
+                    size = f"{member.size:,} bytes by its header"
+                    raise tarfile.ReadError(f"{member.name} has {size}")
                 folder, name = os.path.split(os.path.normpath(member.name))
                 if not member.isfile() or name.startswith("."):
                     continue

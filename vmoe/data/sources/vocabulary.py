@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vmoe.errors import UsageError, shortened, unknown
-from vmoe.retry import retried
+from vmoe.retry import read_regular, retried
 
 CLASSES = "classes.txt"
 MOST_DIGITS = 18  # of a label that fits into 64 bits
@@ -98,7 +98,7 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
     """The names in the file ``classes.txt`` of a folder; None if there is none."""
     path = folder / CLASSES
     try:
-        text = retried(path, lambda: path.read_text(encoding="utf-8-sig"))
+        text = retried(path, lambda: read_regular(path)).decode("utf-8-sig")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
