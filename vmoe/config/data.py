@@ -65,15 +65,15 @@ class DataConfig(Checked):
     tfds:NAME_OR_PATH, hf:FOLDER, arrays:FILE_OR_FOLDER or synthetic:ITEMS[:SIZE[:CLASSES]]; or
     fashion_mnist_sample or emoji_sample, to evaluate. vmoe/data/sources describes each."""
     check: Check = "headers"
-    """Check of the image files of a folder or a list when it is first opened. headers: the first
-    and last bytes of each file; decode: decode every image. The result is cached."""
+    """Check of the image files of a folder or a list when it is first opened. headers: the header
+    and the last bytes of each file; decode: decode every image. The result is cached."""
     on_error: OnError = "fail"
     """If an image cannot be read. fail: end the run; replace: train on another image, which
     depends only on the seed and the position, and leave the image out of evaluations. Both are
     reported."""
     max_pixels: Annotated[int, at_least(1)] = MAX_PIXELS
-    """Most pixels of an image. The header of a file declares them, so a file of some bytes can take
-    gigabytes when it is decoded; a larger one is refused before that, as an unreadable image."""
+    """Most pixels of an image file. A larger one counts as unreadable, by its header: decoded, a
+    file of a few bytes can take gigabytes."""
     num_workers: Annotated[int, at_least(0)] = 0
     """Number of processes that read images, each a batch at a time, for each process of the run; 0
     to read in threads. At most num_workers + 2 batches are in memory. May change when a run is
