@@ -11,8 +11,8 @@ corruption. Each process writes the shards that it holds, and any number of proc
 can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
 
 A step is saved if it is a multiple of ``every`` (a scheduled step), if its evaluation is the best
-so far or fails, when the run is stopped, and at its end. The newest scheduled steps, the step with the best
-recorded accuracy and the last step are kept.
+so far or fails, when the run is stopped, and at its end. The newest scheduled steps, the step with
+the best recorded accuracy and the last step are kept.
 """
 
 import json

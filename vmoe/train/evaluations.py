@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 
 from vmoe import distributed, models
-from vmoe.config import EvalConfig
 from vmoe.errors import OUT_OF_MEMORY, Failure, is_out_of_memory
 from vmoe.evaluate import NamedEvaluation, evaluate
 from vmoe.evaluate.fewshot import fewshot
@@ -57,8 +56,10 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
         for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is None:
                 continue
-            activity = f"evaluating {evaluation.name}"
-            with _naming_batch(evaluation, i), run.report.pause_timer(activity):
+            with (
+                _naming_batch(f"evaluations.{i}.batch_size", evaluation.batch_size),
+                run.report.pause_timer(f"evaluating {evaluation.name}"),
+            ):
                 result = evaluate(
                     models.with_params(model, params, placement=run.program.placement),
                     source,
@@ -75,17 +76,14 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
 
 
 @contextlib.contextmanager
-def _naming_batch(evaluation: EvalConfig, i: int) -> Iterator[None]:
+def _naming_batch(field: str, size: int) -> Iterator[None]:
     """Names the batch size if memory runs out: the settings of the training step do not help."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise Failure(
-            f"evaluations.{i}.batch_size={evaluation.batch_size}: {OUT_OF_MEMORY} when evaluating "
-            f"{evaluation.name}; use a smaller one"
-        ) from error
+        raise Failure(f"{field}={size}: {OUT_OF_MEMORY}; use a smaller one") from error
 
 
 def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) -> None:
@@ -115,7 +113,10 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
     weights, params = ("raw", state.params) if state.ema is None else ("ema", state.ema)
     model = models.with_params(run.config.model, params, placement=run.program.placement)
     try:
-        with run.report.pause_timer("few-shot probes"):
+        with (
+            _naming_batch("fewshot.batch_size", run.config.fewshot.batch_size),
+            run.report.pause_timer("few-shot probes"),
+        ):
             result = fewshot(
                 model,
                 run.data.fewshot,

@@ -166,8 +166,8 @@ def check_same_run(
     """Checks that a folder holds a run of the same config and classes, perhaps with fewer steps.
 
     Returns:
-        the number of its steps if this config has more, else None; and a message about each
-        evaluation set whose batch size differs, as it may if an evaluation ran out of memory.
+        the number of its steps if this config has more, else None; and a message about each batch
+        size of evaluations that differs, as it may if an evaluation ran out of memory.
 
     Raises:
         UsageError: the runs differ; the message lists every field that differs.
@@ -176,15 +176,16 @@ def check_same_run(
     may_change = ("check", "on_error", "max_pixels", "num_workers")
     reading = {name: getattr(config.data, name) for name in may_change}
     stored = replace(stored, data=reading)
-    messages = []
-    if len(stored.evaluations) == len(config.evaluations):
-        pairs = zip(stored.evaluations, config.evaluations, strict=True)
+    sets = stored.evaluations
+    if len(sets) == len(config.evaluations):
+        pairs = zip(sets, config.evaluations, strict=True)
         sets = tuple(replace(own, batch_size=given.batch_size) for own, given in pairs)
-        messages = [
-            f"{difference}: where choices are dropped, earlier results differ"
-            for difference in _differences(stored.evaluations, sets, "evaluations")
-        ]
-        stored = replace(stored, evaluations=sets)
+    probes = dict(batch_size=config.fewshot.batch_size)
+    written, stored = stored, replace(stored, evaluations=sets, fewshot=probes)
+    messages = [
+        f"{difference}: where choices are dropped, earlier results are with other groups"
+        for difference in _differences(written, stored)
+    ]
     extended = (
         config.total_steps > stored.total_steps and replace(stored, steps=config.steps) == config
     )
