@@ -61,7 +61,7 @@ def open_retried(path: Path) -> io.BufferedReader:
     The Failure of a read is no OSError, so it also passes through libraries that turn an OSError
     into an error about a wrong file.
     """
-    return io.BufferedReader(retried(path, lambda: _RetriedFile(path, opener=_regular)))
+    return io.BufferedReader(retried(path, lambda: _RetriedFile(path)))
 
 
 class _RetriedFile(io.FileIO):
@@ -89,11 +89,9 @@ def read_regular(path: Any) -> bytes:
 
 
 def _regular(path: Any, flags: int) -> int:
-    number = os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return number
+    return os.open(path, flags)
 
 
 def can_pass(error: OSError) -> bool:

@@ -182,16 +182,14 @@ def test_missing_files_are_counted_and_left_out_until_they_are_there(photos: Pat
         open_source(name, "test")
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_a_pipe_in_a_list_is_never_opened(photos: Path, later: bool) -> None:
+def test_a_pipe_in_a_list_is_never_opened(photos: Path) -> None:
     """Opening one would wait for a program that writes to it."""
     name = write_csv(photos, "path,label", [f"photos/{i}.png,0" for i in range(40)])
-    source = open_source(name, "train") if later else None
     for i in range(40):
         (photos / f"{i}.png").unlink()
         os.mkfifo(photos / f"{i}.png")
-    with pytest.raises(UsageError, match="0.png.* not a regular file|0.png .not a regular file"):
-        _ = source[0] if source else open_source(name, "train")
+    with pytest.raises(UsageError, match=r"0.png.*\(not a regular file\)"):
+        open_source(name, "train")
 
 
 def test_files_that_are_no_list_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,15 +111,18 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
         return None
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, read: Callable[[Path], bytes] = Path.read_bytes) -> bytes:
     """The content of a file.
+
+    Args:
+        read: how it is read.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
         Failure: it cannot be read for a temporary reason.
     """
     try:
-        return retried(path, lambda: read_regular(path))
+        return retried(path, lambda: read(Path(path)))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -223,7 +226,8 @@ def read_image(
     path: str | Path, *, exif: bool = True, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file and decodes it; see ``decode``."""
-    return decode(read_bytes(path), str(path), exif=exif, max_pixels=max_pixels)
+    content = read_bytes(path, read_regular)
+    return decode(content, str(path), exif=exif, max_pixels=max_pixels)
 
 
 def _rgb(image: Image.Image, origin: str) -> Image.Image:
