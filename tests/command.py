@@ -76,12 +76,12 @@ class Process:
             self.returncode = self._read_report()
         return self.returncode
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = TIMEOUT) -> int:
         """The exit status, negative for a signal; kills the process after the timeout."""
         if self.returncode is None:
-            if not select.select([self._report], [], [], TIMEOUT)[0]:
+            if not select.select([self._report], [], [], timeout)[0]:
                 os.kill(self.pid, signal.SIGKILL)
-                raise TimeoutError(f"no end within {TIMEOUT} s: {self.stderr}")
+                raise TimeoutError(f"no end within {timeout} s: {self.stderr}")
             self.returncode = self._read_report()
         return self.returncode
 
