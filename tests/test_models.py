@@ -17,6 +17,7 @@ from vmoe.config import (
     CosineGate,
     ExpertChoice,
     ExpertList,
+    Hash,
     IdentityExpert,
     MlpExpert,
     MoEConfig,
@@ -189,6 +190,9 @@ def test_experts_without_parameters_cost_nothing_but_their_gate() -> None:
     skipping = cost(models.model_config("vmoe_test_last2_e4", moe=moe))
     mlp, gate = 2 * 16 * 32 + 32 + 16, 16 * 4
     assert skipping.parameters == skipping.active_parameters == dense.parameters - 2 * (mlp - gate)
+    hashed = models.model_config("vmoe_test_last2_e4", moe=replace(moe, router=Hash()))
+    assert cost(hashed).parameters == cost(hashed).active_parameters == dense.parameters - 2 * mlp
+    assert "4 experts (identity), hash" in summarize(hashed)
 
 
 def test_a_convolution_counts_the_taps_of_its_kernel() -> None:

@@ -123,7 +123,7 @@ def test_a_pruned_model_is_written_although_the_reader_of_stdout_is_gone(
 def test_an_average_that_is_impossible_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
     """The model names no data."""
     moe = dict(router=Soft(), images_per_group=1)
-    write(stored_model("vmoe_tiny_last2_e4", moe=moe), tmp_path / "soft", format="vmoe")
+    write(stored_model("vmoe_test_last2_e4", moe=moe), tmp_path / "soft", format="vmoe")
     options = ("--num-experts", "0", "--rule", "average")
     result = vmoe("prune", tmp_path / "soft", tmp_path / "x", *options)
     assert result.returncode == 2 and not (tmp_path / "x").exists()

@@ -48,7 +48,7 @@ def cost(config: ViTConfig) -> Cost:
     total = _size(params)
     active = float(total)
     for i, record in records.items():
-        experts = _size(params["blocks"][i]["mlp"].get("experts", {}))  # identities have none
+        experts = _size(params["blocks"][i].get("mlp", {}).get("experts", {}))  # may have none
         active -= experts * (
             1 - _experts_per_token(config.moe_blocks[i], record) / record.gates.shape[2]
         )
