@@ -18,7 +18,6 @@ time and started again: training resumes.
 
 import argparse
 import json
-import math
 import textwrap
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import difference, order
+from differences import corrected, difference
 from experiments import (
     ROOT,
     Comparison,
@@ -165,13 +164,13 @@ def _compared(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def answer(rows: Rows) -> str:
     """The answer and its numbers, which the page of answers repeats."""
     every = _compared(rows)
-    separate = [name for name, (sparse, dense) in every.items() if order(sparse, dense) == "above"]
-    n = len(next(iter(every.values()))[0])
-    expected = len(every) / math.comb(2 * n, n)
-    word = "cannot tell" if len(separate) < 2 + 2 * expected else "often"
-    differences = [sparse.mean() - dense.mean() for sparse, dense in every.values()]
-    text = f"""**Answer:** {word.capitalize()}: every V-MoE seed is above every dense seed in
-        {len(separate)} of {len(every)} comparisons, and chance gives {expected:.1f}."""
+    tests = {name: difference(*pair, paired=False) for name, pair in every.items()}
+    clear = [each.mean for each in corrected(tests).values() if each.clear]
+    better, worse = sum(mean > 0 for mean in clear), sum(mean < 0 for mean in clear)
+    word = "Cannot tell" if not clear else "**Sometimes**" if better else "**No**"
+    differences = [each.mean for each in tests.values()]
+    text = f"""**Answer:** {word}: V-MoE is clearly better in {better} and clearly worse
+        in {worse} of {len(every)} comparisons."""
     numbers = f"""**Numbers:** V-MoE − dense: {min(differences):+.1f} to {max(differences):+.1f}
         points; one accuracy has a standard error of 3 to 4 points."""
     return "\n\n".join(textwrap.fill(" ".join(each.split()), 100) for each in (text, numbers))

@@ -1,12 +1,17 @@
-"""Further observations on the rows of the small reproduction; each stands only if it is true."""
+"""Further observations on the rows of the small reproduction.
+
+Each describes the three seeds, and stands only if it is true of them. One that says which of two
+figures is higher for every seed adds the p of its test, as three seeds often agree by chance.
+"""
 
 import textwrap
 from collections.abc import Callable
 
 import numpy as np
+from differences import Difference, p_value
 from experiments import Rows
 
-from reproduction.claims import Figure, values
+from reproduction.claims import Claim, Figure, margin, values
 from reproduction.measure import LOW, PRIORITIES, SLOTS
 
 MANY = 24
@@ -33,6 +38,17 @@ class Figures:
         """How much lower than the accuracy a figure is, in points."""
         return float(np.mean(self(variant, "accuracy") - self(variant, name)))
 
+    def difference(self, variant: str, first: str, second: str) -> Difference:
+        """The first figure minus the second one, of the same models."""
+        compared = (Figure(variant, name) for name in (first, second))
+        return margin(Claim("", "", *compared), self.rows)[0]
+
+
+def _uncorrected(*tests: Difference) -> str:
+    """The largest p, in words; the p of the page's table are corrected."""
+    text = p_value(max(each.p for each in tests))
+    return f"p {'= ' * ('<' not in text)}{text}, not corrected"
+
 
 Observation = Callable[[Figures], str | None]
 
@@ -45,11 +61,13 @@ def order_is_worse_than_random(of: Figures) -> str | None:
     (order, random), (order_class, random_class) = parts
     if not (order < random).all():
         return None
+    found = of.difference("standard", *(f"capacity.{LOW}.{name}" for name in ("order", "random")))
     text = (
         f"With {LOW} slots, tokens in order are worse than random priority for each seed "
-        f"({order.mean():.2f} and {random.mean():.2f}): the last images of a group lose their "
-        "tokens, instead of each image some."
+        f"({order.mean():.2f} and {random.mean():.2f}; {_uncorrected(found)})."
     )
+    if found.clear:
+        text += " The last images of a group lose their tokens, instead of each image some."
     if not (order_class < random_class).all():
         text += " With a class token the seeds do not agree on that."
     return text
@@ -74,10 +92,12 @@ def class_token_is_dropped_early_and_kept_late(of: Figures) -> str | None:
     )
     if not ((early < early_fore).all() and (late > late_fore).all()):
         return None
+    tests = [of.difference("class_token", *(f"kept.{i}.{kind}" for kind in kinds)) for i in (1, 5)]
     return (
         f"With {LOW} slots, the class token loses more of its choices in block 1 than foreground "
         f"patches do ({early.mean():.1f}% and {early_fore.mean():.1f}% are kept), and fewer in "
-        f"block 5 ({late.mean():.1f}% and {late_fore.mean():.1f}%), for each seed."
+        f"block 5 ({late.mean():.1f}% and {late_fore.mean():.1f}%), for each seed "
+        f"({_uncorrected(*tests)})."
     )
 
 
@@ -86,10 +106,11 @@ def first_router_matters_most(of: Figures) -> str | None:
     if not ((blocks[0] < blocks[1]).all() and (blocks[0] < blocks[2]).all()):
         return None
     first, last = (of.cost("standard", f"random.{i}") for i in (1, 5))
+    tests = [of.difference("standard", "random.1", f"random.{i}") for i in (3, 5)]
     text = (
-        "With mean pooling, the first MoE layer depends on its router most. A random router costs "
-        f"{first:.1f} points in block 1 and {last:.1f} in block 5, although the experts of block 5 "
-        "know the class best."
+        "With mean pooling, a random router costs most in the first MoE layer for each seed: "
+        f"{first:.1f} points in block 1 and {last:.1f} in block 5 ({_uncorrected(*tests)}), "
+        "although the experts of block 5 know the class best."
     )
     every = [of.cost("all_blocks", f"random.{i}") for i in (0, 5)]
     token = [f"{of.cost('class_token', f'random.{i}'):.1f}" for i in (1, 3, 5)]

@@ -33,8 +33,8 @@ NAMES = LABELS | {"shared_bottom": "the shared bottom"}
 GATES = {1: "one gate", 2: "a gate for each task"}
 LIMITS = {
     "synthetic": "whose loss is mostly noise that no model can remove",
-    "census": "with settings chosen by one seed, a shape that was not searched, and training that "
-    "ends by jumps of the validation loss",
+    "census": "over the seeds on one set of test rows, with settings chosen by one seed, a shape "
+    "that was not searched, and training that ends by jumps of the validation loss",
 }
 """What a verdict is subject to; it stands before the verdict. The page says more of each."""
 

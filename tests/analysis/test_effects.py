@@ -14,7 +14,7 @@ import pytest
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.analysis.collect import Collected, collect, concatenate, labeled
+from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labeled
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import (
     Removal,
@@ -157,6 +157,17 @@ def collected(model: ViT) -> Collected:
 
 def choosing_two() -> ViTConfig:
     return replace(config_of(router=dict(k=2), dropless=True), pooling="mean")
+
+
+def test_no_choice_of_a_model_with_fewer_experts_is_no_choice_of_the_other_s_expert() -> None:
+    def chosen(e: int, expert: int) -> Collected:
+        """One image of one token, which chose one expert; e is no choice."""
+        experts, one = np.full((1, 1, 1), expert), np.ones((1, 1, 1), np.float32)
+        block = BlockRouting(np.full((1, 1, e), 1 / e), experts, 0 * experts, one, np.zeros(1, int))
+        return Collected(np.zeros((1, 2)), np.zeros((1, 1), int), {0: block}, one > 0)
+
+    assert saturation(chosen(8, 4), chosen(4, 4)) == {0: 0.0}
+    assert saturation(chosen(8, 3), chosen(4, 3)) == {0: 1.0}
 
 
 def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered() -> None:

@@ -59,6 +59,25 @@ def test_models_that_do_not_differ_are_told_apart_in_few_draws(spread: float, pa
     assert clear <= 18  # 5% of 200, and two standard deviations
 
 
+@pytest.mark.parametrize(
+    ("seeds", "interaction", "images", "at_most"),
+    [([1.0], 0.01, 0.1, 0.08), ([0.0, 1.0], 0.03, 0.03, 0.07)],
+)
+def test_three_seeds_err_as_often_as_the_rule_says(
+    seeds: list[float], interaction: float, images: float, at_most: float
+) -> None:
+    """Normal figures, whose parts of the variance are estimated as by ``crossed``."""
+    rng, draws = np.random.default_rng(0), 2000
+    true = np.array(seeds) + interaction
+    means = rng.normal(0, np.sqrt(true.sum() + images), draws)
+    parts = np.maximum(true * rng.chisquare(2, (draws, len(true))) / 2, interaction)
+    clear = [
+        differences.tested(mean, [*((each, 2) for each in own), (images, np.inf)]).clear
+        for mean, own in zip(means, parts, strict=True)
+    ]
+    assert 0.06 < np.mean(clear) < at_most + 2 * np.sqrt(at_most / draws)
+
+
 def test_a_difference_that_is_clear_alone_may_not_be_among_many() -> None:
     one = {"a": differences.Difference(1.0, 0.4, 0.02)}
     others = {name: differences.Difference(0.1, 0.4, 0.8) for name in "bcd"}

@@ -55,6 +55,21 @@ def test_stored_rows_are_not_repeated_and_the_table_has_every_seed_and_the_mean(
     assert "V-MoE: 4 and 4 steps, 9.00 and 36.12 MFLOPs per image, 1.5 minutes" in text
 
 
+def test_the_answer_is_that_of_tests_and_not_of_the_order_of_the_seeds(tmp_path: Path) -> None:
+    miniature, read_rows = script.module("miniature"), script.module("experiments").read_rows
+
+    def answer(*of_sparse: float) -> str:
+        for seed, value in enumerate(of_sparse):
+            write_row(tmp_path, "sparse", seed, value)
+            write_row(tmp_path, "dense", seed, (0.125, 0.25, 0.375)[seed])
+        return " ".join(miniature.answer(read_rows(tmp_path)).split())
+
+    ordered = answer(0.376, 0.45, 0.55)  # every seed is above every dense seed; p = 0.06
+    assert "Cannot tell: V-MoE is clearly better in 0 and clearly worse in 0 of 11" in ordered
+    assert "**Sometimes**: V-MoE is clearly better in 11 and" in answer(0.75, 0.76, 0.77)
+    assert "**No**: V-MoE is clearly better in 0 and clearly worse in 11" in answer(0, -0.3, -0.4)
+
+
 def test_missing_data_is_one_line_that_names_the_script_which_makes_it(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         run(tmp_path, "--seeds", "0", "--only", "dense")

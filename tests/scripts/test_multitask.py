@@ -288,10 +288,10 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
     }
     told = " ".join(show.sections(rows, "a machine")["answer"].split())
     assert (
-        "On the census, with settings chosen by one seed, a shape that was not searched, and "
-        "training that ends by jumps of the validation loss: at income, MMoE is **better than** "
-        "PLE, **worse than** CGC, not clearly "
-        "different from one gate. **Numbers:** AUC of income, model minus MMoE: one gate +0.00000 "
+        "On the census, over the seeds on one set of test rows, with settings chosen by one seed, "
+        "a shape that was not searched, and training that ends by jumps of the validation loss: at "
+        "income, MMoE is **better than** PLE, **worse than** CGC, not clearly different from one "
+        "gate. **Numbers:** AUC of income, model minus MMoE: one gate +0.00000 "
         "± 0.01000, CGC +0.01100 ± 0.00100, PLE -0.01000 ± 0.00058."
     ) in told
     twice = {name: runs for name, runs in rows.items() if not name.endswith("one_gate")}

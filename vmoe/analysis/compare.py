@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.errors import UsageError
@@ -46,10 +46,16 @@ def saturation(
     shares = {}
     for i, pair in _pairs(one, other, tokens).items():
         e, k = pair[0].gates.shape[-1], pair[0].experts.shape[-1]
-        ours, theirs = ((each.experts[..., None] == np.arange(e)).any(axis=2) for each in pair)
+        ours, theirs = (_chosen(each, e) for each in pair)
         if k:
             shares[i] = float((ours & theirs).sum() / max(1, ours.sum()))
     return shares
+
+
+def _chosen(block: BlockRouting, e: int) -> Bool[np.ndarray, "b n e"]:
+    """Whether a token chose each of the first e experts, some of which the block may not have."""
+    experts = block.experts[..., None]
+    return ((experts == np.arange(e)) & (experts < block.gates.shape[-1])).any(axis=2)
 
 
 def _pairs(
