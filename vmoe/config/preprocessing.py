@@ -54,7 +54,7 @@ class Preprocessing(Checked):
     exif: bool = True
     """Whether to rotate an image by its EXIF orientation, which TensorFlow ignores. TIFF files are
     always rotated."""
-    max_pixels: Annotated[int, at_least(1)] = MAX_PIXELS
+    max_pixels: Annotated[int, at_least(1)] = dataclasses.field(default=MAX_PIXELS, repr=False)
     """Most pixels of an image file; a larger one is refused before it is decoded."""
 
     def __post_init__(self) -> None:
