@@ -126,6 +126,13 @@ def test_a_small_file_that_declares_many_pixels_is_refused_by_name(kind: str) ->
             read()
 
 
+def test_a_frame_that_is_larger_than_its_screen_is_refused_by_name() -> None:
+    screen = b"GIF89a" + struct.pack("<HH", 8, 8) + b"\x80\0\0" + bytes(6)
+    frame = b"," + bytes(4) + b"\xff\xff\xff\xff\0\2\2\x4c\1\0;"
+    with pytest.raises(UsageError, match="a.gif: a part has more pixels than data.max_pixels="):
+        decode(screen + frame, "a.gif")
+
+
 def test_the_odd_files_of_imagenet_decode_to_rgb(tmp_path) -> None:
     """One is a PNG named .JPEG; others are CMYK, whose values Adobe's programs invert."""
     gray = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)

@@ -193,6 +193,9 @@ def open_image(
             image = make(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # of another format, or damaged
             continue
+        except Image.DecompressionBombError as error:  # of a part, such as a frame of a GIF
+            problem = f"a part has more pixels than data.max_pixels={max_pixels} ({error})"
+            raise UsageError(f"{origin}: {problem}; make it smaller") from None
         if image.width * image.height > max_pixels:
             raise UsageError(
                 f"{origin}: {image.width:,} x {image.height:,} pixels are more than "
