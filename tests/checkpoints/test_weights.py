@@ -63,9 +63,13 @@ BELONGINGS = {
     [
         (dict(architecture="vit_base_patch16_rpn_224"), "is not a plain ViT of timm"),
         (dict(architecture="swin_base_patch4_window7_224"), "vit, deit, deit3, flexivit, eva can"),
+        (dict(architecture="eva02_tiny_patch14_224"), "such as vit_base_patch16_224; sizes: tiny,"),
         (dict(model_args=dict(norm_layer="rmsnorm")), "model_args.norm_layer='rmsnorm' is not"),
-        (dict(model_args=dict(act_layer="relu")), "act_layer 'relu' cannot be represented"),
-        (dict(global_pool="max"), "global_pool 'max' cannot be represented"),
+        (
+            dict(model_args=dict(act_layer="relu")),
+            "act_layer 'relu' cannot be represented; opened are gelu, gelu_tanh",
+        ),
+        (dict(global_pool="max"), "global_pool 'max' cannot be represented; opened are token, avg"),
         (dict(pretrained_cfg=dict(crop_pct=1e-12)), "crop_pct 1e-12: use 0.1 to 1"),
     ],
 )
@@ -90,6 +94,8 @@ def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
 
 def test_the_name_of_the_architecture_is_enough_of_a_config_for_timm(tmp_path: Path) -> None:
     shutil.copy(GOLDEN / "timm_vit" / "model.safetensors", tmp_path)
+    with pytest.raises(UsageError, match='its name is enough: {"architecture": "vit_base_patch'):
+        vmoe.load(tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
     bare, whole = (vmoe.load(folder).model for folder in (tmp_path, GOLDEN / "timm_vit"))
     assert bare.config == whole.config

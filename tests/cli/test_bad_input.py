@@ -204,7 +204,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "another architecture to start from": (
         [*TINY_TRAIN, "--init", "{run}", "--model.depth", "2"],
-        "or a partial load (partial=True of vmoe.surgery.fit) (--init, --init-partial)",
+        "parameters from the weights (--init, --init-partial)",
     ),
     "another GELU to start from": (
         [*TINY_TRAIN, "--init", "{run}", "--model.gelu", "erf"],

@@ -185,7 +185,7 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     model = read_config(workdir).model
     for field, message in [
         ({"gelu": "tanh"}, "model.gelu=tanh: the parameters were trained with model.gelu=erf"),
-        ({"sparse_blocks": (1,)}, "blocks/1/mlp/experts/.* or a partial load"),
+        ({"sparse_blocks": (1,)}, "only in the model: blocks/1/mlp/experts/.* or a partial load"),
     ]:
         with pytest.raises(UsageError, match=message):
             read_source(InitFrom(str(TIMM)), tmp_path / "new", replace(model, **field))

@@ -121,14 +121,29 @@ def test_a_new_head_can_be_requested() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(sparse_blocks=()), "blocks/1/mlp/.* would be new, blocks/1/mlp/experts/.* dropped"),
-        (dict(depth=3), "blocks/2/.* would be new, none would be dropped"),
-        (dict(depth=1, sparse_blocks=()), "none would be new, blocks/1/.* would be dropped"),
+        (
+            dict(sparse_blocks=()),
+            "sparse_blocks .1,., and .*only in the model: blocks/1/mlp/down/bias",
+        ),
+        (
+            dict(depth=3),
+            "depth 2, and the model has depth 3; only in the model: blocks/2/attention/[^;]*; use",
+        ),
+        (
+            dict(depth=1, sparse_blocks=()),
+            "the model has depth 1, .*; only in the weights: blocks/1/attention/key/bias, ",
+        ),
         (
             dict(pooling="mean"),
             "model.pooling=mean: the parameters were trained with model.pooling=class",
         ),
-        (dict(mlp_dim=24), "would be new, .* would be dropped"),
+        (dict(moe=dict(num_experts=3)), "weights have num_experts .4,., and the model has num_e"),
+        (
+            dict(mlp_dim=24),
+            "the weights have mlp_dim 32, and the model has mlp_dim 24; other shapes: "
+            "blocks/0/mlp/down/kernel is 32 x 16 in the weights and 24 x 16 in the model, .*, and "
+            "4 more; use .*takes .. of the model's .. parameters",
+        ),
     ],
 )
 def test_changes_that_the_target_does_not_need_are_refused_unless_allowed(

@@ -76,7 +76,10 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
     activation = config.get("hidden_act", "gelu")
     if activation not in GELUS:
-        raise UsageError(f"{file.path}: hidden_act {activation!r} cannot be represented")
+        raise UsageError(
+            f"{file.path}: hidden_act {activation!r} cannot be represented; opened are "
+            f"{', '.join(GELUS)}"
+        )
     given = {
         "gelu": GELUS[activation],
         "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS[kind])),

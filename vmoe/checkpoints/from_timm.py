@@ -106,7 +106,8 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
     activation = changes.get("act_layer")
     if activation is not None and activation not in ACTIVATIONS:
-        raise UsageError(f"{file.path}: act_layer {activation!r:.40} cannot be represented")
+        problem = f"act_layer {activation!r:.40} cannot be represented; opened are"
+        raise UsageError(f"{file.path}: {problem} {', '.join(ACTIVATIONS)}")
     given: dict[str, Any] = {
         "gelu": _gelu(architecture) if activation is None else ACTIVATIONS[activation],
         "norm_epsilon": 1e-5 if re.fullmatch(CLIP, architecture) else 1e-6,
@@ -117,7 +118,8 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     if pooling == "avg" and "cls_token" in file.infos:
         given["pooling"] = "patch_mean"
     elif pooling not in ("token", "avg", "map", None) and (pooling or "head.weight" in file.infos):
-        raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
+        problem = f"global_pool {pooling!r} cannot be represented; opened are"
+        raise UsageError(f"{file.path}: {problem} token, avg, map")
     if pooling == "token" and "cls_token" not in file.infos:
         raise UsageError(f"{file.path}: cls_token is missing, and global_pool is 'token'")
     qkv_bias = changes.get("qkv_bias", not re.fullmatch(NO_QKV_BIAS, architecture))
@@ -147,8 +149,9 @@ def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     found = re.fullmatch(rf"(?:{FAMILIES})_([a-z0-9]+)((?:_(?:{PLAIN}))*)", architecture[:MAX_NAME])
     if found is None or found[1] not in HEADS or len(architecture) > MAX_NAME:
         raise UsageError(
-            f"{file.path}: architecture {architecture!r} is not a plain ViT of timm; those of its "
-            f"families {FAMILIES.replace('|', ', ')} can be opened"
+            f"{file.path}: architecture {architecture!r:.{MAX_NAME}} is not a plain ViT of timm; "
+            f"those of its families {FAMILIES.replace('|', ', ')} can be opened, such as "
+            f"vit_base_patch16_224; sizes: {', '.join(HEADS)}"
         )
     if type(given) is int:
         return given

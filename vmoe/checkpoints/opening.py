@@ -95,7 +95,8 @@ def _open_safetensors(file: Path) -> Family:
     if not config:
         raise UsageError(
             f"{file}: there is no config.json next to it, so the number of attention heads and the "
-            "activation are unknown; put the model's config.json there"
+            "activation are unknown; put the model's config.json there, of which for a ViT of timm "
+            'its name is enough: {"architecture": "vit_base_patch16_224"}'
         )
     if config.get("format") == "jax.export":  # of export/jax_program.py
         raise UsageError(

@@ -5,7 +5,7 @@ that the target config does not require. Changing k, the capacity or the priorit
 config, no parameter.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -27,6 +27,12 @@ resized."""
 ARITHMETIC = ("gelu", "norm_epsilon")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
 """Fields of the config that training depends on and that the shapes of parameters do not show."""
+
+SIZES = ("patch_size", "depth", "width", "mlp_dim", "num_heads", "sparse_blocks")
+"""Fields of the config that the shapes of parameters show, named where parameters do not fit."""
+
+NAMED = 2  # parameters of a kind in an error
+Shapes = Mapping[str, tuple[int, ...]]  # by path
 
 POSITIONS: Path = ("positions", "embedding")
 CLASSES: Path = ("head", "classes")
@@ -117,7 +123,13 @@ def fit(
     if not isinstance(partial, bool):
         allowed += [partial] if isinstance(partial, str) else partial
     if partial is not True:
-        _refuse(_outside(new, allowed), _outside(dropped, allowed))
+        _refuse(
+            _outside(new, allowed),
+            _outside(dropped, allowed),
+            {path_name(path): leaf.shape for path, leaf in given.items()},
+            {path_name(path): shape for path, shape in wanted.items()},
+            _sizes(config, target),
+        )
 
     values = initial_values(target, new + resized, seed=seed, initial=initial)
     values |= {path: given[path] for path in fits}
@@ -186,10 +198,53 @@ def _outside(paths: list[Path], allowed: list[str]) -> list[str]:
     return [name for name in names if not any(f"{name}/".startswith(f"{a}/") for a in allowed)]
 
 
-def _refuse(new: list[str], dropped: list[str]) -> None:
-    if new or dropped:
-        raise UsageError(
-            f"the parameters do not fit the model: {listed(new, 3) or 'none'} would be new, "
-            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or a "
-            "partial load (partial=True of vmoe.surgery.fit)"
-        ).remedied_by(partial=True)
+def _refuse(new: list[str], dropped: list[str], given: Shapes, wanted: Shapes, sizes: str) -> None:
+    """Raises an error that names what does not fit: shapes first, then what only one side has.
+
+    Args:
+        new, dropped: the parameters that are not allowed to be so.
+        given: the shapes of all given parameters.
+        wanted: the shapes of all parameters of the target.
+        sizes: how the two models differ.
+    """
+    if not new and not dropped:
+        return
+    reshaped = [name for name in new if name in given]
+    shapes = [
+        f"{name} is {_by(given[name])} in the weights and {_by(wanted[name])} in the model"
+        for name in reshaped
+    ]
+    parts = [
+        f"{what} {listed(names, NAMED)}"
+        for what, names in (
+            ("other shapes:", shapes),
+            ("only in the model:", [name for name in new if name not in reshaped]),
+            ("only in the weights:", [name for name in dropped if name not in reshaped]),
+        )
+        if names
+    ]
+    kept = sum(given.get(name) == shape for name, shape in wanted.items())
+    raise UsageError(
+        f"the parameters do not fit the model: {'; '.join(filter(None, [sizes, *parts]))}; use a "
+        f"model of the same sizes, or a partial load (partial=True of vmoe.surgery.fit), which "
+        f"takes {kept} of the model's {len(wanted)} parameters from the weights"
+    ).remedied_by(partial=True)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"
+
+
+def _sizes(config: ViTConfig, target: ViTConfig) -> str:
+    """The sizes in which the weights and the model differ; empty if they do not."""
+    of_weights, of_model = (
+        {name: getattr(each, name) for name in SIZES} for each in (config, target)
+    )
+    if config.sparse_blocks == target.sparse_blocks:
+        for sizes, each in ((of_weights, config), (of_model, target)):
+            sizes["num_experts"] = tuple(moe.num_experts for moe in each.moe_blocks.values())
+    names = [name for name, size in of_weights.items() if size != of_model[name]]
+    weights, model = (
+        ", ".join(f"{name} {each[name]}" for name in names) for each in (of_weights, of_model)
+    )
+    return f"the weights have {weights}, and the model has {model}" if names else ""
