@@ -196,11 +196,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "broken image to skip": (
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
-        "a run with data.on_error=replace skips them (--data.on-error replace)\n",
+        "a run with data.on_error=replace uses other images instead (--data.on-error replace)\n",
     ),
     "broken image to evaluate": (
         [*EVALUATE, "--data", "folder:broken:train"],
-        "a run with data.on_error=replace skips them\n",
+        "a run with data.on_error=replace uses other images instead\n",
     ),
     "another architecture to start from": (
         [*TINY_TRAIN, "--init", "{run}", "--model.depth", "2"],
@@ -236,7 +236,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     # run folders
     "another config": (
         ["train", "--config", "{tiny}", "--workdir", "{run}", "--steps", "60", "--seed", "5"],
-        "(seed is 0 there and 5 here): use another workdir, or the config of that run (--workdir)",
+        "(seed is 0 there and 5 here): use the config of that run, or another workdir (--workdir)",
     ),
     "workdir is a file": (
         ["train", "--config", "{tiny}", "--workdir", "no.png"],

@@ -133,6 +133,21 @@ def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old
     config = workdir / "config.1.json"
     result = vmoe("train", "--config", config, "--workdir", workdir)
     assert result.returncode == 2 and "steps is 3 there and 1 here" in result.stderr
+    assert "(0.07637 and 0.02546 epochs): use the config of that run, or another" in result.stderr
+
+
+def test_a_run_says_what_it_compiles_before_it_does_and_that_it_is_at_chance(
+    expert_choice: tuple[Path, CompletedProcess[str]],
+) -> None:
+    """Its three steps teach it nothing."""
+    lines = expert_choice[1].stderr.splitlines()
+    step, evaluation = (
+        lines.index(f"compiling the {what}") for what in ("training step", "evaluation validation")
+    )
+    first = next(i for i, line in enumerate(lines) if line.startswith("step 2/3  loss"))
+    assert step < first < evaluation < len(lines) - 1
+    remark = "validation: the accuracy is not clearly above 10"
+    assert any(line.startswith(remark) for line in lines[evaluation:]), lines
 
 
 def test_files_whose_first_row_is_that_of_the_checkpoint_are_continued(
@@ -201,6 +216,7 @@ def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny
     result = vmoe("evaluate", "--checkpoint", tiny_run)
     assert result.returncode == 0, result.stderr
     assert "digits:test" in result.stdout and "accuracy" in result.stdout
+    assert "not clearly above" not in result.stdout
     assert (
         "routing: no problem found: no dead expert (below 1% of the mean load), " in result.stdout
     )
@@ -260,6 +276,36 @@ def test_predict_prints_the_classes_and_the_experts(tiny_run: Path, tmp_path: Pa
     )
     result = vmoe("predict", "--checkpoint", tiny_run, tmp_path / "digit.png", "--json")
     assert len(json.loads(result.stdout)[0]["classes"]) == 5
+
+
+def test_predict_prints_a_line_for_each_of_several_images_and_writes_them_as_csv(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    files = [photos / f"{i}.png" for i in range(3)]
+    for file, image in zip(files, open_source("digits", "test").images[:3], strict=True):
+        Image.fromarray(image).save(file)
+    (photos / "bad.png").write_bytes(b"no image")
+    (photos / "notes.txt").touch()
+    out = tmp_path / "out.csv"
+    result = vmoe("predict", "--checkpoint", tiny_run, photos, "--predictions", out)
+    expected = list(predict(load(tiny_run), files, top=2))
+    lines = [f"{one.path}: {one.classes[0]} {one.probabilities[0]:.1%}" for one in expected]
+    assert result.returncode == 1 and result.stdout.splitlines() == lines
+    assert "3 of 4 images predicted, 1 other file was skipped\n" in result.stderr
+    assert "vmoe: 1 of 4 images have no prediction: " in result.stderr
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["image"], row["prediction"]) for row in table] == [
+        (one.path, one.classes[0]) for one in expected
+    ]
+    assert float(table[0]["probability"]) == pytest.approx(expected[0].probabilities[0], abs=1e-4)
+    result = vmoe("predict", "--checkpoint", tiny_run, *files, "--top", "2")
+    second = f", {expected[0].classes[1]} {expected[0].probabilities[1]:.1%}"
+    assert result.stdout.splitlines()[0] == lines[0] + second and "block" not in result.stdout
+    result = vmoe("predict", "--checkpoint", tiny_run, *files, "--experts")
+    assert result.returncode == 0 and result.stdout.count("block") == 6, result.stderr
 
 
 def test_predict_takes_the_routing_and_the_image_size_of_an_evaluation(

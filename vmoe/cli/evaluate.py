@@ -112,7 +112,7 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
         raise UsageError("give one; several need fewshot", data=" ".join(args.data))
     source, replace = open_data("".join(args.data), loaded)
     left_out = Unreadable("left out")
-    with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:
+    with progress(f"{source.name}, batches", -(-len(source) // max(args.batch_size, 1))) as advance:
         evaluation = evaluate(
             loaded.model,
             source,
@@ -148,7 +148,7 @@ def _append_row(path: Path, loaded: "Loaded", evaluation: "Evaluation") -> None:
 
 def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> None:
     from vmoe.analysis.health import all_clear, findings
-    from vmoe.evaluate.table import per_class, summary
+    from vmoe.evaluate.table import per_class, remarks, summary
 
     found = findings(loaded.model.config, evaluation.totals) if evaluation.totals else []
     by_class = per_class(evaluation) if args.per_class else {}
@@ -164,6 +164,8 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")
         print_table(columns, _class_rows(by_class))
+    for line in remarks(evaluation):
+        print(one_line(line))
     if evaluation.totals:
         for line in found or [f"routing: {all_clear(loaded.model.config, evaluation.totals)}"]:
             print(one_line(str(line)))

@@ -1,19 +1,22 @@
 """``vmoe predict``."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import tyro
 
-from vmoe.cli.arguments import parse
-from vmoe.cli.printing import print_json, print_messages, print_table
+from vmoe.cli.arguments import check_outputs, parse
+from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.cli.routing_file import load_with_routing
 from vmoe.config import RoutingOverrides
 from vmoe.errors import Failure, UsageError, listed, one_line
 
 if TYPE_CHECKING:
+    from vmoe.data.sources.source import Skipped
     from vmoe.evaluate import Prediction
 
 LISTED = 20  # unreadable images that an error names
@@ -21,7 +24,7 @@ LISTED = 20  # unreadable images that an error names
 
 @dataclasses.dataclass(frozen=True)
 class PredictArgs:
-    """Classify image files, and show the experts that process each image.
+    """Classify image files: a line for each, or for one image the experts that process it, too.
 
     Each image is a group of its own, so its prediction does not depend on the other images.
 
@@ -33,8 +36,11 @@ class PredictArgs:
     checkpoint: Path
     """Trained model: a run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in it;
     a file or folder of other weights, their URL, or a name of `vmoe models --pretrained`."""
-    top: int = 5
-    """Number of classes shown per image."""
+    top: int | None = None
+    """Number of classes shown per image; if None, 1 in a line of several images, and otherwise
+    5."""
+    experts: bool = False
+    """Show for several images what is shown for one: a table of classes, and the experts used."""
     image_size: int | None = None
     """Input resolution in pixels; if None, the resolution of the training. Resize and crop sizes
     scale with it, and position embeddings are resampled."""
@@ -46,6 +52,10 @@ class PredictArgs:
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
     """Print one JSON list and nothing else."""
+    predictions: Path | None = None
+    """Write a row for each image to this CSV file: the likeliest class and its probability."""
+
+    no_effect: ClassVar[dict[str, str]] = {"experts": "with json"}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -58,8 +68,10 @@ def run(argv: Sequence[str]) -> None:
             "each image is a group of its own; vmoe evaluate uses larger groups",
             **{"routing.images_per_group": images},
         )
+    check_outputs(args, "predictions")
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import image_files, predict
+    from vmoe.evaluate.table import write_predicted
 
     paths, skipped = image_files(args.images)
     loaded = load_with_routing(
@@ -69,17 +81,47 @@ def run(argv: Sequence[str]) -> None:
         scaled = loaded.preprocessing.scaled(args.image_size)
         loaded = dataclasses.replace(loaded, preprocessing=scaled)
     unreadable: list[UsageError] = []
-    add = unreadable.append if len(paths) > 1 else None  # the only image: its error is raised
-    predictions = predict(loaded, paths, top=args.top, on_unreadable=add)
+    several = len(paths) > 1
+    add = unreadable.append if several else None  # the only image: its error is raised
+    lines = several and not args.experts
+    top = args.top if args.top is not None else 1 if lines and not args.json else 5
+    done = list["Prediction"]()
+    with _progress(len(paths), shown=args.json or not sys.stdout.isatty()) as advance:
+        for prediction in predict(loaded, paths, top=top, on_unreadable=add):
+            done.append(prediction)
+            if not args.json:
+                (_print_line if lines else _print)(prediction, sigmoid=loaded.sigmoid)
+            advance()
     if args.json:
-        print_json(list(predictions))
-    else:
-        for prediction in predictions:
-            _print(prediction, sigmoid=loaded.sigmoid)
+        print_json(done)
+    if args.predictions:
+        write_predicted(args.predictions, done)
+        print_messages([f"{args.predictions}: {len(done):,} rows written"])
     print_messages(skipped_messages([skipped]))
+    if several:
+        print_messages([_summary(len(done), len(paths), skipped)])
     if unreadable:
         reasons = listed(list(map(str, unreadable)), LISTED, separator="; ")
         raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")
+
+
+def _progress(images: int, *, shown: bool) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """The progress; lines on a terminal show it themselves, and a bar would be among them."""
+    return progress("images", images) if shown else contextlib.nullcontext(lambda: None)
+
+
+def _summary(predicted: int, given: int, skipped: "Skipped") -> str:
+    """How many images were predicted, and how many other files were left out."""
+    others = len(skipped.others) + len(skipped.links)
+    left = f", {others:,} other {'file was' if others == 1 else 'files were'} skipped"
+    return f"{predicted:,} of {given:,} images predicted{left * bool(others)}"
+
+
+def _print_line(prediction: "Prediction", *, sigmoid: bool) -> None:
+    """One line: the file, the likeliest classes and their probabilities."""
+    classes = zip(prediction.classes, prediction.probabilities, strict=True)
+    shown = ", ".join(f"{name} {probability:.1%}" for name, probability in classes)
+    print(one_line(f"{prediction.path}: {shown}"))
 
 
 def _print(prediction: "Prediction", *, sigmoid: bool) -> None:

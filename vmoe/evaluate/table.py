@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import io
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vmoe.data.sources import Source
 from vmoe.errors import UsageError, writing
 from vmoe.evaluate.classification import Evaluation
 from vmoe.evaluate.metrics import confusion
+from vmoe.evaluate.predict import Prediction
 from vmoe.factory import Loaded
 from vmoe.workdir.layout import append_bytes, replace_text
 
@@ -135,6 +137,18 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
         append_bytes(path, text.getvalue().encode())
 
 
+def remarks(evaluation: Evaluation) -> Iterator[str]:
+    """A line if the accuracy is about that of always predicting the most frequent class."""
+    labels = evaluation.per_example.labels
+    counts = np.bincount(labels[labels >= 0], minlength=1)
+    share = counts.max() / evaluation.labeled
+    if np.count_nonzero(counts) > 1 and evaluation.accuracy < share + 2 * evaluation.standard_error:
+        yield (
+            f"the accuracy is not clearly above {share:.2%}, that of always predicting "
+            f"{evaluation.class_names[counts.argmax()]}: the model may have learned nothing"
+        )
+
+
 def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> None:
     """Writes a CSV file with a row for each image, in the order of the data.
 
@@ -148,21 +162,35 @@ def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> Non
         Failure: the file cannot be written.
     """
     images, names = evaluation.per_example, evaluation.class_names
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("image", "labels", "prediction", "probability", "correct"))
+    lines = [("image", "labels", "prediction", "probability", "correct")]
     rows = zip(images.labels, images.predictions, images.confidence, images.correct, strict=True)
     for i, (labels, prediction, probability, correct) in zip(evaluation.indices, rows, strict=True):
         known = [names[label] for label in labels if label >= 0]
-        writer.writerow(
+        lines.append(
             (
                 source[i].origin,
                 "|".join(known),
                 names[prediction] if prediction < len(names) else f"class {prediction}",
                 f"{probability:.4f}",
-                int(correct) if known else "",
+                str(int(correct)) if known else "",
             )
         )
+    _write(path, lines)
+
+
+def write_predicted(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Writes a CSV file with the likeliest class of each image file, and its probability.
+
+    Raises:
+        Failure: the file cannot be written.
+    """
+    rows = ((each.path, each.classes[0], f"{each.probabilities[0]:.4f}") for each in predictions)
+    _write(path, [("image", "prediction", "probability"), *rows])
+
+
+def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
     encoded = text.getvalue().encode(errors="backslashreplace")  # names of files can be any bytes
     with writing(path):
         replace_text(path, encoded.decode())

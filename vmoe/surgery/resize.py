@@ -214,7 +214,8 @@ def _refuse(new: list[str], dropped: list[str], given: Shapes, wanted: Shapes, s
         f"{name} is {_by(given[name])} in the weights and {_by(wanted[name])} in the model"
         for name in reshaped
     ]
-    parts = [
+    parts = [sizes] if sizes else []
+    parts += [
         f"{what} {listed(names, NAMED)}"
         for what, names in (
             ("other shapes:", shapes),
@@ -225,7 +226,7 @@ def _refuse(new: list[str], dropped: list[str], given: Shapes, wanted: Shapes, s
     ]
     kept = sum(given.get(name) == shape for name, shape in wanted.items())
     raise UsageError(
-        f"the parameters do not fit the model: {'; '.join(filter(None, [sizes, *parts]))}; use a "
+        f"the parameters do not fit the model: {'; '.join(parts)}; use a "
         f"model of the same sizes, or a partial load (partial=True of vmoe.surgery.fit), which "
         f"takes {kept} of the model's {len(wanted)} parameters from the weights"
     ).remedied_by(partial=True)

@@ -41,7 +41,9 @@ def open_workdir(
         if not distributed.is_primary():
             return [], False
         if has_config(workdir):
-            steps, changes = check_same_run(workdir, config, class_names)
+            steps, changes = check_same_run(
+                workdir, config, class_names, images=now.get("images")
+            )
             changes += differences(read_environment(workdir), now)
             lines = [f"{workdir}: {line}" for line in changes]
             if steps is not None:

@@ -140,6 +140,7 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
             status.read()
             _save(run, state, step)
             raise _stopped(run, step)
+        report.compiling("the training step")
         state, metrics = run.program.train_step(state, images)
         step, batch = step + 1, batch + 1
         run.profiler.stop(step, metrics)

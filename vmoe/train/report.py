@@ -16,6 +16,7 @@ from vmoe.costs.chips import chip_of
 from vmoe.costs.flops import training_flops
 from vmoe.errors import Failure, one_line
 from vmoe.evaluate import NamedEvaluation
+from vmoe.evaluate.table import remarks
 from vmoe.train.console import RunConsole
 from vmoe.train.entries import evaluation_entry, training_entry
 from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard
@@ -61,6 +62,7 @@ class Report:
             self._sinks = [*others, events, *self._tables.values(), console]
         self._open = contextlib.ExitStack()
         self._first = 1  # the step that compiles
+        self._compiled = set[str]()
         self._found: set[tuple[str, str, int | None]] = set()  # findings of the last evaluations
 
     def __enter__(self) -> "Report":
@@ -179,6 +181,16 @@ class Report:
             if key not in self._found:
                 self.log(text)
         self._found = set(found)
+        if last:
+            for name, weights, result in evaluations:
+                for text in remarks(result):
+                    self.log(f"{name}{' (moving average)' * (weights == 'ema')}: {text}")
+
+    def compiling(self, what: str) -> None:
+        """Says that a program is compiled now, which can take minutes; once for each."""
+        if what not in self._compiled:
+            self._compiled.add(what)
+            self.log(f"compiling {what}")
 
     def write(self, step: int, *entries: Entry) -> None:
         """Passes the entries of a step to every sink."""

@@ -140,6 +140,7 @@ def setup(
                 report.log(message)
             if not distributed.is_single_process():
                 # A collective times out on the slowest process, so all of them compile first.
+                report.compiling("the training step")
                 first = padding_batch(config, data.source, program.placement)
                 program.train_step.lower(program.abstract_state, first).compile()
                 del first  # frees the memory of a batch

@@ -161,9 +161,16 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
 
 
 def check_same_run(
-    workdir: Path, config: TrainConfig, class_names: tuple[str, ...]
+    workdir: Path,
+    config: TrainConfig,
+    class_names: tuple[str, ...],
+    *,
+    images: int | None = None,
 ) -> tuple[int | None, list[str]]:
     """Checks that a folder holds a run of the same config and classes, perhaps with fewer steps.
+
+    Args:
+        images: number of images of an epoch, for the message.
 
     Returns:
         the number of its steps if this config has more, else None; and a message about each batch
@@ -190,9 +197,13 @@ def check_same_run(
         config.total_steps > stored.total_steps and replace(stored, steps=config.steps) == config
     )
     if differences := list(_differences(stored, config)) if not extended else []:
+        there, here = (each.total_steps * each.batch_size for each in (stored, config))
+        epochs = ""
+        if images and there != here:
+            epochs = f" ({there / images:.4g} and {here / images:.4g} epochs)"
         raise UsageError(
-            f"workdir {workdir} holds a run of another config ({'; '.join(differences)}): use "
-            "another workdir, or the config of that run"
+            f"workdir {workdir} holds a run of another config ({'; '.join(differences)}){epochs}: "
+            "use the config of that run, or another workdir"
         ).remedied_by(workdir=None)
     if tuple(read_class_names(workdir)) != class_names:
         raise UsageError(

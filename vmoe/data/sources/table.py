@@ -257,7 +257,7 @@ def open_files(place: str, folder: str, index: Path, split: str, reading: Readin
         raise UsageError(
             f"{place}: {len(bad)} of {count} images cannot be read: "
             f"{listed(reasons, LISTED, separator='; ')}. Repair or remove them; a run with "
-            "data.on_error=replace skips them"
+            "data.on_error=replace uses other images instead"
         ).remedied_by(**{"data.on_error": "replace"})
     source = FileSource(f"{place}:{split}", str(index), split, folder, tuple(sorted(bad)))
     if not len(source):

@@ -85,13 +85,14 @@ def run(argv: Sequence[str]) -> None:
     measured = []
     for loaded, sample in zip(models, samples, strict=True):
         name, few = sample.source.name, sample.batches(at_most=FEW)
-        with progress(name, sample.steps) as advance:
+        with progress(f"{name}, batches", sample.steps) as advance:
             how = dict(batch_size=args.batch_size, on_batch=advance)
             measured.append(measure_routing(loaded, name, sample.batches, few, **how))
     compared = None
     if args.compare:
         few = [sample.batches(at_most=FEW) for sample in samples]
-        compared = compare_routing(*(loaded.model for loaded in models), *few)
+        with progress("comparing the models", 1):
+            compared = compare_routing(*(loaded.model for loaded in models), *few)
     for sample in samples:
         print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
@@ -154,7 +155,7 @@ def _print(
 def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
     from vmoe.studies.routing.measure import write_routing
 
-    with progress(f"{file}", sample.steps) as advance:
+    with progress(f"{file}, batches", sample.steps) as advance:
         write_routing(file, routing, sample.source, on_batch=advance)
     print_messages([f"{file}: {_megabytes(file)} written"])
 
@@ -163,12 +164,12 @@ def _draw(folder: Path, routing: "MeasuredRouting") -> None:
     """Writes the figures; prints the time it took, and the figures that are left out."""
     from vmoe.studies.routing.figures import plots_of, write_plots
 
-    start, names = time.perf_counter(), set(plots_of(routing.loaded.model.config))
-    with progress(f"plots in {folder}", len(names)) as advance:
+    start, names = time.perf_counter(), list(plots_of(routing.loaded.model.config))
+    with progress(f"plots in {folder}", names) as advance:
         files = write_plots(routing, folder, on_plot=advance)
     seconds = time.perf_counter() - start
     print_messages([f"{folder}: {len(files)} plots drawn in {seconds:.0f} s"])
-    if missing := sorted(names - {file.stem for file in files}):
+    if missing := sorted({*names} - {file.stem for file in files}):
         print_messages([f"left out, as no image has a known class: {', '.join(missing)}"])
 
 
@@ -177,7 +178,7 @@ def _write_page(args: RoutingArgs, file: Path, measured: "list[MeasuredRouting]"
     from vmoe.studies.routing.page import count_passes, write_page
 
     start, how = time.perf_counter(), dict(remove=args.removals)
-    with progress(f"{file}", count_passes(measured, **how)) as advance:
+    with progress(f"{file}, forward passes", count_passes(measured, **how)) as advance:
         write_page(file, measured, images=args.page_images, **how, on_step=advance)
     seconds = time.perf_counter() - start
     print_messages([f"{file}: {_megabytes(file)} written in {seconds:.0f} s"])
