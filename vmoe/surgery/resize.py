@@ -202,7 +202,8 @@ def _refuse(new: list[str], dropped: list[str], given: Shapes, wanted: Shapes, s
     """Raises an error that names what does not fit: shapes first, then what only one side has.
 
     Args:
-        new, dropped: the parameters that are not allowed to be so.
+        new: parameters of the target that are not given, and may not be new.
+        dropped: given parameters that the target does not have, and may not be dropped.
         given: the shapes of all given parameters.
         wanted: the shapes of all parameters of the target.
         sizes: how the two models differ.
