@@ -374,8 +374,8 @@ def test_a_line_of_a_help_text_ends_where_the_next_word_does_not_fit() -> None:
     wide = os.environ | {"COLUMNS": "100"}
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=wide).stdout
     lines = [line.strip("│").rstrip() for line in shown.splitlines()]
-    pairs = [(line, after) for line, after in itertools.pairwise(lines) if line[24:26] == "  "]
-    follows = [(line, after) for line, after in pairs if after[:26].isspace()]
+    texts = [line if re.match(r" {7}\S", line) else "" for line in lines]  # below their options
+    follows = [(line, after) for line, after in itertools.pairwise(texts) if line and after]
     assert len(follows) > 5
     for line, after in follows:
         assert len(f"{line} {after.split()[0]}") > 97, line
