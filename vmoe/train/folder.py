@@ -41,9 +41,7 @@ def open_workdir(
         if not distributed.is_primary():
             return [], False
         if has_config(workdir):
-            steps, changes = check_same_run(
-                workdir, config, class_names, images=now.get("images")
-            )
+            steps, changes = check_same_run(workdir, config, class_names, images=now.get("images"))
             changes += differences(read_environment(workdir), now)
             lines = [f"{workdir}: {line}" for line in changes]
             if steps is not None:
