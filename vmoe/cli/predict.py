@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> None:
         write_predicted(args.predictions, done)
         print_messages([f"{args.predictions}: {len(done):,} rows written"])
     print_messages(skipped_messages([skipped]))
-    if several:
+    if several and not args.json:
         print_messages([_summary(len(done), len(paths), skipped)])
     if unreadable:
         reasons = listed(list(map(str, unreadable)), LISTED, separator="; ")
