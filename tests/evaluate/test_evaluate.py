@@ -139,6 +139,13 @@ def test_two_models_are_compared_image_by_image() -> None:
     fewer = evaluate(vmoe.load("vmoe_fashion_mnist").model, sample(source, 100))
     with pytest.raises(UsageError, match="the labels differ, evaluate the same images"):
         paired_difference(sparse, fewer)
+    # another image of the same class could not be read
+    parts = [
+        dataclasses.replace(sparse, indices=np.delete(np.arange(513), missing))
+        for missing in (3, 9)
+    ]
+    with pytest.raises(UsageError, match="the indices of the images differ, evaluate the same"):
+        paired_difference(*parts)
 
 
 @pytest.fixture(scope="module")

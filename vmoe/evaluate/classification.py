@@ -262,12 +262,17 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     error does not cover training: another seed may differ more.
 
     Raises:
-        UsageError: the evaluations are not of the same images.
+        UsageError: the evaluations are not of the same images: the labels differ, or the places of
+            the images in their data, such as if another image could not be read.
     """
-    if not np.array_equal(first.per_example.labels, second.per_example.labels):
+    pairs = {
+        "labels": (first.per_example.labels, second.per_example.labels),
+        "indices of the images": (first.indices, second.indices),
+    }
+    if differing := [name for name, pair in pairs.items() if not np.array_equal(*pair)]:
         raise UsageError(
             f"evaluations of {first.data} ({first.images} images) and {second.data} "
-            f"({second.images}): the labels differ, evaluate the same images"
+            f"({second.images}): the {differing[0]} differ, evaluate the same images"
         )
     labeled = has_label(np.asarray(first.per_example.labels))
     of_first, of_second = (
