@@ -423,6 +423,16 @@ def test_nan_logits_raise_a_failure_and_give_no_metrics() -> None:
         evaluate(broken, open_source("digits", "validation"))
 
 
+def test_nan_logits_raise_a_failure_that_names_the_image_and_give_no_prediction(
+    tmp_path: Path,
+) -> None:
+    loaded = vmoe.load("vmoe_fashion_mnist")
+    loaded.model.head.classes.bias[...] = np.full(10, np.nan, np.float32)
+    Image.fromarray(open_source("fashion_mnist_sample", "test").images[0]).save(tmp_path / "a.png")
+    with pytest.raises(Failure, match="a.png: 1 of 1 images have logits that are NaN or infinite"):
+        next(predict(loaded, [tmp_path / "a.png"]))
+
+
 def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = TrainConfig(

@@ -14,11 +14,13 @@ from tests.published import published_config, published_params
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.config import ExpertChoice, Hash, MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
 from vmoe.studies.attack.config import AttackConfig
 from vmoe.studies.attack.images import PIXEL, attack, gradient
+from vmoe.studies.attack.mates import measures
+from vmoe.studies.attack.mates_program import Outcome
 
 FOLDER = Path(__file__).parents[1] / "golden" / "attack"
 
@@ -93,6 +95,17 @@ def test_the_loss_is_the_mean_over_the_labels_and_an_image_without_any_is_not_at
     ):
         with pytest.raises(UsageError, match=message):
             check_labels(wrong, 10)
+
+
+def test_nan_logits_raise_a_failure_and_give_no_accuracy() -> None:
+    """Their largest one would be the first class."""
+    broken = model_of()
+    broken.head.classes.bias[...] = np.full(10, np.nan, np.float32)
+    with pytest.raises(Failure, match="^4 of 4 images have logits that are NaN or infinite$"):
+        attack(broken, random_images(b=4), LABELS, AttackConfig(0.0, steps=5))
+    lost = Outcome(np.array([0.1, np.nan]), np.array([2, 0]), np.zeros(2))
+    with pytest.raises(Failure, match="^1 of 2 images have logits that are NaN or infinite$"):
+        measures(lost, lost, LABELS[:2])
 
 
 def test_without_epsilon_nothing_changes() -> None:

@@ -22,7 +22,7 @@ from vmoe.config import (
 )
 from vmoe.config.routing_file import LayerSetting
 from vmoe.costs.flops import flops_to_logits
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.studies.capacity.costs import Costs, flops_costs, time_costs
@@ -108,6 +108,14 @@ def test_the_cost_of_a_setting_is_the_flops_of_the_model_with_it(fields: dict[st
         whole = flops_to_logits(with_setting(config, setting)) / as_trained
         assert costs.of(setting) == pytest.approx(whole, abs=1e-12)
     assert costs.of((cheap, cheap)) == pytest.approx(costs.least) and costs.least < 1
+
+
+def test_a_model_with_nan_logits_has_no_scores() -> None:
+    config = config_of()
+    broken = model_of(config)
+    broken.head.classes.bias[...] = np.full(10, np.nan, np.float32)
+    with pytest.raises(Failure, match="images have logits that are NaN or infinite"):
+        Scores(broken, batches(), levels_of(config))
 
 
 def test_scores_equal_models_with_these_settings() -> None:

@@ -36,8 +36,8 @@ from vmoe.data.pipeline import (
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
-from vmoe.errors import Failure, UsageError
-from vmoe.evaluate.metrics import PerExample, calibration_error, per_example
+from vmoe.errors import UsageError
+from vmoe.evaluate.metrics import PerExample, calibration_error, check_finite, per_example
 from vmoe.nn.inputs import has_label, to_float
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
@@ -201,10 +201,7 @@ def evaluate(
     seconds = time.perf_counter() - start
     in_order, indices = in_source_order(source, shown)
     images = PerExample(*(np.concatenate(x)[in_order] for x in zip(*results, strict=True)))
-    if count := int((~np.isfinite(images.cross_entropy)).sum()):
-        images_text = f"{count} of {len(images.labels)} images"
-        message = f"{source.name}: {images_text} have logits that are NaN or infinite"
-        raise distributed.synchronized(Failure(message))
+    check_finite(images.cross_entropy, source.name)
     labeled = has_label(np.asarray(images.labels))
     if not labeled.any():
         raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))

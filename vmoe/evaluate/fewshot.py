@@ -31,8 +31,9 @@ from vmoe.data.sources import Source, name_and_split, one_walk, open_source, rel
 from vmoe.data.sources.splits import NoSplit
 from vmoe.data.sources.views import Subset
 from vmoe.data.workers import IN_THREADS, Workers
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import UsageError
 from vmoe.evaluate.classification import in_source_order
+from vmoe.evaluate.metrics import check_finite
 from vmoe.evaluate.probe import L2, Probe, choose_l2, draw, fit, place_in_class
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
@@ -285,9 +286,7 @@ def _read(
         read.append(valid)
     in_order, indices = in_source_order(source, read)
     every = np.concatenate(features)[in_order]
-    if count := int((~np.isfinite(every).all(axis=-1)).sum()):
-        message = f"{count} of {len(every)} images have features that are NaN or infinite"
-        raise distributed.synchronized(Failure(f"{source.name}: {message}"))
+    check_finite(every, source.name, "features")
     return every, labels[indices]
 
 

@@ -1,6 +1,6 @@
 """Metrics of classification, per image and for a whole split."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse import csr_array
 
+from vmoe import distributed
 from vmoe.config.train import Loss
+from vmoe.errors import Failure
 from vmoe.nn.inputs import is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 
@@ -38,6 +40,25 @@ class PerExample(NamedTuple):
     brier: Float[Array | np.ndarray, "b"]
     confidence: Float[Array | np.ndarray, "b"]
     label_probability: Float[Array | np.ndarray, "b"]
+
+
+def check_finite(
+    values: Float[Array | np.ndarray, "b *x"], place: Any = "", what: str = "logits"
+) -> None:
+    """Checks that no value of an image is NaN or infinite, so that no class is made up from it.
+
+    Args:
+        values: such as the logits of each image, or what is computed from them.
+        place: what the message starts with, such as the name of the data.
+        what: the values, in words.
+
+    Raises:
+        Failure: some are not finite; every process with the same values raises it.
+    """
+    wrong = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(axis=-1)
+    if count := int(wrong.sum()):
+        message = f"{count} of {len(wrong)} images have {what} that are NaN or infinite"
+        raise distributed.synchronized(Failure(f"{place}: {message}" if place else message))
 
 
 def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"], loss: Loss) -> PerExample:

@@ -17,6 +17,7 @@ from vmoe.config.fields import at_least
 from vmoe.data.decode import SUFFIXES, image_files_below
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
+from vmoe.evaluate.metrics import check_finite
 from vmoe.factory import Loaded
 from vmoe.nn.losses import likeliest
 from vmoe.nn.vit import ViT
@@ -91,6 +92,7 @@ def predict(
     Raises:
         UsageError: a path is missing or not an image, there is no path, ``top`` is below 1, or the
             model has no classes.
+        Failure: a logit is NaN or infinite.
     """
     if not paths:
         raise UsageError("no images given: name at least one file, folder or pattern")
@@ -109,6 +111,8 @@ def predict(
         images = np.concatenate([image for _, image in batch])
         images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
         logits, experts = jax.device_get(run(images))
+        for (path, _), own in zip(batch, logits, strict=False):  # the rest is padding
+            check_finite(own[None], path)
         best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
         for i, (path, _) in enumerate(batch):
             yield Prediction(

@@ -18,6 +18,7 @@ from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.errors import require
+from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
@@ -58,6 +59,10 @@ def attack(
     Args:
         labels: classes; padded with -1. The loss of an image without a label is constant: it is
             part of its group, but is not attacked.
+
+    Raises:
+        UsageError: as for ``check_attack``.
+        Failure: a logit before or after the attack is NaN or infinite.
     """
     check_attack(model, config)
     check_labels(labels, model.config.num_classes)
@@ -66,6 +71,8 @@ def attack(
     changed, (first, records), (last, new_records) = _run(model, same)(
         jnp.asarray(images), jnp.asarray(labels), largest
     )
+    for logits in (first, last):
+        check_finite(logits)
     overlap: dict[int, np.ndarray] = {
         i: _overlap(record, new_records[i], len(images), model.placement.devices)
         for i, record in records.items()

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from vmoe.config import RoutingOverrides, ViTConfig
 from vmoe.errors import require
+from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label
 from vmoe.nn.vit import ViT
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
@@ -251,7 +252,11 @@ def measures(
         accuracy; standard_error of it, over the victims; changed, the fraction of predictions that
         differ from the prediction without mates; loss in nats; dropped, the fraction of the
         victims' choices that got no slot.
+
+    Raises:
+        Failure: a loss, and so a logit, is NaN or infinite.
     """
+    check_finite(outcome.losses)
     losses, predictions, dropped = (x.reshape(len(labels), -1) for x in outcome)
     right = is_label(predictions.T, labels).T.astype(float)
     right = right.min(1) if worst else right.mean(1)

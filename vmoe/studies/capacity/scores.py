@@ -19,6 +19,7 @@ from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.config.routing_file import LayerSetting
 from vmoe.errors import require
+from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
@@ -69,6 +70,7 @@ class Scores:
 
         Raises:
             UsageError: no image has a label.
+            Failure: a logit of the model as trained is NaN or infinite.
         """
         self._on_step = on_step
         self._known: dict[Setting, Score] = {}
@@ -77,6 +79,7 @@ class Scores:
         for images, labels, valid in batches:
             on_device = jax.device_put(images)  # once, for all settings
             logits = as_trained(on_device, valid)
+            check_finite(np.asarray(logits)[valid])
             self._batches.append((on_device, labels, valid, logits))
             correct.append(is_label(np.asarray(logits).argmax(-1), labels)[valid])
             labeled.append(has_label(labels)[valid])
