@@ -55,9 +55,9 @@ def check_finite(
     Raises:
         Failure: some are not finite; every process with the same values raises it.
     """
-    wrong = ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(axis=-1)
-    if count := int(wrong.sum()):
-        message = f"{count} of {len(wrong)} images have {what} that are NaN or infinite"
+    finite = np.isfinite(np.asarray(values)).reshape(len(values), -1).all(axis=-1)
+    if count := int((~finite).sum()):
+        message = f"{count} of {len(values)} images have {what} that are NaN or infinite"
         raise distributed.synchronized(Failure(f"{place}: {message}" if place else message))
 
 
