@@ -69,10 +69,13 @@ def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
 def test_a_signal_ends_a_command_that_waits_for_a_file(
     command: str, tiny_run: Path, tmp_path: Path
 ) -> None:
-    pipe = tmp_path / "image.png"
+    pipe = tmp_path / "routing.json"
     os.mkfifo(pipe)
-    data = [pipe] if command == "predict" else ["--data", f"arrays:{pipe}"]
-    with start(command, "--checkpoint", tiny_run, *data) as process, pipe.open("wb"):
+    images = [tmp_path / "image.png"] if command == "predict" else []
+    for image in images:
+        image.touch()
+    arguments = ("--checkpoint", tiny_run, "--routing-file", pipe, *images)
+    with start(command, *arguments) as process, pipe.open("wb"):
         # the pipe is open, so the command has opened it, too
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
