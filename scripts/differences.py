@@ -96,6 +96,8 @@ def crossed(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Differenc
         paired: whether a seed of both is one model.
     """
     first, second = first.astype(float), second.astype(float)
+    if min(map(len, (first, second))) < 2:
+        return Difference(float(first.mean() - second.mean()), math.inf, 1.0)
     n = first.shape[1]
     images = float((first.mean(0) - second.mean(0)).var(ddof=1) / n)
     layouts, parts = [first - second] if paired else [first, second], []

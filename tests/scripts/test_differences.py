@@ -46,6 +46,8 @@ def test_an_error_over_seeds_alone_has_the_degrees_of_welch() -> None:
     of_pairs = differences.difference(first, second)
     assert of_pairs.p == pytest.approx(scipy.stats.ttest_rel(first, second).pvalue)
     assert differences.difference([0.9], [0.5]).p == 1
+    alone = differences.crossed(np.eye(1, 4), np.eye(1, 4, 1), paired=True)
+    assert (alone.mean, alone.error, alone.p) == (0, np.inf, 1)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1])
