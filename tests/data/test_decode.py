@@ -10,7 +10,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, TiffImagePlugin
 
 from vmoe.data.check import unreadable
 from vmoe.data.decode import decode, image_files_below, read_image
@@ -94,6 +94,17 @@ def test_colors_of_12_bits_in_16_are_refused_and_16_bits_become_8(
     values = values[..., :3] * 16
     cv2.imwrite(str(path), values)
     np.testing.assert_allclose(read_image(path)[..., ::-1], values / 257, atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_in_which_0_is_white_is_no_negative(dtype: type, tmp_path) -> None:
+    values = np.linspace(0, np.iinfo(dtype).max, 256).astype(dtype).reshape(16, 16)
+    file, tags = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    tags.update({256: 16, 257: 16, 258: 8 * values.itemsize, 262: 0, 273: 0, 279: values.nbytes})
+    tags.save(file)  # the offset 273 counts from its end
+    (tmp_path / "scan.tif").write_bytes(file.getvalue() + values.tobytes())
+    pixels = read_image(tmp_path / "scan.tif")
+    np.testing.assert_allclose(pixels[..., 0], 255 - np.arange(256).reshape(16, 16), atol=1)
 
 
 def bomb(kind: str) -> bytes:

@@ -54,7 +54,7 @@ def test_a_csv_file_with_names_equals_the_same_list_in_json_lines(photos: Path) 
     lines = [
         json.dumps({"path": f"photos/{file}", "label": each[0]}) for file, each in expected.items()
     ]
-    (photos.parent / "list.jsonl").write_text("\n".join(lines))
+    (photos.parent / "list.jsonl").write_text("\n".join(lines) + "\n\n")
     assert everything(name.replace(".csv", ".jsonl")) == splits
 
 
@@ -220,6 +220,19 @@ def test_a_list_is_read_once_until_it_or_an_image_changes(
     Image.new("RGB", (4, 4)).save(photos / "4.png")
     assert open_source(name, "train").fingerprint() != source.fingerprint()
     assert len(open_source(write_csv(photos, "path,label", rows[:30]), "train")) < len(source)
+
+
+def test_a_repaired_image_of_a_long_list_is_read_again(photos: Path) -> None:
+    """Of more than 64 images only a sample is compared with the list's index."""
+    photo = (photos / "0.png").read_bytes()
+    for i in range(130):
+        (photos / f"{i}.png").write_bytes(photo[:40] if i == 1 else photo)
+    name = write_csv(photos, "path,label", [f"photos/{i}.png,{i % 2}" for i in range(130)])
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"1 of 130 images cannot be read: .*/1.png"):
+            open_source(name, "train")
+    (photos / "1.png").write_bytes(photo)
+    assert sum(len(open_source(name, split)) for split in SPLITS) == 130
 
 
 def test_an_unreadable_image_is_left_out_of_evaluations_or_kept_for_replacement(

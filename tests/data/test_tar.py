@@ -142,6 +142,24 @@ def test_a_shard_written_in_place_is_not_read_at_the_old_places(tmp_path: Path) 
         _ = source[0]
 
 
+def test_a_shard_written_in_place_while_it_is_indexed_is_not_read_at_the_old_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shard(tmp_path / "test.tar", range(9))
+    other, build = shard(tmp_path / "other", range(10, 19)).read_bytes(), tar._build_shard
+
+    def written(source: Path, target: Path) -> None:
+        build(source, target)
+        path.write_bytes(other)
+
+    monkeypatch.setattr(tar, "_build_shard", written)
+    source = open_source(f"tar:{path}", "test")
+    with pytest.raises(UsageError, match="test.tar: has changed since it was indexed; run the"):
+        _ = source[0]
+    monkeypatch.undo()
+    assert numbers(open_source(f"tar:{path}", "test")) == list(range(10, 19))
+
+
 def test_a_size_that_no_shard_can_have_is_refused_as_damage(tmp_path: Path) -> None:
     content = bytearray(shard(tmp_path / "test.tar", range(2)).read_bytes())
     header = tarfile.TarInfo("0001.jpg")

@@ -145,6 +145,11 @@ def _looks_complete(file: ImageFile, max_pixels: int) -> bool | None:
     return None
 
 
+def recorded(record: Path) -> list[int]:
+    """The files that ``unreadable`` found, by their indices, as far as they are in its record."""
+    return list(map(int, _read_record(record).get("unreadable", {})))
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     """The record that ``unreadable`` wrote; empty if it is missing or damaged."""
     try:

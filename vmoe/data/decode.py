@@ -23,6 +23,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
+MIN_IS_WHITE = 0  # of a TIFF's photometric interpretation
 REMEDY = "save it with 8 bits per channel"  # for values whose white level is unknown
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names of the formats of SUFFIXES
@@ -157,11 +158,13 @@ def decode(
         return image
     try:
         with open_image(io.BytesIO(image), origin, max_pixels) as opened:
-            deep = has_16_bits(image) or _is_deep_tiff(opened)
+            tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else {}
+            deep = has_16_bits(image) or max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+            negative = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == MIN_IS_WHITE
             turned = ImageOps.exif_transpose(opened) if exif else opened
             if deep:
                 _check_white(turned, origin)
-            return np.asarray(_rgb(turned, origin))
+            return np.asarray(_rgb(turned, origin, negative=negative))
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
     except (UsageError, MemoryError):
@@ -210,12 +213,6 @@ def has_16_bits(head: bytes) -> bool:
     return head.startswith(PNG) and head[24:25] == b"\x10"
 
 
-def _is_deep_tiff(image: Image.Image) -> bool:
-    """Whether an image is a TIFF with more than 8 bits per channel."""
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    return max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
-
-
 def _check_white(image: Image.Image, origin: str) -> None:
     """Checks that an image whose 16 bits became 8 did not use only the lower 12 of them."""
     values = np.asarray(image)
@@ -233,12 +230,13 @@ def read_image(
     return decode(content, str(path), exif=exif, max_pixels=max_pixels)
 
 
-def _rgb(image: Image.Image, origin: str) -> Image.Image:
+def _rgb(image: Image.Image, origin: str, *, negative: bool) -> Image.Image:
     if image.mode.startswith("I;16"):  # which Pillow would clip at 255
         values = np.asarray(image)
         if 0 < values.max() < TWELVE_BITS:
             problem = f"its 16-bit values end at {values.max()}, so white is not 65,535"
             raise UsageError(f"{origin}: {problem}; {REMEDY}")
+        values = 65535 - values if negative else values  # Pillow inverts at most 8 bits
         return Image.fromarray((values / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         values = "32-bit integers" if image.mode == "I" else "floats"

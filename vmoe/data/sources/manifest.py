@@ -12,8 +12,8 @@ no splits, a hash of each path decides: on average 80% train, 10% validation and
 validation is missing, it is 10% of train, also on average.
 
 An image whose file is missing counts as unreadable. The list is read once, and kept in an index
-(``index.py``) until it or ``classes.txt`` changes, or a missing file is there.
-Changed images are detected in a sample only; touch the list to read all of them again.
+(``index.py``) until it, ``classes.txt`` or an unreadable image changes. Other changes of images are
+detected in a sample only; touch the list to read all of them again.
 """
 
 import csv
@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmoe.data.check import READING, Reading
+from vmoe.data.check import READING, Reading, recorded
 from vmoe.data.progress import open_text
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.data.sources.table import FileSource, finish_table, open_files
+from vmoe.data.sources.table import RECORD, FileSource, finish_table, open_files
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, repeated, unknown
 from vmoe.retry import failure
@@ -60,10 +60,11 @@ def open_manifest(path: str, split: str, *, reading: Reading = READING) -> FileS
     given = read_class_names(folder)
 
     def valid(index: Index) -> bool:
+        bad = recorded(index.folder / RECORD)  # they may be repaired
         return all(
             (_stat(folder / index.text("paths", row)) or MISSING)
             == (index["sizes"][row], index["times"][row])
-            for row in itertools.chain(sampled(len(index["sizes"])), index.info["missing"])
+            for row in itertools.chain(sampled(len(index["sizes"])), index.info["missing"], bad)
         )
 
     index = cached(
@@ -173,6 +174,8 @@ def _read_csv(text: Iterable[str], place: str) -> Iterator[_Line]:
 
 def _read_jsonl(text: Iterable[str], place: str) -> Iterator[_Line]:
     for number, content in enumerate(text, 1):
+        if not content.strip():  # an empty line, as editors leave at the end
+            continue
         where = f"{place}, line {number}"
         try:
             fields = parse_json(content)

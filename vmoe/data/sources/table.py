@@ -33,6 +33,7 @@ from vmoe.data.sources.source import BaseSource, Example, Skipped, digest
 from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes, no_split
 from vmoe.errors import UsageError, listed
 
+RECORD = "unreadable.json"  # in the folder of an index
 LISTED = 20  # unreadable images listed in an error
 
 
@@ -251,7 +252,7 @@ def open_files(place: str, folder: str, index: Path, split: str, reading: Readin
         path = str(Path(folder, columns.text("paths", row)))
         return ImageFile(path, int(columns["sizes"][row]), int(columns["times"][row]))
 
-    bad = unreadable(folder, file, count, index / "unreadable.json", reading)
+    bad = unreadable(folder, file, count, index / RECORD, reading)
     if bad and reading.on_error == "fail":
         reasons = [f"{file(row).path} ({reason})" for row, reason in bad.items()]
         raise UsageError(

@@ -73,7 +73,7 @@ def open_tar(path: str, split: str) -> "TarSource":
     index = cached(
         f"tar:{os.path.abspath(path)}:{stored_split}",
         [shards.names, shards.expected, states, classes, used],
-        lambda target: _build(shards, used, target, place, given, fractions),
+        lambda target: _build(shards, states, used, target, place, given, fractions),
     )
     return TarSource(f"{place}:{split}", str(index), split, str(shards.root), shards.skipped)
 
@@ -192,14 +192,20 @@ def _by_split(shards: Sequence[str], place: str) -> dict[str, list[str]]:
 
 def _build(
     shards: _Shards,
+    states: Sequence[tuple[int, int]],
     used: Sequence[str],
     target: Path,
     place: str,
     given: tuple[str, ...] | None,
     fractions: Mapping[str, float],
 ) -> None:
-    """Writes the table of the images of some shards; the classes are from all shards."""
+    """Writes the table of the images of some shards; the classes are from all shards.
+
+    Args:
+        states: the state of each shard before it is read, so that a later change is detected.
+    """
     root, names, expected, _ = shards
+    state_by_name = dict(zip(names, states, strict=True))
     vocabulary, folders, counts = Vocabulary(), dict[str, Path](), dict[str, int]()
     for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
         path = root / shard
@@ -229,7 +235,7 @@ def _build(
             place=place,
             fractions=fractions,
             shards=list(used),
-            states=[state_of(root / shard) for shard in used],
+            states=[state_by_name[shard] for shard in used],
             ends=list(itertools.accumulate(counts[shard] for shard in used)),
         )
 
