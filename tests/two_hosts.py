@@ -77,6 +77,9 @@ CASES = {
         "workdir here: process 1 does not see what the primary process sees there; use a workdir",
         workdirs=("here",),
     ),
+    "run folder that is seen late": Case(
+        "process 0: workdir new: it has metrics.csv but no config.json", workdirs=("new",)
+    ),
     "list of checkpoints that catches up": Case(
         "process 0: workdir late: it has checkpoints but no config.json", workdirs=("late",)
     ),
@@ -110,6 +113,8 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
     (hosts[1] / "behind" / "checkpoints" / "10").mkdir(parents=True)
     (hosts[0] / "late" / "checkpoints" / "10").mkdir(parents=True)
     (hosts[1] / "late").mkdir()
+    (hosts[0] / "new").mkdir()
+    (hosts[0] / "new" / "metrics.csv").touch()
     for name in ("behind", "late"):
         (hosts[1] / name / LOCK).symlink_to(hosts[0] / name / LOCK)
     for host, steps in zip(hosts, ((1,), (1, 2)), strict=True):
@@ -120,11 +125,16 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
     return hosts
 
 
+def catch_up(workdir: str) -> None:
+    """Shows what a network file system shows after a while."""
+    if workdir == "late":
+        Path("late/checkpoints/10").mkdir(exist_ok=True, parents=True)
+    if workdir == "new" and not Path("new").exists():
+        Path("new").symlink_to("../host0/new")
+
+
 def main() -> None:
     distributed.initialize()
-    lock.time = SimpleNamespace(
-        sleep=lambda _: Path("late/checkpoints/10").mkdir(exist_ok=True, parents=True)
-    )
     tiny = replace(
         load(TINY),
         batch_size=4,
@@ -136,6 +146,7 @@ def main() -> None:
             each[0 if distributed.is_primary() else -1]
             for each in (case.config, case.options, case.workdirs)
         )
+        lock.time = SimpleNamespace(sleep=lambda _, workdir=workdir: catch_up(workdir))
         try:
             train(replace(tiny, **config), workdir, **options)
         except VmoeError as error:

@@ -15,7 +15,8 @@ from vmoe.retry import can_pass, retried
 from vmoe.workdir.layout import steps_of
 
 LOCK = ".lock"
-PAUSES = (1, 5, 20, 60)  # seconds before the list of checkpoints is compared again
+NO_LOCK = "no lock"  # stands for the content of a lock that a process does not see
+PAUSES = (1, 5, 20, 60)  # seconds before what the processes see is compared again
 
 
 @contextlib.contextmanager
@@ -81,7 +82,8 @@ def _not_writable(workdir: Path, error: OSError) -> VmoeError:
 def _check_shared(workdir: Path) -> None:
     """Checks that all processes see the same folder; else each would resume from its own files.
 
-    A network file system may show a process an earlier list of checkpoints for a minute.
+    A network file system may show a process an earlier list of checkpoints for a minute, or, if the
+    process has looked for the folder before it was made, no folder.
     """
     path = workdir / LOCK
 
@@ -89,7 +91,7 @@ def _check_shared(workdir: Path) -> None:
         try:
             return f"{retried(path, path.read_text)}\n{steps_of(workdir)}"
         except FileNotFoundError:
-            return "no lock"
+            return NO_LOCK
 
     pauses = iter(PAUSES)
     while True:
@@ -97,8 +99,8 @@ def _check_shared(workdir: Path) -> None:
         differing = [i for i, other in enumerate(others, start=1) if other != first]
         if not differing:
             return
-        same_lock = len({each.partition("\n")[0] for each in (first, *others)}) == 1
-        pause = next(pauses, None) if same_lock else None
+        locks = {each.partition("\n")[0] for each in (first, *others)} - {NO_LOCK}
+        pause = next(pauses, None) if len(locks) == 1 else None
         if pause is None:
             raise distributed.synchronized(
                 UsageError(
