@@ -106,6 +106,22 @@ def test_steps_and_rows_that_cannot_be_read_for_a_moment_are_read_again(tmp_path
         assert writer.restore(7, position) == ""
 
 
+def test_a_device_in_the_place_of_rows_is_not_read(tmp_path: Path) -> None:
+    """Reading a device or a pipe may never end."""
+    writer = CsvFile(tmp_path / "metrics.csv")
+    writer.append(7, [{"loss": 0.5}])
+    position = writer.position()
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "metrics.csv").symlink_to("/dev/null")
+    for read in (
+        writer.stored_step,
+        lambda: writer.rows_of(7),
+        lambda: writer.restore(7, position),
+    ):
+        with pytest.raises(Failure, match="metrics.csv: cannot be read .not a regular file.; rest"):
+            read()
+
+
 def test_a_full_disk_is_no_wrong_input_when_a_run_begins(tmp_path: Path) -> None:
     """A limit on the file size is like a full disk."""
     config = load(TINY)

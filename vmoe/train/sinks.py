@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 
 from vmoe.errors import Failure, one_line, writing
-from vmoe.retry import retried
+from vmoe.retry import failure, read_regular, retried
 from vmoe.train.pictures import Picture
 from vmoe.workdir.layout import append_bytes
 
@@ -145,14 +145,12 @@ class CsvFile(Sink):
         """
         content, missing = b"", ""
         if position.size:
-            try:
-                content = retried(self._path, self._path.read_bytes)[: position.size]
-                if _first_step(content) > step:
-                    content, missing = b"", f"{self._path} has lost its rows up to step {step}"
-            except FileNotFoundError:
+            content = self._read()
+            if content is None:
                 missing = f"{self._path} is missing: its rows up to step {step} are lost"
-            except OSError as error:
-                raise Failure(f"{self._path} cannot be read ({error.strerror})") from None
+            elif _first_step(content) > step:
+                content, missing = b"", f"{self._path} has lost its rows up to step {step}"
+            content = (content or b"")[: position.size]
         self._hash = hashlib.sha256(content)
         if not missing and Position(len(content), self._hash.hexdigest()) != position:
             reason = "its content has changed"
@@ -173,10 +171,7 @@ class CsvFile(Sink):
 
         They were written between the checkpoint of the step and the next step.
         """
-        content = b""
-        with contextlib.suppress(FileNotFoundError):
-            content = retried(self._path, self._path.read_bytes)[self._size :]
-        lines = content.splitlines(keepends=True)
+        lines = (self._read() or b"")[self._size :].splitlines(keepends=True)
         header = lines[: not self._size]
         own = itertools.takewhile(
             lambda line: line.startswith(b"%d," % step) and line.endswith(b"\n"),
@@ -194,11 +189,20 @@ class CsvFile(Sink):
 
     def stored_step(self) -> int:
         """The step of the last complete row on the disk; 0 if there is none."""
+        return _last_step((self._read() or b"").partition(b"\n")[2]) or 0
+
+    def _read(self) -> bytes | None:
+        """The content of the file; None if there is none.
+
+        Raises:
+            Failure: it cannot be read, or is a pipe or a device.
+        """
         try:
-            content = retried(self._path, self._path.read_bytes)
+            return retried(self._path, lambda: read_regular(self._path))
         except FileNotFoundError:
-            return 0
-        return _last_step(content.partition(b"\n")[2]) or 0
+            return None
+        except OSError as error:
+            raise failure(self._path, error) from None
 
     def set_aside(self) -> str:
         """Renames the file to .old, or to .old.2 and so on: no file is replaced.
