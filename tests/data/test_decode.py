@@ -6,11 +6,12 @@ import struct
 import subprocess
 import sys
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image, TiffImagePlugin
+from PIL import EpsImagePlugin, Image, TiffImagePlugin, TiffTags
 
 from vmoe.data.check import unreadable
 from vmoe.data.decode import decode, image_files_below, read_image
@@ -96,15 +97,37 @@ def test_colors_of_12_bits_in_16_are_refused_and_16_bits_become_8(
     np.testing.assert_allclose(read_image(path)[..., ::-1], values / 257, atol=1)
 
 
+def tiff(values: np.ndarray, **tags: Any) -> bytes:
+    """A TIFF file of 16 x 16 pixels whose strips are the first axis of the values."""
+    file, directory = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    sizes = tuple(strip.nbytes for strip in values)
+    offsets = tuple(i * size for i, size in enumerate(sizes))  # from the end of the tags
+    named = {TiffTags.lookup(tag).name: tag for tag in TiffTags.TAGS_V2}
+    directory.update({256: 16, 257: 16, 258: 8 * values.itemsize, 273: offsets, 278: 16})
+    directory.update({279: sizes, **{named[name]: value for name, value in tags.items()}})
+    directory.save(file)
+    return file.getvalue() + values.tobytes()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_tiff_in_which_0_is_white_is_no_negative(dtype: type, tmp_path) -> None:
-    values = np.linspace(0, np.iinfo(dtype).max, 256).astype(dtype).reshape(16, 16)
-    file, tags = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
-    tags.update({256: 16, 257: 16, 258: 8 * values.itemsize, 262: 0, 273: 0, 279: values.nbytes})
-    tags.save(file)  # the offset 273 counts from its end
-    (tmp_path / "scan.tif").write_bytes(file.getvalue() + values.tobytes())
+    values = np.linspace(0, np.iinfo(dtype).max, 256).astype(dtype).reshape(1, 16, 16)
+    (tmp_path / "scan.tif").write_bytes(tiff(values, PhotometricInterpretation=0))
     pixels = read_image(tmp_path / "scan.tif")
     np.testing.assert_allclose(pixels[..., 0], 255 - np.arange(256).reshape(16, 16), atol=1)
+
+
+def test_layouts_of_a_tiff_that_pillow_reads_wrongly_are_refused_by_name() -> None:
+    colors = dict(PhotometricInterpretation=2, SamplesPerPixel=3, PlanarConfiguration=2)
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(3, axis=0)
+    planes = tiff(values, BitsPerSample=(8,) * 3, **colors)
+    np.testing.assert_array_equal(decode(planes, "a.tif"), values.transpose(1, 2, 0))
+    planes = tiff(values.astype(np.uint16) * 257, BitsPerSample=(16,) * 3, **colors)
+    with pytest.raises(UsageError, match="a.tif: its channels of 16 bits are stored one after ano"):
+        decode(planes, "a.tif")
+    signed = tiff(values[:1].view(np.int8), PhotometricInterpretation=1, SampleFormat=2)
+    with pytest.raises(UsageError, match="a.tif: its values are signed; save it with 8 bits per"):
+        decode(signed, "a.tif")
 
 
 def bomb(kind: str) -> bytes:

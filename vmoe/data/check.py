@@ -28,7 +28,7 @@ from vmoe.workdir.layout import replace_text
 TAIL = 16  # bytes read at the end of a file, where its end marker is
 CHUNK, CHUNKS = 256, 64  # files per task, and tasks that are awaited together
 ENDS = {PNG: b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
-RULES = f"3 {PIL.__version__}"  # version of the rules below; records of other versions are ignored
+RULES = f"4 {PIL.__version__}"  # version of the rules below; records of other versions are ignored
 
 
 class Reading(NamedTuple):

@@ -4,9 +4,9 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,7 +23,8 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
-MIN_IS_WHITE = 0  # of a TIFF's photometric interpretation
+MIN_IS_WHITE, PLANAR, SIGNED = 0, 2, 2
+"""Values of a TIFF's tags: photometric interpretation, planar configuration, sample format."""
 REMEDY = "save it with 8 bits per channel"  # for values whose white level is unknown
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names of the formats of SUFFIXES
@@ -152,14 +153,17 @@ def decode(
 
     Raises:
         UsageError: the bytes are not a complete image, its header declares too many pixels, or its
-            values have no defined range: 32-bit integers, floats, or fewer than 13 of 16 bits.
+            values have no defined range: 32-bit integers, floats, signed values, or fewer than 13
+            of 16 bits; or Pillow cannot read its layout.
     """
     if not isinstance(image, bytes):
         return image
     try:
         with open_image(io.BytesIO(image), origin, max_pixels) as opened:
             tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else {}
-            deep = has_16_bits(image) or max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+            bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            deep = has_16_bits(image) or max(bits) > 8
+            _check_layout(tags, bits, origin)
             negative = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == MIN_IS_WHITE
             turned = ImageOps.exif_transpose(opened) if exif else opened
             if deep:
@@ -211,6 +215,20 @@ def open_image(
 def has_16_bits(head: bytes) -> bool:
     """Whether the first 25 bytes of a file begin a PNG with 16 bits per channel."""
     return head.startswith(PNG) and head[24:25] == b"\x10"
+
+
+def _check_layout(tags: Mapping[int, Any], bits: Sequence[int], origin: str) -> None:
+    """Checks that a TIFF has no layout that Pillow reads as unsigned values of 8 bits.
+
+    Args:
+        bits: bits of each channel.
+    """
+    planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == PLANAR
+    if planar and len(bits) > 1 and max(bits) > 8:
+        problem = "its channels of 16 bits are stored one after another"
+        raise UsageError(f"{origin}: {problem}; {REMEDY}")
+    if max(bits) == 8 and SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+        raise UsageError(f"{origin}: its values are signed; {REMEDY}")
 
 
 def _check_white(image: Image.Image, origin: str) -> None:
