@@ -151,9 +151,9 @@ def _first_problem(errors: Sequence[Any]) -> tuple[Sequence[int | str], str]:
     of the type whose ``kind`` was given are meant.
     """
     first = errors[0]
-    place, name = first["loc"][:-2], first["loc"][-1]
-    if name != "kind":
+    if first["loc"][-1:] != ("kind",):
         return first["loc"], first["msg"]
+    place = first["loc"][:-2]
     of_field = [error for error in errors if error["loc"][: len(place)] == place]
     others = [error for error in of_field if error["loc"][len(place) + 1 :] == ("kind",)]
     types = {error["loc"][len(place)] for error in others}
@@ -161,4 +161,4 @@ def _first_problem(errors: Sequence[Any]) -> tuple[Sequence[int | str], str]:
         if error["loc"][len(place)] not in types:
             return error["loc"], error["msg"]
     known = ", ".join(error["ctx"]["expected"] for error in others)
-    return (*place, name), f"{first['input']!r} is none of {known}; a later version may have it"
+    return (*place, "kind"), f"{first['input']!r} is none of {known}; a later version may have it"

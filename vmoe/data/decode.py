@@ -209,7 +209,7 @@ def open_image(
                 f"data.max_pixels={max_pixels}; make it smaller, or raise that"
             )
         return image
-    raise UnidentifiedImageError
+    raise UnidentifiedImageError("cannot identify image")
 
 
 def has_16_bits(head: bytes) -> bool:
