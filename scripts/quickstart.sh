@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the environment, trains a sparse vision model on digits, evaluates it, compares it with
 # classic methods, and predicts an image: 3 to 6 minutes. A second run reuses the environment and
-# the model. Ctrl-C stops it; the training goes on from its last checkpoint the next time.
+# the model. Ctrl-C stops it; the next time it continues from its last checkpoint.
 set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
