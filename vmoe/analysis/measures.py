@@ -111,7 +111,7 @@ def collected_totals(block: BlockRouting) -> dict[str, Any]:
 
 def sum_totals(batches: Sequence[Mapping[str, np.ndarray]]) -> ExpertTotals:
     """Adds up the ``expert_totals`` of batches, on the host in 64 bits."""
-    sums = {
+    sums: dict[str, Any] = {
         name: np.stack([batch[name] for batch in batches])
         .astype(float if name in ("gates", "entropy") else int)
         .sum(axis=0)

@@ -40,9 +40,8 @@ def _evaluate(program: core.ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
         elif eqn.primitive.name in CALLS:
             results = _evaluate(eqn.params[CALLS[eqn.primitive.name]], operands)
         else:
-            with _eager_if_known(
-                *operands, *(axis for out in eqn.outvars for axis in out.aval.shape)
-            ):
+            outputs: list[Any] = [out.aval for out in eqn.outvars]
+            with _eager_if_known(*operands, *(axis for each in outputs for axis in each.shape)):
                 result = eqn.primitive.bind(*operands, **eqn.params)
             results = result if eqn.primitive.multiple_results else [result]
         values.update(zip(eqn.outvars, results, strict=True))
