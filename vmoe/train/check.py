@@ -128,4 +128,5 @@ def _open(name: str, split: str, config: TrainConfig) -> Source:
 
 def _reading(config: TrainConfig) -> dict[str, Any]:
     """How images are checked when a data set is opened."""
-    return {name: getattr(config.data, name) for name in ("check", "on_error", "max_pixels")}
+    data = config.data
+    return dict(check=data.check, on_error=data.on_error, max_pixels=data.max_pixels)
