@@ -93,7 +93,7 @@ def test_overlapping_zip_entries_are_refused(tmp_path: Path) -> None:
     for place in fuzz.positions(bytes(content), b"PK\1\2"):
         content[place + 42 : place + 46] = bytes(4)
     path.write_bytes(content)
-    assert "corrupt" in refusal(path)
+    assert "corrupt (two arrays start at the same byte)" in refusal(path)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -109,6 +109,17 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
         open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
 
 
+def test_two_arrays_at_the_same_byte_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, images=IMAGES, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    second = content.rindex(b"PK\1\2")
+    content[second + 42 : second + 46] = bytes(4)  # where its local header starts
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="two arrays start at the same byte; save it again"):
+        open_source(f"arrays:{path}", "train")
+
+
 def test_class_names_may_be_bytes(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     for stored in ("naïve", "naïve".encode()):

@@ -24,6 +24,7 @@ from vmoe.config.fewshot import PAPER_DATA
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.sources import Example, Source, open_source, sample
+from vmoe.data.sources.views import View
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.fewshot import FewShotData, fewshot, open_fewshot, prepare
 from vmoe.evaluate.probe import L2, choose_l2, draw, fit
@@ -109,15 +110,11 @@ def test_scores_equal_scikit_learns_ridge(images: int, features: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recorded:
+class Recorded(View):
     """Digits with other labels, which records the images that are read."""
 
-    source: Source
     labels: tuple[tuple[int, ...], ...]
     read: list[int] = dataclasses.field(default_factory=list)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.source, name)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,7 +1,7 @@
 """Pictures of a run: training images as the model gets them, and the worst errors."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.data.pipeline import training_batches
 from vmoe.data.sources import Example, Source, open_source
+from vmoe.data.sources.views import View
 from vmoe.errors import UsageError
 from vmoe.evaluate import Evaluation, evaluate
 from vmoe.factory import Loaded
@@ -27,22 +28,16 @@ SIZE_8 = Preprocessing(SIDE)
 GAP = 6
 
 
-class Unreadable:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unreadable(View):
     """Another source, with some images that cannot be read."""
 
-    def __init__(self, source: Source, indices: tuple[int, ...]) -> None:
-        self._source, self.indices = source, indices
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def __len__(self) -> int:
-        return len(self._source)
+    indices: tuple[int, ...]
 
     def __getitem__(self, index: int) -> Example:
         if index in self.indices:
             raise UsageError(f"image {index}: cannot be read")
-        return self._source[index]
+        return self.source[index]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import csv
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,8 @@ from tests.command import TINY
 from vmoe import config as configs
 from vmoe.costs.chips import CHIPS, DEVICE_KINDS, chip_of
 from vmoe.costs.flops import flops_to_logits
-from vmoe.data.sources import Example, Source, open_source
+from vmoe.data.sources import Example, open_source
+from vmoe.data.sources.views import View
 from vmoe.train import timing, train
 from vmoe.train.timing import COLUMNS, StepTimer
 from vmoe.workdir.layout import read_config
@@ -20,21 +20,12 @@ from vmoe.workdir.layout import read_config
 DELAY = 0.02  # seconds to read an image
 
 
-class SlowSource:
+class SlowSource(View):
     """Another source whose images take long to read."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
         time.sleep(DELAY)
-        return self._source[index]
+        return self.source[index]
 
 
 def timings(workdir: Path) -> list[dict[str, float | None]]:

@@ -47,6 +47,8 @@ def read(path: str | Path) -> ArrayFile:
                 raise corrupt(
                     path, f"{others[0]!r:.80} is not an array: its name must end in {SUFFIX}"
                 )
+            if len({each.header_offset for each in members}) < len(members):
+                raise corrupt(path, "two arrays start at the same byte")
             declared = sum(each.file_size for each in members)
             if declared > MAX_RATIO * path.stat().st_size:
                 raise corrupt(path, f"it declares {declared:,} bytes")

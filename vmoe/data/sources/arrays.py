@@ -173,6 +173,8 @@ def _read(path: str, place: str) -> tuple[dict[str, np.ndarray], list[str]]:
             raise UsageError(f"{place}: holds one array; save several with np.savez")
         if name := repeated(loaded.files):
             raise UsageError(f"{place}: two arrays are called {name!r}; save it again")
+        if len({each.header_offset for each in loaded.zip.infolist()}) < len(loaded.files):
+            raise UsageError(f"{place}: two arrays start at the same byte; save it again")
         names = [name for name in loaded.files if USED.fullmatch(name)]
         return {name: _mapped(path, loaded, name) for name in names}, loaded.files
 

@@ -39,6 +39,15 @@ class View:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index]
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return self.source.labels_of(index)
+
+    def fingerprint(self) -> Fingerprint:
+        return self.source.fingerprint()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset(View):
