@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -57,6 +58,7 @@ LONGEST = (
     *("test_notebooks.py", "test_router_comparison.py", "test_distributed.py", "test_stops.py"),
     *("test_worked_router.py", "test_list_of_experts.py", "test_loop.py", "test_scripts.py"),
 )
+MOST_MAPS = 30_000  # memory maps of a process before its programs are unloaded
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 
@@ -92,6 +94,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_memory_maps() -> Iterator[None]:
+    """Unloads the programs of earlier files of tests before they exhaust the process's maps.
+
+    Each takes nine or more of the 65,530 memory maps that Linux allows a process. XLA aborts it if
+    there are none left.
+    """
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Reading ahead, in threads and in worker processes that die, hang or outlive their parent."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -101,6 +102,8 @@ def test_a_worker_that_dies_is_an_error_with_its_name_and_a_remedy(how: str, lin
     message = str(caught.value)
     assert message.startswith(line) and message.endswith("run the same command to resume")
     assert "\n" not in message
+    del caught, workers, reader
+    gc.collect()  # prints no error, which pytest would raise
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -32,7 +32,7 @@ def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         cwd="/",
-        env=os.environ | {"PYTHON": python},
+        env=os.environ | {"PYTHON": python, "VENV": ""},
     )
 
 
@@ -78,7 +78,7 @@ def test_the_extras_are_installed_once_and_that_of_the_tests_includes_that_of_th
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"PYTHON": python} | environment,
+            env=os.environ | {"PYTHON": python, "VENV": ""} | environment,
         )
 
     failed = calls("", PIP="1")

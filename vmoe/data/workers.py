@@ -154,7 +154,10 @@ class _Worker:
         new = pickled not in self._opened
         if new:
             self._opened.append(pickled)
-        self._connection.send((self._opened.index(pickled), pickled if new else None, number))
+        message = (self._opened.index(pickled), pickled if new else None, number)
+        # Not send(): the error of a broken pipe would keep a view of its buffer, and Python 3.13
+        # prints a BufferError when it deletes both.
+        self._connection.send_bytes(pickle.dumps(message))
         return self._connection.recv()
 
     def _unpacked(self, memory_name: str, sizes: Sequence[int], pickled: bytes) -> Any:
