@@ -1,4 +1,4 @@
-"""JAX's compiler: it computes right numbers here, and versions that do not are named."""
+"""What `import vmoe` brings; jax computes right numbers, and versions that do not are named."""
 
 import os
 import subprocess
@@ -42,3 +42,15 @@ def test_importing_vmoe_warns_once_of_a_jaxlib_that_errs_unless_a_flag_makes_it_
         assert result.returncode == 0, result.stderr
         assert result.stderr.count("jaxlib 0.10.2 computes wrong numbers on CPUs") == warnings
         assert result.stderr.count("pip install 'jax>=0.10.1,!=0.10.2,!=0.11.0'") == warnings
+
+
+def test_the_rooms_of_vmoe_are_its_attributes_and_are_imported_on_first_use() -> None:
+    code = """
+import sys, vmoe
+assert {"analysis", "classic", "multitask"} <= set(dir(vmoe))
+assert not {"jax", "sklearn", "vmoe.classic"} & set(sys.modules)
+vmoe.classic.MixtureOfExpertsRegressor
+assert "jax" not in sys.modules
+vmoe.multitask.MultiTaskClassifier, vmoe.analysis.capture
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

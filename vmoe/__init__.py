@@ -22,6 +22,8 @@ _MODULES = {
     "upcycle": "vmoe.surgery",
     "moefy": "vmoe.surgery",
     "analysis": "vmoe.analysis",
+    "classic": "vmoe.classic",
+    "multitask": "vmoe.multitask",
 }
 
 __all__ = sorted(_MODULES)

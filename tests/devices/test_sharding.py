@@ -17,7 +17,6 @@ import pytest
 
 from vmoe import models
 from vmoe.analysis import capture, collect, concatenate, labeled
-from vmoe.analysis.measures import expert_use
 from vmoe.config import (
     AuxLossWeights,
     BiasBalanced,
@@ -40,6 +39,7 @@ from vmoe.costs.hlo import Program, replica_group
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.mesh import place
+from vmoe.routing.load import expert_use
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.optim import optimizer
 from vmoe.train.state import abstract_state, init_state

@@ -16,7 +16,6 @@ from PIL import Image
 
 import vmoe
 from tests.random_models import forward, outputs
-from vmoe.analysis.health import findings
 from vmoe.config import (
     DataConfig,
     ExpertChoice,
@@ -49,6 +48,7 @@ from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
+from vmoe.routing.health import findings
 from vmoe.train import train
 from vmoe.train.report import Report
 

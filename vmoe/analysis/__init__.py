@@ -10,8 +10,8 @@ from vmoe.analysis.collect import (
     labeled,
 )
 from vmoe.analysis.compare import agreement, saturation
-from vmoe.analysis.measures import block_measures, expert_totals
 from vmoe.analysis.statistics import BlockStatistics, statistics
+from vmoe.routing.load import block_measures, expert_totals
 
 __all__ = [
     "BlockRouting",

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from vmoe.analysis.collect import BlockRouting, Collected
-from vmoe.analysis.measures import ExpertTotals, collected_totals
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import has_label
+from vmoe.routing.load import ExpertTotals
 
 BINS = 20
 """Bins of histograms over [0, 1]."""
@@ -156,7 +156,7 @@ def _of_batch(
     shuffled = np.take_along_axis(by_patch, positions[..., None], axis=1)
     # indices of KINDS; without a class token, no token is of the first kind
     kinds = np.pad(1 + foreground.reshape(b, i * j).astype(int), ((0, 0), (n - i * j, 0)))
-    sums = collected_totals(block) | dict(
+    sums = _totals(block) | dict(
         coactivation=any_of.T @ any_of,
         by_position=by_patch.sum(axis=0).T.reshape(e, i, j),
         by_shuffled_position=shuffled.sum(axis=0).T.reshape(e, i, j),
@@ -169,6 +169,20 @@ def _of_batch(
         choices_by_kind=_histogram(kinds, chosen.sum(-1), len(KINDS)),
     )
     return sums, by_token.sum(axis=1).astype(np.int32)
+
+
+def _totals(block: BlockRouting) -> dict[str, Any]:
+    """The fields of ``ExpertTotals`` from collected routing; gates are summed in 64 bits."""
+    gates, experts = block.gates.astype(np.float64), block.experts
+    b, n, e = gates.shape
+    return {
+        "tokens": b * n,
+        "gates": gates.sum(axis=(0, 1)),
+        "entropy": float(-np.sum(gates * np.log(np.maximum(gates, 1e-30)))),
+        "choices": np.bincount(experts.reshape(-1), minlength=e + 1)[:e],
+        "kept": np.bincount(experts[block.kept], minlength=e),
+        "unprocessed": int((~block.kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
+    }
 
 
 def _histogram(

@@ -12,12 +12,6 @@ import numpy as np
 from jaxtyping import Int
 
 from vmoe import distributed, models
-from vmoe.analysis.measures import (
-    ExpertTotals,
-    dropped_and_unprocessed,
-    expert_totals,
-    sum_totals,
-)
 from vmoe.analysis.statistics import error_of_difference
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.evaluation import Weights
@@ -43,6 +37,12 @@ from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
+from vmoe.routing.load import (
+    ExpertTotals,
+    dropped_and_unprocessed,
+    expert_totals,
+    sum_totals,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Evaluation:
     indices: Int[np.ndarray, "b"] = dataclasses.field(repr=False, compare=False)
     """The index of each image in the source; images that could not be read are missing."""
     totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
-    """By sparse block: how much each expert was used, for ``vmoe.analysis.health``."""
+    """By sparse block: how much each expert was used, for ``vmoe.routing.health``."""
 
     @property
     def labeled(self) -> int:

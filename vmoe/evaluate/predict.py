@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vmoe import models
-from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images
 from vmoe.config import RoutingOverrides
 from vmoe.config.fields import at_least
@@ -21,6 +20,7 @@ from vmoe.evaluate.metrics import check_finite
 from vmoe.factory import Loaded
 from vmoe.nn.losses import likeliest
 from vmoe.nn.vit import ViT
+from vmoe.routing.load import expert_use
 
 BATCH = 32  # images per forward pass
 

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 
 from vmoe import distributed
-from vmoe.analysis.health import findings
 from vmoe.config import TrainConfig
 from vmoe.costs.chips import chip_of
 from vmoe.costs.flops import training_flops
 from vmoe.errors import Failure, one_line
 from vmoe.evaluate import NamedEvaluation
 from vmoe.evaluate.table import remarks
+from vmoe.routing.health import findings
 from vmoe.train.console import RunConsole
 from vmoe.train.entries import evaluation_entry, training_entry
 from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard

@@ -9,14 +9,13 @@ import optax
 from jaxtyping import Array, Float32, Int, Key
 
 from vmoe import models
-from vmoe.analysis.measures import block_measures, dropped_and_unprocessed, expert_totals
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Batch
 from vmoe.nn.inputs import has_label, is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
 from vmoe.nn.router_state import next_states
-from vmoe.routing.load import Load
+from vmoe.routing.load import Load, block_measures, dropped_and_unprocessed, expert_totals
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.accumulate import Gradient, Metrics, Totals, over_parts
 from vmoe.train.lr_factors import Params, trained_params

@@ -16,7 +16,6 @@ from PIL import Image
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.analysis.colors import COLORS, text_color
-from vmoe.analysis.measures import about_unprocessed
 from vmoe.analysis.page.observe import ModelOnImages, Slots
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
@@ -24,6 +23,7 @@ from vmoe.config import MoEConfig
 from vmoe.config.routers import RouterConfig
 from vmoe.nn.inputs import has_label
 from vmoe.nn.losses import likeliest
+from vmoe.routing.health import about_unprocessed
 from vmoe.routing.priority import priority_scores
 
 HERE = Path(__file__).parent

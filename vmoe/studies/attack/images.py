@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
-from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.errors import require
@@ -24,6 +23,7 @@ from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
 from vmoe.routing import router_of
 from vmoe.routing.groups import images_in_group, ungroup
+from vmoe.routing.load import processing_experts
 from vmoe.studies.attack.config import AttackConfig
 
 PIXEL = 2 / 255

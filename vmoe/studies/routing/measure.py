@@ -12,7 +12,6 @@ from vmoe.analysis.collect import Collected, Labeled, collect, concatenate, with
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
-from vmoe.analysis.health import Finding, findings
 from vmoe.analysis.patches import TopPatches, with_top_patches
 from vmoe.analysis.statistics import BlockStatistics, statistics
 from vmoe.data.pipeline import evaluation_order
@@ -21,6 +20,7 @@ from vmoe.data.sources.views import Subset
 from vmoe.factory import Loaded
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
+from vmoe.routing.health import Finding, findings
 
 Batches = Callable[[], Iterator[Labeled]]
 """Reads the images from the first one on, at each call."""
@@ -99,7 +99,7 @@ def measure_routing(
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     config = loaded.model.config
-    found = findings(config, blocks, dependence)
+    found = findings(config, blocks, dependence.changed)
     best = {i: best[i] for i, moe in config.moe_blocks.items() if moe.router.learned}
     every = np.concatenate(predictions)
     return MeasuredRouting(loaded, data, batches, every, blocks, best, dependence, found)

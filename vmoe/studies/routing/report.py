@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vmoe.analysis import BlockStatistics, block_measures
-from vmoe.analysis.health import all_clear
-from vmoe.analysis.measures import about_unprocessed
 from vmoe.nn.inputs import has_label
+from vmoe.routing.health import about_unprocessed, all_clear
 from vmoe.studies.routing.measure import MeasuredRouting
 
 COLUMNS = (
@@ -112,4 +111,4 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
     yield f"predictions that depend on the other images of a batch: {changed:.1%}"
     yield from map(str, routing.findings)
     if not routing.findings:
-        yield all_clear(routing.loaded.model.config, routing.blocks, routing.dependence)
+        yield all_clear(routing.loaded.model.config, routing.blocks, changed)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmoe.analysis.effects import BatchDependence
-from vmoe.analysis.measures import ExpertTotals
-from vmoe.config import MoEConfig, ViTConfig
+from vmoe.config import MoEConfig, ViTConfig, ZeroExpert
 from vmoe.errors import listed
+from vmoe.routing.load import ExpertTotals
 
 MIN_LOAD = 0.01
 """Smallest load of an expert that is in use, as a fraction of the mean."""
@@ -53,7 +52,7 @@ class Finding(NamedTuple):
 def findings(
     config: ViTConfig,
     blocks: Mapping[int, ExpertTotals],
-    dependence: BatchDependence | None = None,
+    changed: float | None = None,
     *,
     training: bool = False,
 ) -> list[Finding]:
@@ -62,7 +61,7 @@ def findings(
     Args:
         config: the config of the model.
         blocks: the totals of each sparse block, such as its statistics.
-        dependence: how much predictions depend on the batch, if it was measured.
+        changed: the fraction of the predictions that depend on the batch, if it was measured.
         training: whether the model is still trained; then no message advises to prune experts,
             which may come into use.
 
@@ -76,23 +75,23 @@ def findings(
         for i, block in blocks.items()
         for finding in _of_block(i, block, layers[i], can_prune=prune)
     ]
-    if dependence is not None and dependence.changed > MAX_CHANGED:
+    if changed is not None and changed > MAX_CHANGED:
         routers = [moe.router for moe in layers.values()]
         ways = ["more capacity"] * all(router.logits_per != "slot" for router in routers)
         ways += ["dropless"] * all(router.can_drop for router in routers)
         message = (
-            f"{dependence.changed:.1%} of the predictions depend on the other images of the batch "
+            f"{changed:.1%} of the predictions depend on the other images of the batch "
             f"(at most {MAX_CHANGED:.0%}): evaluate with "
             f"{', '.join(ways)}{' or ' * bool(ways)}one image per group"
         )
-        every.append(Finding("batch", None, dependence.changed, MAX_CHANGED, message))
+        every.append(Finding("batch", None, changed, MAX_CHANGED, message))
     return every
 
 
 def all_clear(
     config: ViTConfig,
     blocks: Mapping[int, ExpertTotals],
-    dependence: BatchDependence | None = None,
+    changed: float | None = None,
 ) -> str:
     """One line for routing without findings: what was checked, with the bounds.
 
@@ -110,9 +109,19 @@ def all_clear(
         checks.append(f"at most {MAX_DROPPED:.0%} of the choices dropped")
     if learned:
         checks.append(f"gate entropy at least {MIN_ENTROPY:.0%} of ln e")
-    if dependence is not None:
+    if changed is not None:
         checks.append(f"at most {MAX_CHANGED:.0%} of the predictions depend on the batch")
     return f"no problem found: {', '.join(checks)}"
+
+
+def about_unprocessed(moe: MoEConfig) -> list[str]:
+    """What a reader of the share of unprocessed tokens must know about the experts of a layer."""
+    zero = [str(i) for i, each in enumerate(moe.each_expert) if isinstance(each, ZeroExpert)]
+    return [
+        *["shared experts process every token"] * bool(moe.shared_experts),
+        *[f"tokens with a slot at a zero expert ({listed(zero, 8)}) count as processed"]
+        * bool(zero),
+    ]
 
 
 def _enough_choices(block: ExpertTotals) -> bool:

@@ -9,9 +9,6 @@ import pytest
 
 from vmoe import models
 from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
-from vmoe.analysis.effects import BatchDependence
-from vmoe.analysis.health import all_clear, findings
-from vmoe.analysis.measures import ExpertTotals
 from vmoe.config import (
     BiasBalanced,
     CosineGate,
@@ -33,6 +30,8 @@ from vmoe.config import (
 from vmoe.config import fields as config_fields
 from vmoe.config.routers import RouterConfig
 from vmoe.errors import UsageError
+from vmoe.routing.health import all_clear, findings
+from vmoe.routing.load import ExpertTotals
 from vmoe.surgery.experts import prune_experts, random_experts
 from vmoe.trees import nested
 
@@ -63,12 +62,12 @@ EVEN = np.arange(B * N).reshape(B, N) % E
 
 
 def test_nothing_is_found_where_experts_are_used_evenly() -> None:
-    assert findings(config_of(), {5: block(EVEN)}, BatchDependence(0.0, 0.1)) == []
+    assert findings(config_of(), {5: block(EVEN)}, 0.0) == []
 
 
 def test_the_line_of_healthy_routing_has_the_checks_that_were_made() -> None:
     """Dead experts need choices, and the others of a batch predictions in several orders."""
-    line = all_clear(config_of(), {5: block(EVEN)}, BatchDependence(0.0, 0.1))
+    line = all_clear(config_of(), {5: block(EVEN)}, 0.0)
     assert "no dead expert (below 1% of the mean load)" in line
     assert "at least 1% of ln e, at most 1% of the predictions depend on the batch" in line
     few = all_clear(config_of(), {5: totals(0.25, E, 2, tokens=200)})
@@ -101,7 +100,7 @@ def test_each_problem_is_found_with_its_block_and_a_remedy(
 
 
 def test_predictions_that_depend_on_the_batch_are_a_finding_of_the_model() -> None:
-    (finding,) = findings(config_of(), {5: block(EVEN)}, BatchDependence(0.25, 3.0))
+    (finding,) = findings(config_of(), {5: block(EVEN)}, 0.25)
     assert finding.block is None
     assert str(finding).startswith("batch: 25.0% of the predictions depend on the other images")
 
@@ -188,7 +187,7 @@ def test_every_remedy_is_one_that_the_model_accepts(blocks: tuple[dict[str, Any]
     config = ViTConfig(**size, sparse_blocks=(0, 1), moe=layers)
     choices = np.array([5000, 5000, 0, 0])
     own = ExpertTotals(5000, choices / 2, 5000.0, choices, choices // 2, 0)
-    found = {f.kind: str(f) for f in findings(config, {0: own}, BatchDependence(0.25, 3.0))}
+    found = {f.kind: str(f) for f in findings(config, {0: own}, 0.25)}
 
     def prune() -> None:
         params = nested(models.abstract_params(config))
