@@ -23,7 +23,7 @@ import vmoe
 from vmoe.multitask import MultiGate, MultiTask
 from vmoe.multitask.build import Mlp
 from vmoe.multitask.tasks import Classification
-from vmoe.multitask.training import Data, Trainer, batches, forward
+from vmoe.multitask.training import Data, Trainer, forward
 from vmoe.multitask.weighting import Weighting
 
 EXPERTS, UNITS, RATE, BATCH = 8, 32, 1e-3, 64
@@ -146,12 +146,13 @@ def compare(train: Drawings, test: Drawings, gates: int, seed: int, epochs: int)
     """
     every = np.ones(len(train.tokens), bool)
     tasks = [Classification(name, labels, every) for name, labels in train.labels.items()]
-    made = forward(*nnx.split(trained(train, tasks, gates, seed, epochs)), test.tokens)
-    first, second = np.asarray(made.weights)
+    model = nnx.split(trained(train, tasks, gates, seed, epochs))
+    outputs, weights, _ = forward(*model, test.tokens)
+    first, second = np.asarray(weights)
     others = np.random.default_rng(0).permutation(len(second))
     return {
         "accuracy": {
-            task.name: task.score(test.labels[task.name], np.asarray(made.outputs[task.name]))
+            task.name: task.score(test.labels[task.name], np.asarray(outputs[task.name]))
             for task in tasks
         },
         "overlap": float(np.minimum(first, second).sum(1).mean()),
@@ -174,9 +175,6 @@ def trained(
     every = np.ones(len(train.tokens), bool)
     codes = tuple(jnp.asarray(task.encode(train.labels[task.name], every)) for task in tasks)
     data = Data(train.tokens, codes, (jnp.asarray(every),) * 2)
-    state, random = trainer.init(params), np.random.default_rng(seed)
-    train_epoch = jax.jit(trainer.epoch)
-    for _ in range(epochs):
-        order = jnp.asarray(batches(random, len(every), BATCH))
-        state, _ = train_epoch(state, data, order)
-    return nnx.merge(graph, state.params)
+    random = np.random.default_rng(seed)
+    params, _, _ = trainer.fit(params, data, None, random, batch_size=BATCH, max_epochs=epochs)
+    return nnx.merge(graph, params)

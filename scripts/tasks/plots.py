@@ -13,7 +13,7 @@ from tasks.drawings import EXPERTS, TASKS
 from tasks.findings import aucs, census_runs, synthetic_runs
 from tasks.show import GATES, LABELS
 from tasks.synthetic import RELATED
-from vmoe.multitask.plot import draw_use
+from vmoe.multitask.expert_use import draw_use
 
 
 def plot(rows: Rows) -> Any:

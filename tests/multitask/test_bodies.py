@@ -22,7 +22,7 @@ from vmoe.multitask import (
 )
 from vmoe.multitask.bodies import Body
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, Mlp
-from vmoe.multitask.findings import equal_experts
+from vmoe.multitask.expert_use import equal_experts
 from vmoe.nn.experts import Slots
 from vmoe.nn.experts.make import make_experts
 

@@ -35,11 +35,11 @@ from vmoe.multitask import (
 )
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
 from vmoe.multitask.columns import TableEncoder, rows_of
-from vmoe.multitask.findings import equal_experts
+from vmoe.multitask.expert_use import equal_experts
 from vmoe.multitask.tasks import Classification, Count, Regression, targets_of
 from vmoe.multitask.training import Data, Trainer, batches, decayed
 from vmoe.multitask.values import is_missing
-from vmoe.multitask.weighting import WEIGHTINGS, StepLosses, Weighting
+from vmoe.multitask.weighting import WEIGHTINGS, Losses, Weighting
 from vmoe.trees import by_name
 
 RANDOM = np.random.default_rng(0)
@@ -202,7 +202,7 @@ def split_of(learned: MultiTaskEstimator, targets: dict[str, Any]) -> Data:
     """All rows, with the targets of some tasks."""
     every = np.ones(len(X), bool)
     codes = [jnp.asarray(task.encode(targets[k], every)) for k, task in learned.tasks_.items()]
-    table = jax.tree.map(jnp.asarray, learned._encoder(X))
+    table = jax.tree.map(jnp.asarray, learned._encoder.transform(X))
     return Data(table, tuple(codes), (jnp.asarray(every),) * len(codes))
 
 
@@ -276,7 +276,7 @@ def test_two_steps_follow_the_gradients_with_the_weights_of_each_step(weighting:
         expected = jax.tree.map(
             lambda x, g, f=factors: x - 0.1 * jnp.tensordot(f, g, 1), expected, each
         )
-        weights = weigh.step(weights, StepLosses(losses, jnp.array([True, True]), norms))
+        weights = weigh.step(weights, Losses(losses, jnp.zeros(()), jnp.ones(2)), norms)
         seen.append(losses)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -527,10 +527,13 @@ def test_large_integers_stay_apart_where_one_is_missing(kind: str) -> None:
     assert task.classes.dtype == (np.uint64 if kind == "UInt64" else np.int64)
     frame = pd.DataFrame({"age": X[:20, 0]})
     frame["id"] = pd.Series(given, dtype=object) if kind == "list" else given
-    encoder = TableEncoder(frame, ["id"])
+    encoder = TableEncoder()
+    codes = encoder.fit_transform(frame, ["id"]).codes
     assert encoder.num_categories == [3]
-    np.testing.assert_array_equal(encoder(frame).codes[:4, 0], [1, 2, 0, 3])
-    assert TableEncoder(rows_of([[2**60, 0.5], [2**60 + 1, 0.25]]), [0]).num_categories == [2]
+    np.testing.assert_array_equal(codes[:4, 0], [1, 2, 0, 3])
+    np.testing.assert_array_equal(encoder.transform(frame).codes, codes)
+    encoder.fit_transform(rows_of([[2**60, 0.5], [2**60 + 1, 0.25]]), [0])
+    assert encoder.num_categories == [2]
 
 
 def test_a_table_of_arrow_is_read_with_its_names() -> None:
@@ -757,7 +760,7 @@ def test_dates_are_equal_in_any_unit_and_never_numbers() -> None:
         pd.DataFrame({"age": X[:, 0], "day": dates}), {"sum": Y["sum"]}
     )
     for same in (*(dates.astype(f"datetime64[{unit}]") for unit in ("s", "ns")), list(dates)):
-        codes = learned._encoder(pd.DataFrame({"age": X[:, 0], "day": same})).codes
+        codes = learned._encoder.transform(pd.DataFrame({"age": X[:, 0], "day": same})).codes
         np.testing.assert_array_equal(codes[:, 0], np.arange(300) % 5)
     with pytest.raises(ValueError, match="'day': categories of type number, and in fit .* datetim"):
         learned.predict(pd.DataFrame({"age": X[:, 0], "day": np.zeros(300)}))
@@ -802,7 +805,7 @@ def test_decimals_are_numbers() -> None:
         np.testing.assert_array_equal(
             learned.predict(frame.astype(float))["sum"], learned.predict(frame)["sum"]
         )
-    np.testing.assert_array_equal(named._encoder(frame).codes[:, 0], Y["place"])
+    np.testing.assert_array_equal(named._encoder.transform(frame).codes[:, 0], Y["place"])
 
 
 def test_numbers_that_are_text_get_a_warning_unless_they_are_named() -> None:
@@ -843,7 +846,7 @@ def test_a_column_without_a_category_in_fit_has_none_later() -> None:
             pd.DataFrame({"age": X[:, 0], "work": empty}), {"sum": Y["sum"]}
         )
     for work in (Y["place"], Y["positive"]):
-        codes = learned._encoder(pd.DataFrame({"age": X[:, 0], "work": work})).codes
+        codes = learned._encoder.transform(pd.DataFrame({"age": X[:, 0], "work": work})).codes
         np.testing.assert_array_equal(codes, 0)
 
 

@@ -12,7 +12,7 @@ from vmoe.multitask.weighting import (
     WEIGHTINGS,
     DynamicAverage,
     GradNorm,
-    StepLosses,
+    Losses,
     Uncertainty,
     Weighting,
 )
@@ -22,14 +22,16 @@ LOSSES, ONES = jnp.array([4.0, 0.25]), jnp.ones(2)
 
 def seen(
     losses: jax.Array, norms: jax.Array = ONES, labeled: tuple[bool, ...] = (True, True)
-) -> StepLosses:
-    return StepLosses(losses, jnp.array(labeled), norms)
+) -> tuple[Losses, jax.Array]:
+    return Losses(losses, jnp.zeros(()), jnp.array(labeled, float)), norms
 
 
-def after(weighting: Weighting, state: Any, observed: StepLosses, steps: int = 2000) -> jax.Array:
+def after(
+    weighting: Weighting, state: Any, observed: tuple[Losses, jax.Array], steps: int = 2000
+) -> jax.Array:
     """The weights after steps that all see the same."""
     run = jax.jit(
-        lambda state: jax.lax.fori_loop(0, steps, lambda _, s: weighting.step(s, observed), state)
+        lambda state: jax.lax.fori_loop(0, steps, lambda _, s: weighting.step(s, *observed), state)
     )
     return weighting.weights(run(state))
 
@@ -63,7 +65,7 @@ def test_gradnorm_makes_gradients_equal_if_progress_is_equal() -> None:
 
 def test_gradnorm_gives_a_task_that_lags_larger_gradients() -> None:
     weighting = GradNorm([1.0, 1.0])
-    first = weighting.step(weighting.init(), seen(LOSSES))
+    first = weighting.step(weighting.init(), *seen(LOSSES))
     weights = after(weighting, first, seen(LOSSES * jnp.array([0.9, 0.3])))
     # the norms shall be in the ratio (0.9 / 0.3) ** 1.5, as far as their sum allows
     assert weights[0] / weights[1] == pytest.approx(3**1.5, rel=0.3)
@@ -83,7 +85,7 @@ def test_dynamic_average_weighs_by_the_ratio_of_the_last_two_epochs() -> None:
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_a_task_without_a_label_in_the_batch_keeps_its_weight(name: str) -> None:
     weighting = WEIGHTINGS[name]([1.0, 1.0])
-    first = weighting.step(weighting.init(), seen(LOSSES, jnp.array([3.0, 1.0])))
+    first = weighting.step(weighting.init(), *seen(LOSSES, jnp.array([3.0, 1.0])))
     before = weighting.weights(first)
     without = seen(LOSSES.at[1].set(0.0), jnp.array([3.0, 0.0]), (True, False))
     weights = after(weighting, first, without, 200)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -15,16 +15,16 @@ from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vmoe.classic import criteria, em, online
-from vmoe.classic.columns import select_columns
-from vmoe.classic.design import moments
+from vmoe.classic import em, online
+from vmoe.classic.design import Design, moments, select_columns
 from vmoe.classic.experts.interface import Sizes, alive, in_shape
 from vmoe.classic.experts.make import is_named, make_experts
 from vmoe.classic.explain import Explanation, explain
+from vmoe.classic.growth import split_worst
 from vmoe.classic.hard_tree import HardTree
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.partition import FixedGate, check_learned
-from vmoe.classic.rows import Rows, View
+from vmoe.classic.rows import Rows, View, dense
 from vmoe.classic.splits import Split, splits
 from vmoe.classic.starts import GROUPINGS, first_largest, start_posteriors
 from vmoe.classic.tree import Gate, breadth_first, leaves, origins
@@ -35,8 +35,27 @@ AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
 
 
+@dataclass(eq=False, repr=False)
 class MixtureEstimator(BaseEstimator):
     """A mixture of experts; see ``MixtureOfExpertsRegressor`` for parameters and attributes."""
+
+    _: KW_ONLY
+    experts: Any = None
+    gate_features: Any = None
+    expert_features: Any = None
+    gate_penalty: float = 0.01
+    expert_penalty: float = 0.01
+    variance_floor: float = 1e-4
+    start: Any = "principal"
+    n_init: int = 1
+    tol: float = 1e-5
+    stopping: str = "relative"
+    max_iter: int = 100
+    solver: str = "em"
+    combine: str = "weighted"
+    random_state: Any = None
+    warm_start: bool = False
+    decay: float = 0.999
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "experts": "no_validation",  # make_experts
@@ -77,20 +96,20 @@ class MixtureEstimator(BaseEstimator):
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
                 another number or kind of experts, other columns, outputs or classes.
         """
-        return self._fit(X, y, sample_weight)
-
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> "MixtureEstimator":
-        """What ``fit`` does, at the same depth of calls as ``_learn``, for the warning's line."""
         self._random = check_random_state(self.random_state)
         if self.warm_start and hasattr(self, "_mixture"):
             rows = self._labeled_rows(X, y, sample_weight)
             sizes = self._sizes(rows, len(leaves(self._mixture.tree)))
-            return self._finish(self._fit_from(self._continued(X, sizes), rows, None), rows)
-        rows = self._training_rows(X, y, sample_weight)
-        return self._finish(self._best_fit(rows, self.start), rows)
+            fits = [self._solved(self._continued(X, sizes), rows, None)]
+        else:
+            rows = self._training_rows(X, y, sample_weight)
+            fits = self._fits(rows, self.start)
+        for problem in self._keep_best(fits, rows):
+            warnings.warn(problem, stacklevel=3)  # fit, scikit-learn's check of settings, the user
+        return self
 
-    def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> "MixtureEstimator":
-        """A batch of on-line EM; the first one is fitted as a whole."""
+    def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> list[Warning]:
+        """A batch of on-line EM; the first one is fitted as a whole. Returns what to warn of."""
         if hasattr(self, "_mixture"):
             self._validate_params()  # scikit-learn does so for the first batch alone
             rows = self._labeled_rows(X, y, sample_weight)
@@ -98,7 +117,7 @@ class MixtureEstimator(BaseEstimator):
             mixture = self._continued(X, sizes)
             online.learn(mixture, self._memory, rows, self.decay, move=True)
             self._mixture = mixture
-            return self
+            return []
         self._random = check_random_state(self.random_state)
         rows = self._training_rows(X, y, sample_weight, classes)
         start, lacking = self.start, []
@@ -107,39 +126,43 @@ class MixtureEstimator(BaseEstimator):
             rows = online.with_classes(rows, lacking)
             if lacking and not isinstance(start, str | dict):
                 start = np.tile(start, (1 + len(lacking), 1))
-        self._finish(self._best_fit(rows, start), rows)
+        problems = self._keep_best(self._fits(rows, start), rows)
         self._memory.cautious = bool(lacking)
-        return self
+        return problems
 
-    def _best_fit(self, rows: Rows, first: Any) -> em.Fit:
-        """The best fit of all starts; the first one is given."""
+    def _fits(self, rows: Rows, first: Any) -> list[em.Fit]:
+        """A fit from each start; the first start is given, the others are random."""
         fits = []
         for start in [first, *["random"] * (self.n_init - 1)]:
             mixture = self._new_mixture(rows)
-            fits.append(self._fit_from(mixture, rows, self._start(mixture, rows, start)))
-        reached = [fit.history[-1] for fit in fits]
-        return fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]
+            fits.append(self._solved(mixture, rows, self._start(mixture, rows, start)))
+        return fits
 
-    def _finish(self, fit: em.Fit, rows: Rows) -> "MixtureEstimator":
-        """Stores a fit, its attributes and the memory of its rows; warns if it did not converge."""
-        if not fit.converged:
-            warnings.warn(
-                f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
-                if np.isfinite(fit.history[-1])
-                else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
-                "use a variance_floor above 0",
-                ConvergenceWarning,
-                stacklevel=5,  # _finish, _fit, fit, scikit-learn's check of settings, the user
-            )
-        total, experts = rows.weight.sum(), fit.mixture.experts.sizes.n_experts
-        if total < experts and max(self.gate_penalty, self.expert_penalty):
-            warnings.warn(
-                f"sample_weight: the weights sum to {total:g}, as if there were fewer rows than "
-                f"the {experts} experts, so that the penalties decide: scale them to a mean of 1, "
-                "or lower gate_penalty and expert_penalty",
-                UserWarning,
-                stacklevel=5,
-            )
+    def _solved(
+        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
+    ) -> em.Fit:
+        """A run of the solver, and one after each split of a leaf of a tree that grows.
+
+        Args:
+            posterior: the responsibilities to start from; None for the mixture's own parameters.
+        """
+        run = em.run
+        if self.solver == "gradient":
+            from vmoe.classic import gradient  # the only module that needs JAX
+
+            run = gradient.run
+        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
+        fit = run(mixture, rows, posterior, stopping)
+        while len(leaves(fit.mixture.tree)) < self._grown_size():
+            grown, split = split_worst(fit.mixture, rows)
+            after = run(grown, rows, split, stopping)
+            fit = em.Fit(after.mixture, fit.history + after.history, after.converged)
+        return fit
+
+    def _keep_best(self, fits: list[em.Fit], rows: Rows) -> list[Warning]:
+        """Stores the best fit, with the memory of its rows. Returns what to warn of."""
+        reached = [fit.history[-1] for fit in fits]
+        fit = fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]
         self._mixture = fit.mixture
         self.converged_ = fit.converged
         self.history_ = np.array(fit.history)
@@ -148,13 +171,24 @@ class MixtureEstimator(BaseEstimator):
         self._memory = online.Memory()
         if type(fit.mixture.experts) in online.EXPERTS:
             online.learn(fit.mixture, self._memory, rows, self.decay, move=False)
-        return self
-
-    def _fit_from(
-        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
-    ) -> em.Fit:
-        """The fit from one start: responsibilities, or the mixture's own parameters."""
-        return self._solve(mixture, rows, posterior)
+        problems: list[Warning] = []
+        if not fit.converged:
+            problem = (
+                f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
+                if np.isfinite(fit.history[-1])
+                else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
+                "use a variance_floor above 0"
+            )
+            problems.append(ConvergenceWarning(problem))
+        total, experts = rows.weight.sum(), fit.mixture.experts.sizes.n_experts
+        if total < experts and max(self.gate_penalty, self.expert_penalty):
+            problem = (
+                f"sample_weight: the weights sum to {total:g}, as if there were fewer rows than "
+                f"the {experts} experts, so that the penalties decide: scale them to a mean of 1, "
+                "or lower gate_penalty and expert_penalty"
+            )
+            problems.append(UserWarning(problem))
+        return problems
 
     def _continued(self, X: Any, sizes: Sizes) -> Mixture:
         """A copy of the fitted mixture with the current settings.
@@ -192,21 +226,10 @@ class MixtureEstimator(BaseEstimator):
         """The number of experts after growth."""
         return self._n_leaves()
 
-    def _solve(
-        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
-    ) -> em.Fit:
-        """A run of the solver."""
-        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
-        if self.solver == "em":
-            return em.run(mixture, rows, posterior, stopping)
-        from vmoe.classic import gradient  # the only module that needs JAX
-
-        return gradient.run(mixture, rows, posterior, stopping)
-
     def _new_mixture(self, rows: Rows) -> Mixture:
-        self._check_number(rows, self._grown_size())  # before a tree of any size is built
+        sizes = self._sizes(rows, self._grown_size())  # before a tree of any size is built
         tree = self._tree(rows.gate.shape[1] - 1)
-        experts = make_experts(self.experts, self._sizes(rows, len(leaves(tree))))
+        experts = make_experts(self.experts, replace(sizes, n_experts=len(leaves(tree))))
         experts.check_targets(rows.y)
         return Mixture(tree, experts, self.gate_penalty)
 
@@ -214,10 +237,12 @@ class MixtureEstimator(BaseEstimator):
         """The gates, before their first fit."""
         raise NotImplementedError
 
-    def _check_number(self, rows: Rows, n_experts: int) -> None:
-        """Raises a ValueError if there are fewer rows than experts, or their weights are nothing.
+    def _sizes(self, rows: Rows, n_experts: int) -> Sizes:
+        """The sizes of the experts.
 
-        Beside a much larger penalty, products of the rows would be rounding.
+        Raises:
+            ValueError: there are fewer rows than experts, or their weights are nothing: beside a
+                much larger penalty, products of the rows would be rounding.
         """
         if len(rows) < n_experts:
             raise ValueError(f"n_samples={len(rows)} should be >= the {n_experts} experts")
@@ -227,18 +252,16 @@ class MixtureEstimator(BaseEstimator):
                 f"sample_weight: the weights sum to {total:g}, which is nothing beside a penalty "
                 f"of {penalty:g}: scale them to a mean of 1"
             )
-
-    def _sizes(self, rows: Rows, n_experts: int) -> Sizes:
-        """The sizes of the experts."""
-        self._check_number(rows, n_experts)
-        classes = getattr(self, "classes_", None)
-        outputs = rows.y.shape[1] if classes is None else len(classes)
+        classes, floor = getattr(self, "classes_", None), None
+        if classes is None:
+            _, variance = moments(rows.y, rows.weight, "y")
+            floor = np.maximum(self.variance_floor * variance, np.finfo(float).tiny)
         return Sizes(
             n_experts=n_experts,
             n_columns=len(rows.view.expert_columns),
-            n_outputs=outputs,
+            n_outputs=rows.y.shape[1] if classes is None else len(classes),
             penalty=self.expert_penalty,
-            floor=least_variance(rows, self.variance_floor) if classes is None else None,
+            floor=floor,
             classes=classes,
             random=self._random,
         )
@@ -251,9 +274,12 @@ class MixtureEstimator(BaseEstimator):
             return posterior
         if isinstance(start, str):
             data = rows.inputs(), rows.targets(), rows.weight
-            return self._best_start(
-                start_posteriors(start, mixture.tree, *data, self._random), rows
-            )
+            found = start_posteriors(start, mixture.tree, *data, self._random)
+            if len(found) == 1:
+                return found[0]
+            trial = em.Stopping(TRIAL, 0.0, "relative")
+            tried = [em.run(self._new_mixture(rows), rows, each, trial) for each in found]
+            return found[first_largest([fit.history[-1] for fit in tried])]
         if isinstance(start, dict):
             if unknown := set(start) - {"gate_coef", "expert_coef", "expert_std"}:
                 raise ValueError(f"start has unknown parameters {sorted(unknown)}")
@@ -269,16 +295,6 @@ class MixtureEstimator(BaseEstimator):
             raise ValueError("start: the responsibilities of a row should be >= 0 and sum to 1")
         check_no_expert_is_empty(posterior, rows)
         return posterior
-
-    def _best_start(
-        self, posteriors: list[Float[np.ndarray, "n e"]], rows: Rows
-    ) -> Float[np.ndarray, "n e"]:
-        """The start with the largest log-likelihood after a few steps."""
-        if len(posteriors) == 1:
-            return posteriors[0]
-        trial = em.Stopping(TRIAL, 0.0, "relative")
-        reached = [em.run(self._new_mixture(rows), rows, p, trial).history[-1] for p in posteriors]
-        return posteriors[first_largest(reached)]
 
     def _set_parameters(
         self, mixture: Mixture, view: View, gate_coef: Any, expert_coef: Any, expert_std: Any = None
@@ -303,7 +319,10 @@ class MixtureEstimator(BaseEstimator):
         weight = checked_weight(sample_weight, X)
         y = self._encode(y, classes)
         gate, expert = self._columns(given)
-        self._view = View.of(X, weight, gate, expert, is_named(self.experts))
+        gate_design = Design.of(dense(X[:, gate]), weight, "X")
+        named = is_named(self.experts)
+        expert_design = Design.of(dense(X[:, expert]), weight, "X") if named else None
+        self._view = View(gate, expert, gate_design, expert_design)
         return Rows(self._view, X, y, weight)
 
     def _columns(self, given: Any) -> list[Int[np.ndarray, "m"]]:
@@ -358,17 +377,17 @@ class MixtureEstimator(BaseEstimator):
     def aic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better."""
         rows = self._labeled_rows(X, y, sample_weight)
-        return criteria.aic(self._mixture, rows)
+        return self._mixture.aic(rows)
 
     def bic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The Bayesian information criterion: the lower, the better."""
         rows = self._labeled_rows(X, y, sample_weight)
-        return criteria.bic(self._mixture, rows)
+        return self._mixture.bic(rows)
 
     def icl(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The integrated completed likelihood: BIC plus a term for unsure responsibilities."""
         rows = self._labeled_rows(X, y, sample_weight)
-        return criteria.icl(self._mixture, rows)
+        return self._mixture.icl(rows)
 
     def explain(self, x: Any) -> Explanation:
         """The most probable path of one row through the gates.
@@ -405,7 +424,8 @@ class MixtureEstimator(BaseEstimator):
     def to_hard_tree(self) -> HardTree:
         """The decision tree in which a row goes to the most probable child of every gate."""
         check_is_fitted(self)
-        return HardTree(self)
+        fitted = copy.copy(self)  # later fits make new parts and change no old ones
+        return HardTree(fitted, fitted._mixture, fitted._rows, fitted._decide)
 
     def _names(self, given: Any = None) -> list[str]:
         """The names of the columns of X."""
@@ -429,12 +449,6 @@ class MixtureEstimator(BaseEstimator):
         check_is_fitted(self)
         to_given = self._view.gate_design.to_given
         return [to_given(gate.coef) for gate in breadth_first(self._mixture.tree)]
-
-
-def least_variance(rows: Rows, floor: float) -> Float[np.ndarray, "q"]:
-    """The least variance of an expert's outputs, from the fraction of the variance of y."""
-    _, variance = moments(rows.y, rows.weight, "y")
-    return np.maximum(floor * variance, np.finfo(float).tiny)
 
 
 def checked_weight(sample_weight: Any, X: Any) -> Float[np.ndarray, "n"]:

@@ -1,5 +1,6 @@
 """Flat mixtures of experts: one gate (Jacobs et al. 1991), fitted by EM (Jordan & Jacobs 1994)."""
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,55 +12,19 @@ from vmoe.classic.tasks import Classification, Regression
 from vmoe.classic.tree import Gate, grow
 
 
+@dataclass(eq=False, repr=False)
 class FlatMixture(MixtureEstimator):
     """A mixture with one gate."""
+
+    n_experts: int = 2
+    _: KW_ONLY
+    gate: Any = "softmax"
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
         "n_experts": [AT_LEAST_1],
         "gate": [StrOptions({"softmax"}), PartitionGate],
     }
-
-    def __init__(
-        self,
-        n_experts: int = 2,
-        *,
-        experts: Any = None,
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate: Any = "softmax",
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-        decay: float = 0.999,
-    ):
-        self.n_experts = n_experts
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate = gate
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.decay = decay
 
     def _n_leaves(self) -> int:
         if isinstance(self.n_experts, bool):  # which scikit-learn's check takes for an integer

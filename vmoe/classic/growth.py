@@ -5,32 +5,14 @@ would give the new gate a gradient of exactly zero, so that EM could not tell th
 """
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
 
-from vmoe.classic import em
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
 from vmoe.classic.starts import first_largest, joined, principal, unsure
-from vmoe.classic.tree import leaves, split_leaf
-
-
-def grow_to(fit: em.Fit, rows: Rows, n_experts: int, solve: Callable[..., em.Fit]) -> em.Fit:
-    """Splits leaves, with a run of the solver after each split, until there are so many experts.
-
-    Args:
-        solve: a function of the mixture, the rows and the responsibilities to start from.
-
-    Returns:
-        the last fit, with the history of all; the log-likelihood may fall at a split.
-    """
-    while len(leaves(fit.mixture.tree)) < n_experts:
-        mixture, posterior = split_worst(fit.mixture, rows)
-        after = solve(mixture, rows, posterior)
-        fit = em.Fit(mixture, fit.history + after.history, after.converged)
-    return fit
+from vmoe.classic.tree import split_leaf
 
 
 def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray, "n e"]]:

@@ -1,69 +1,30 @@
 """Hierarchical mixtures of experts: a tree of gates (Jordan & Jacobs 1994), fitted by EM."""
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils._param_validation import StrOptions
 
-from vmoe.classic import em
 from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
-from vmoe.classic.growth import grow_to
-from vmoe.classic.mixture import Mixture
-from vmoe.classic.rows import Rows
 from vmoe.classic.tasks import Classification, Regression
 from vmoe.classic.tree import Gate, grow
 
 
+@dataclass(eq=False, repr=False)
 class HierarchicalMixture(MixtureEstimator):
     """A mixture with a tree of gates."""
+
+    branching: Any = (2, 2)
+    _: KW_ONLY
+    growth: int | None = None
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
         "branching": ["array-like"],
         "growth": [AT_LEAST_1, None],
     }
-
-    def __init__(
-        self,
-        branching: Any = (2, 2),
-        *,
-        growth: int | None = None,
-        experts: Any = None,
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-        decay: float = 0.999,
-    ):
-        self.branching = branching
-        self.growth = growth
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.decay = decay
 
     def _branching(self) -> list[int]:
         branching = np.asarray(self.branching)
@@ -82,10 +43,6 @@ class HierarchicalMixture(MixtureEstimator):
                 f"growth={self.growth}: branching={self.branching!r} has {self._n_leaves()} experts"
             )
         return grow(self._branching(), n_columns)
-
-    def _fit_from(self, mixture: Mixture, rows: Rows, posterior: np.ndarray | None) -> em.Fit:
-        fit = super()._fit_from(mixture, rows, posterior)
-        return grow_to(fit, rows, self.growth or 0, self._solve)
 
     def _grown_size(self) -> int:
         return max(self.growth or 0, self._n_leaves())

@@ -75,3 +75,25 @@ class Mixture:
     def n_parameters(self) -> int:
         """The number of free parameters."""
         return self.tree.n_parameters() + self.experts.n_parameters()
+
+    def log_likelihood(self, rows: Rows) -> float:
+        """The log-likelihood, summed over the weighted rows."""
+        return float(rows.weight @ self.posterior(rows)[1])
+
+    def aic(self, rows: Rows) -> float:
+        """Akaike's information criterion; like the others, the lower, the better."""
+        return 2 * self.n_parameters() - 2 * self.log_likelihood(rows)
+
+    def bic(self, rows: Rows) -> float:
+        """The Bayesian information criterion; the sum of the weights is the sample size."""
+        size = np.log(rows.weight.sum())
+        return float(size * self.n_parameters() - 2 * self.log_likelihood(rows))
+
+    def icl(self, rows: Rows) -> float:
+        """The integrated completed likelihood (Biernacki, Celeux & Govaert 2000).
+
+        BIC - 2 sum_t w_t log max_e h_te, which also counts how unsure the responsibilities are.
+        """
+        posterior, _ = self.posterior(rows)
+        sure = np.log(posterior.max(axis=1))
+        return self.bic(rows) - 2 * float(rows.weight @ sure)

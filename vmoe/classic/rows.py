@@ -26,24 +26,6 @@ class View:
     gate_design: Design
     expert_design: Design | None
 
-    @classmethod
-    def of(
-        cls,
-        given: Any,
-        weight: Float[np.ndarray, "n"],
-        gate_columns: Int[np.ndarray, "_"],
-        expert_columns: Int[np.ndarray, "_"],
-        named: bool,
-    ) -> "View":
-        """The view with columns standardized for these rows.
-
-        Args:
-            named: whether any expert reads standardized columns.
-        """
-        gate = Design.of(dense(given[:, gate_columns]), weight, "X")
-        expert = Design.of(dense(given[:, expert_columns]), weight, "X") if named else None
-        return cls(gate_columns, expert_columns, gate, expert)
-
 
 @dataclass
 class Rows:

@@ -1,5 +1,6 @@
 """What differs between regression and classification: the targets, and the form of predictions."""
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +54,9 @@ class Regression(RegressorMixin):
         Raises:
             ValueError: the settings of a later batch need other experts, gates or columns.
         """
-        return self._learn(X, y, sample_weight)
+        for problem in self._learn(X, y, sample_weight):
+            warnings.warn(problem, stacklevel=3)
+        return self
 
     def predict_dist(self, X: Any) -> PredictiveDistribution:
         """The distribution of y for every row, with mean, std, quantile, cdf and sample.
@@ -111,7 +114,9 @@ class Classification(ClassifierMixin):
         """
         if hasattr(self, "_mixture") and classes is not None:
             _check_partial_fit_first_call(self, classes)
-        return self._learn(X, y, sample_weight, classes)
+        for problem in self._learn(X, y, sample_weight, classes):
+            warnings.warn(problem, stacklevel=3)
+        return self
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n q"]:
         """The probabilities of the classes, in the order of ``classes_``, as ``combine`` says."""

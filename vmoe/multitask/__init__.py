@@ -21,9 +21,9 @@ from vmoe.multitask.bodies import (
     SharedBottom,
 )
 from vmoe.multitask.estimator import MultiTaskClassifier, MultiTaskEstimator
+from vmoe.multitask.expert_use import plot_expert_use
 from vmoe.multitask.gates import DSelectK, Gate, Gated, Softmax
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.plot import plot_expert_use
 
 __all__ = [
     "Body",

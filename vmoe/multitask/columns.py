@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from scipy.sparse import issparse
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
-from vmoe.classic.columns import select_columns
+from vmoe.classic.design import select_columns
 from vmoe.multitask.values import (
     as_array,
     as_list,
@@ -45,20 +45,19 @@ class TableEncoder:
         names: the names of the columns, or their indices.
         categorical: whether a column is categorical.
         num_categories: number of categories of each categorical column.
-        constant: the names of the columns that have one value.
-        nearly_unique: the names of the columns that are categorical by default, and have more
-            categories than half the number of rows.
+        problems: what to warn of: columns of one value, and columns that are categorical by
+            default and have more categories than half the number of rows.
     """
 
-    def __init__(self, X: Any, categorical: Any = None):
-        """Learns scales and categories.
+    def fit_transform(self, X: Any, categorical: Any = None) -> Table:
+        """Learns scales and categories; returns the rows.
 
         Args:
             categorical: names or indices of the categorical columns. By default those columns of a
                 DataFrame that are not numbers, or have pandas' type "category".
 
         Raises:
-            ValueError: see ``__call__``; or there is no such column.
+            ValueError: see ``transform``; or there is no such column.
         """
         is_frame = hasattr(X, "iloc")
         columns = columns_of(X)
@@ -77,11 +76,12 @@ class TableEncoder:
         self._scaler = StandardScaler()
         self.num_categories: list[int] = []
         self._types = self._types_of(columns)
+        categories, numbers = self._categories(columns), None
         differ, nearly_unique = np.zeros((2, len(columns)), bool)
         if self.categorical.any():
-            categories = self._codes.fit(self._categories(columns)).categories_
-            self.num_categories = [len(each) - (each[-1] is None) for each in categories]
-            differ[self.categorical] = [len(each) > 1 for each in categories]
+            known = self._codes.fit(categories).categories_
+            self.num_categories = [len(each) - (each[-1] is None) for each in known]
+            differ[self.categorical] = [len(each) > 1 for each in known]
             if categorical is None:
                 limit = max(MANY, len(X) / 2)
                 nearly_unique[self.categorical] = np.array(self.num_categories) > limit
@@ -90,16 +90,26 @@ class TableEncoder:
             with np.errstate(over="ignore", invalid="ignore"):
                 self._scaler.fit(numbers)
             differ[~self.categorical] = np.ptp(numbers, axis=0) > 0
-        self.constant, self.nearly_unique = (
-            [self.names[i] for i in np.flatnonzero(chosen)] for chosen in (~differ, nearly_unique)
-        )
+        self.problems = [
+            f"X: these columns have {problem}: {', '.join(repr(self.names[i]) for i in chosen)}"
+            for problem, chosen in (
+                ("one value only: leave them out", np.flatnonzero(~differ)),
+                (
+                    "more categories than half the number of rows: convert them to numbers, or "
+                    "name them in categorical",
+                    np.flatnonzero(nearly_unique),
+                ),
+            )
+            if len(chosen)
+        ]
+        return self._encoded(numbers, categories)
 
     @property
     def num_numbers(self) -> int:
         """The number of columns of numbers."""
         return int((~self.categorical).sum())
 
-    def __call__(self, X: Any) -> Table:
+    def transform(self, X: Any) -> Table:
         """The rows of a table with the columns of the one that was learned from.
 
         Raises:
@@ -113,21 +123,26 @@ class TableEncoder:
                     f"{self._place(i)}: categories of type {own}, and in fit they were of type "
                     f"{known}: convert them"
                 )
-        numbers = np.zeros((len(X), 0), np.float32)
-        codes = np.zeros((len(X), 0), np.int32)
-        if not self.categorical.all():
+        numbers = None if self.categorical.all() else self._numbers(columns)
+        return self._encoded(numbers, self._categories(columns))
+
+    def _encoded(self, numbers: np.ndarray | None, categories: np.ndarray) -> Table:
+        """The rows of columns of numbers, if there are any, and of categories."""
+        scaled = np.zeros((len(categories), 0), np.float32)
+        codes = np.zeros((len(categories), 0), np.int32)
+        if numbers is not None:
             with np.errstate(over="ignore", invalid="ignore"):
-                numbers = self._scaler.transform(self._numbers(columns)).astype(np.float32)
-            if not (finite := np.isfinite(numbers).all(axis=0)).all():
+                scaled = self._scaler.transform(numbers).astype(np.float32)
+            if not (finite := np.isfinite(scaled).all(axis=0)).all():
                 column = int(np.flatnonzero(~self.categorical)[np.argmin(finite)])
                 raise ValueError(
                     f"{self._place(column)}: a value is too far from those of fit for float32: "
                     "check it, or scale the column"
                 )
         if self.categorical.any():
-            given = self._codes.transform(self._categories(columns)).astype(np.int32)
+            given = self._codes.transform(categories).astype(np.int32)
             codes = np.where(given < 0, np.array(self.num_categories, np.int32), given)
-        return Table(numbers, codes)
+        return Table(scaled, codes)
 
     def _place(self, column: int) -> str:
         return f"X: column {self.names[column]!r}"

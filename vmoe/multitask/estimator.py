@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -20,19 +21,25 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vmoe import forks
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
 from vmoe.multitask.columns import Table, TableEncoder, TableRows, is_category, rows_of
-from vmoe.multitask.findings import equal_experts, unused_experts
+from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.tasks import KINDS, Classification, Task, kind_of, labels_of, targets_of
+from vmoe.multitask.tasks import (
+    KINDS,
+    Classification,
+    Task,
+    check_labeled,
+    kind_of,
+    labels_of,
+    targets_of,
+)
 from vmoe.multitask.training import (
     EVAL_BATCH_SIZE,
     Data,
-    Losses,
     Trainer,
-    batches,
     decayed,
     forward,
 )
-from vmoe.multitask.values import as_pandas, is_missing, is_numeric
+from vmoe.multitask.values import as_pandas, is_numeric
 from vmoe.multitask.weighting import WEIGHTINGS
 
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
@@ -40,6 +47,7 @@ AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 POSITIVE = Interval(Real, 0, None, closed="neither")
 
 
+@dataclass(eq=False, repr=False)
 class MultiTaskEstimator(BaseEstimator):
     """Several tasks on the rows of a table: classifications, regressions and counts.
 
@@ -98,6 +106,31 @@ class MultiTaskEstimator(BaseEstimator):
         feature_names_in_: their names, if ``fit`` got a DataFrame.
     """
 
+    architecture: str = "mmoe"
+    _: KW_ONLY
+    kinds: Mapping[str, str] | None = None
+    n_experts: int = 8
+    n_task_experts: int = 2
+    n_layers: int = 2
+    expert_units: Any = (16,)
+    tower_units: Any = (8,)
+    expert: Callable[..., nnx.Module] | None = None
+    gate: str = "softmax"
+    k: int = 2
+    entropy_weight: Any = 0.01
+    embedding_size: int = 8
+    categorical: Any = None
+    weighting: str = "fixed"
+    task_weights: Mapping[str, float] | None = None
+    learning_rate: Any = 1e-3
+    weight_decay: Any = 0.0
+    batch_size: int = 256
+    max_epochs: int = 100
+    patience: int = 10
+    validation_fraction: Any = 0.1
+    random_state: Any = None
+    verbose: int = 0
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "architecture": [StrOptions(set(ARCHITECTURES))],
         "kinds": [Mapping, None],
@@ -127,57 +160,6 @@ class MultiTaskEstimator(BaseEstimator):
     _most_classes: ClassVar[float] = 30
     """As many whole numbers are classes by default without a warning."""
 
-    def __init__(
-        self,
-        architecture: str = "mmoe",
-        *,
-        kinds: Mapping[str, str] | None = None,
-        n_experts: int = 8,
-        n_task_experts: int = 2,
-        n_layers: int = 2,
-        expert_units: Any = (16,),
-        tower_units: Any = (8,),
-        expert: Callable[..., nnx.Module] | None = None,
-        gate: str = "softmax",
-        k: int = 2,
-        entropy_weight: Any = 0.01,
-        embedding_size: int = 8,
-        categorical: Any = None,
-        weighting: str = "fixed",
-        task_weights: Mapping[str, float] | None = None,
-        learning_rate: Any = 1e-3,
-        weight_decay: Any = 0.0,
-        batch_size: int = 256,
-        max_epochs: int = 100,
-        patience: int = 10,
-        validation_fraction: Any = 0.1,
-        random_state: Any = None,
-        verbose: int = 0,
-    ):
-        self.architecture = architecture
-        self.kinds = kinds
-        self.n_experts = n_experts
-        self.n_task_experts = n_task_experts
-        self.n_layers = n_layers
-        self.expert_units = expert_units
-        self.tower_units = tower_units
-        self.expert = expert
-        self.gate = gate
-        self.k = k
-        self.entropy_weight = entropy_weight
-        self.embedding_size = embedding_size
-        self.categorical = categorical
-        self.weighting = weighting
-        self.task_weights = task_weights
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-        self.verbose = verbose
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, *, validation: Any = None) -> "MultiTaskEstimator":
         """Trains the model.
@@ -195,52 +177,62 @@ class MultiTaskEstimator(BaseEstimator):
         """
         forks.computes()
         X, y = rows_of(X), as_pandas(y)
-        new = copy.copy(self)  # has the columns; those of the last fit stay until this one succeeds
+        new = copy.copy(self)  # what was fitted before stays until this fit succeeds
         validate_data(new, X, reset=True, skip_check_array=True)
         targets = targets_of(y, len(X))
         random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-        tasks = self._make_tasks(targets, {name for name in targets if is_category(y[name])})
+        tasks, problems = self._make_tasks(
+            targets, {name for name in targets if is_category(y[name])}
+        )
         weights = self._weights(tasks)
-        held_out = None
+        labels, held_out = _labels(tasks, targets, "training"), None
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise ValueError("validation: give a tuple of X and y")
             other = new._known(validation[0])
-            held_out = other, targets_of(validation[1], len(other))
+            targets = targets_of(validation[1], len(other))
+            held_out = other, _labels(tasks, targets, "validation")
         elif self.validation_fraction:
-            rows, others = self._split(tasks, targets, random)
-            held_out = _rows_of(X, targets, others)
-            X, targets = _rows_of(X, targets, rows)
-        encoder = TableEncoder(X, self.categorical)
-        for names, problem in (
-            (encoder.constant, "one value only: leave them out"),
-            (
-                encoder.nearly_unique,
-                "more categories than half the number of rows: convert them to numbers, or name "
-                "them in categorical",
-            ),
-        ):
-            if names:
-                listed = ", ".join(map(repr, names))
-                warnings.warn(
-                    f"X: these columns have {problem}: {listed}", UserWarning, stacklevel=3
-                )
-        train = _data(encoder, tasks, X, targets, "training")
-        validated = _data(encoder, tasks, *held_out, "validation") if held_out else None
+            rows, others = self._split(tasks, labels, random)
+            (X, labels), held_out = (
+                (_safe_indexing(X, each), _labels_at(each, tasks, labels, split))
+                for each, split in ((rows, "training"), (others, "validation"))
+            )
+        encoder = TableEncoder()
+        train = labels._replace(inputs=encoder.fit_transform(X, self.categorical))
+        train, validated = jax.tree.map(jnp.asarray, train), None
+        if held_out is not None:
+            other, labels = held_out
+            validated = labels._replace(inputs=encoder.transform(other))
+            validated = jax.tree.map(jnp.asarray, validated)
         model = self._new_model(encoder, tasks, int(random.integers(2**31)))
         found = list(equal_experts(model))
-        for finding in found:
-            warnings.warn(finding, UserWarning, stacklevel=3)
-        best = self._train(model, tasks, weights, (train, validated), random)
-        self.model_, self.history_, self.n_epochs_ = best
-        self.n_parameters_ = sum(
-            x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param, graph=True))
+        for problem in [*problems, *encoder.problems, *found]:
+            warnings.warn(problem, UserWarning, stacklevel=3)  # fit, scikit-learn, the user
+        graph, params = nnx.split(model, graph=True)
+        trainer = Trainer(
+            graph,
+            tuple(tasks.values()),
+            WEIGHTINGS[self.weighting](weights),
+            optax.adamw(self.learning_rate, weight_decay=self.weight_decay, mask=decayed),
         )
-        self._encoder, self.tasks_, self.findings_ = encoder, tasks, found
-        self.expert_names_ = self._expert_names()
+        params, new.history_, new.n_epochs_ = trainer.fit(
+            params,
+            train,
+            validated,
+            random,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            patience=self.patience,
+            on_epoch=self._check_and_report,
+        )
+        new.model_ = nnx.merge(graph, params)
+        new.n_parameters_ = sum(x.size for x in jax.tree.leaves(params))
+        new._encoder, new.tasks_, new.findings_ = encoder, tasks, found
+        new.expert_names_ = new._expert_names()
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
-        self._experts_seen = own + self.n_experts  # by the gate of a task
-        validate_data(self, X, reset=True, skip_check_array=True)
+        new._experts_seen = own + self.n_experts  # by the gate of a task
+        self.__dict__ = new.__dict__
         return self
 
     def _known(self, X: Any) -> Any:
@@ -251,10 +243,15 @@ class MultiTaskEstimator(BaseEstimator):
 
     def _make_tasks(
         self, targets: Mapping[str, np.ndarray], categories: Collection[str]
-    ) -> dict[str, Task]:
-        """The tasks; those whose targets are ``categories`` of pandas are classifications."""
+    ) -> tuple[dict[str, Task], list[str]]:
+        """The tasks, and those of whole numbers that look like regressions, to warn of.
+
+        Args:
+            categories: tasks whose targets are categories of pandas, which are classifications.
+        """
         kinds = dict.fromkeys(categories, "classification") | dict(self.kinds or {})
         found: dict[str, Task] = {}
+        problems = []
         for name in kinds:
             if name not in targets:
                 raise ValueError(f"kinds: there is no task {name!r}, only {sorted(targets)}")
@@ -264,23 +261,19 @@ class MultiTaskEstimator(BaseEstimator):
                 choices = ", ".join(self._kinds)
                 other = " or MultiTaskEstimator" if kind in list(KINDS) else ""
                 raise ValueError(f"kinds: task {name!r}: {kind!r}: use {choices}{other}")
-            found[name] = KINDS[kind](name, targets[name], labeled)
-            if name not in kinds and is_numeric(targets[name]):
-                self._warn_of_many_classes(found[name], int(labeled.sum()))
-        return found
-
-    def _warn_of_many_classes(self, task: Task, targets: int) -> None:
-        """Warns of whole numbers that look like a regression and are classes by default."""
-        most = min(self._most_classes, targets / 2)
-        if isinstance(task, Classification) and len(task.classes) > most:
-            name = task.name
-            warnings.warn(
-                f"task {name!r}: the numbers are {len(task.classes)} classes of {targets} targets: "
-                f'for a regression, use MultiTaskEstimator(kinds={{{name!r}: "regression"}}); '
-                f'for classes, kinds={{{name!r}: "classification"}} says so',
-                UserWarning,
-                stacklevel=5,  # _warn_of_many_classes, _make_tasks, fit, scikit-learn, the user
-            )
+            task = found[name] = KINDS[kind](name, targets[name], labeled)
+            if name in kinds or not is_numeric(targets[name]):
+                continue
+            n = int(labeled.sum())
+            if isinstance(task, Classification) and len(task.classes) > min(
+                self._most_classes, n / 2
+            ):
+                problems.append(
+                    f"task {name!r}: the numbers are {len(task.classes)} classes of {n} targets: "
+                    f'for a regression, use MultiTaskEstimator(kinds={{{name!r}: "regression"}}); '
+                    f'for classes, kinds={{{name!r}: "classification"}} says so'
+                )
+        return found, problems
 
     def _default_kind(self, targets: np.ndarray, labeled: np.ndarray) -> str:
         return kind_of(targets, labeled)
@@ -296,22 +289,19 @@ class MultiTaskEstimator(BaseEstimator):
         return [float(given.get(name, 1.0)) for name in tasks]
 
     def _split(
-        self,
-        tasks: Mapping[str, Task],
-        targets: Mapping[str, np.ndarray],
-        random: np.random.Generator,
+        self, tasks: Mapping[str, Task], labels: Data, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation rows.
 
         The rows are sorted by their classes and cut into blocks; a random one of each is a
         validation row.
         """
-        strata = []
-        for name, task in tasks.items():
-            labeled = ~is_missing(targets[name])
-            strata.append(np.where(labeled, 0, -1))
-            if isinstance(task, Classification):
-                strata[-1][labeled] = task.encode(targets[name], labeled)[labeled]
+        strata = [
+            np.where(labeled, codes if isinstance(task, Classification) else 0, -1)
+            for task, codes, labeled in zip(
+                tasks.values(), labels.targets, labels.labeled, strict=True
+            )
+        ]
         rows = len(strata[0])
         n = round(self.validation_fraction * rows)
         if not 0 < n < rows:
@@ -365,67 +355,26 @@ class MultiTaskEstimator(BaseEstimator):
             self.architecture, config, inputs.width, outputs, towers, inputs, rngs=rngs
         )
 
-    def _train(
-        self,
-        model: MultiTask,
-        tasks: Mapping[str, Task],
-        weights: Sequence[float],
-        data: tuple[Data, Data | None],
-        random: np.random.Generator,
-    ) -> tuple[MultiTask, list[dict[str, Any]], int]:
-        """Trains until the validation loss no longer falls.
+    def _check_and_report(self, row: Mapping[str, Any]) -> None:
+        """Prints the losses of an epoch.
 
-        Returns:
-            the model with the best parameters, the history, and the number of their epoch.
+        Raises:
+            ValueError: one is NaN or infinite.
         """
-        train, validation = data
-        graph, params = nnx.split(model, graph=True)
-        trainer = Trainer(
-            graph,
-            tuple(tasks.values()),
-            WEIGHTINGS[self.weighting](weights),
-            optax.adamw(self.learning_rate, weight_decay=self.weight_decay, mask=decayed),
-        )
-        train_epoch, losses_of = jax.jit(trainer.epoch), jax.jit(trainer.losses)
-        state = trainer.init(params)
-        history: list[dict[str, Any]] = []
-        best, kept, at = np.inf, state.params, 0
-        rows = len(train.labeled[0])
-        for epoch in range(1, self.max_epochs + 1):
-            order = jnp.asarray(batches(random, rows, self.batch_size))
-            state, losses = train_epoch(state, train, order)
-            row = {"epoch": epoch, "gates": float(losses.gates), "train": _by_task(tasks, losses)}
-            loss = -epoch  # without a validation split the last epoch is the best
-            if validation is not None:
-                row["validation"] = _by_task(tasks, losses_of(state.params, validation))
-                loss = float(np.dot(weights, list(row["validation"].values())))
-            self._check_finite(row)
-            self._report(row)
-            history.append(row)
-            if loss < best:
-                best, kept, at = loss, state.params, epoch
-            elif epoch - at >= self.patience:
-                break
-        return nnx.merge(graph, kept), history, at
-
-    def _check_finite(self, row: Mapping[str, Any]) -> None:
+        parts = [f"epoch {row['epoch']}/{self.max_epochs}"]
         for split in ("train", "validation"):
-            for name, loss in row.get(split, {}).items():
+            losses = row.get(split, {})
+            for name, loss in losses.items():
                 if not np.isfinite(loss):
                     raise ValueError(
                         f"the {split} loss of task {name!r} is {loss} in epoch {row['epoch']}: use "
                         f"a lower learning_rate than {self.learning_rate:g}"
                     )
-
-    def _report(self, row: Mapping[str, Any]) -> None:
-        if not self.verbose:
-            return
-        parts = [f"epoch {row['epoch']}/{self.max_epochs}"]
-        for split in ("train", "validation"):
-            if split in row:
-                losses = ", ".join(f"{name} {loss:.4f}" for name, loss in row[split].items())
-                parts.append(f"{split} {losses}")
-        print("  ".join(parts), flush=True)
+            if losses:
+                listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+                parts.append(f"{split} {listed}")
+        if self.verbose:
+            print("  ".join(parts), flush=True)
 
     def _expert_names(self) -> list[str]:
         match self.architecture:
@@ -445,7 +394,7 @@ class MultiTaskEstimator(BaseEstimator):
         """The outputs of each task, and the weights (t, b, e) of the experts."""
         check_is_fitted(self, "model_")
         forks.computes()
-        table = self._encoder(self._known(X))
+        table = self._encoder.transform(self._known(X))
         graph, params = nnx.split(self.model_, graph=True)
         outputs, weights = [], []
         for start in range(0, len(table.numbers), EVAL_BATCH_SIZE):
@@ -454,10 +403,10 @@ class MultiTaskEstimator(BaseEstimator):
             # A power of two of rows: few programs are compiled, however many rows are predicted.
             more = (1 << (n - 1).bit_length()) - n
             padded = Table(*(np.pad(x, ((0, more), (0, 0)), mode="edge") for x in rows))
-            made = jax.device_get(forward(graph, params, padded))
-            outputs.append({name: each[:n] for name, each in made.outputs.items()})
-            if made.weights is not None:
-                weights.append(made.weights[:, :n])
+            by_task, own, _ = jax.device_get(forward(graph, params, padded))
+            outputs.append({name: each[:n] for name, each in by_task.items()})
+            if own is not None:
+                weights.append(own[:, :n])
         by_task = {name: np.concatenate([part[name] for part in outputs]) for name in self.tasks_}
         return by_task, np.concatenate(weights, axis=1) if weights else None
 
@@ -542,31 +491,17 @@ class MultiTaskClassifier(MultiTaskEstimator):
         return "classification"
 
 
-def _rows_of(
-    X: Any, targets: Mapping[str, np.ndarray], rows: np.ndarray
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """Some rows of a table and of its targets."""
-    return _safe_indexing(X, rows), {name: values[rows] for name, values in targets.items()}
-
-
-def _data(
-    encoder: TableEncoder,
-    tasks: Mapping[str, Task],
-    X: Any,
-    targets: Mapping[str, np.ndarray],
-    split: str,
-) -> Data:
-    """A split as the model reads it."""
+def _labels(tasks: Mapping[str, Task], targets: Mapping[str, np.ndarray], split: str) -> Data:
+    """The encoded targets of a split, without inputs."""
     if set(targets) != set(tasks):
         raise ValueError(f"validation: y has the tasks {list(targets)}: expected {list(tasks)}")
     labeled = labels_of({name: targets[name] for name in tasks}, split)
-    encoded = [task.encode(targets[name], labeled[name]) for name, task in tasks.items()]
-    return Data(
-        jax.tree.map(jnp.asarray, encoder(X)),
-        tuple(jnp.asarray(each) for each in encoded),
-        tuple(jnp.asarray(each) for each in labeled.values()),
-    )
+    encoded = tuple(task.encode(targets[name], labeled[name]) for name, task in tasks.items())
+    return Data(None, encoded, tuple(labeled.values()))
 
 
-def _by_task(tasks: Mapping[str, Task], losses: Losses) -> dict[str, float]:
-    return dict(zip(tasks, np.asarray(losses.tasks).tolist(), strict=True))
+def _labels_at(rows: np.ndarray, tasks: Mapping[str, Task], labels: Data, split: str) -> Data:
+    """The encoded targets of some rows."""
+    found = jax.tree.map(lambda each: each[rows], labels)
+    check_labeled(dict(zip(tasks, found.labeled, strict=True)), split)
+    return found

@@ -1,7 +1,7 @@
 """A model of several tasks: inputs, body, and a tower for each task."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import nnx
@@ -10,20 +10,6 @@ from jaxtyping import Array, Float
 from vmoe import forks
 from vmoe.errors import UsageError
 from vmoe.multitask.bodies import Body
-
-
-class Forward(NamedTuple):
-    """The output of a model.
-
-    Attributes:
-        outputs: the outputs of each task by name.
-        weights: see ``BodyOutput``.
-        loss: the losses of the gates.
-    """
-
-    outputs: dict[str, Float[Array, "b q"]]
-    weights: Float[Array, "t b e"] | None
-    loss: Float[Array, ""]
 
 
 class MultiTask(nnx.Module):
@@ -55,11 +41,13 @@ class MultiTask(nnx.Module):
 
     def __call__(self, inputs: Any) -> dict[str, Float[Array, "b q"]]:
         """The outputs of each task by name."""
-        return self.forward(inputs).outputs
+        return self.forward(inputs)[0]
 
     @jax.named_scope("multitask")
-    def forward(self, inputs: Any) -> Forward:
-        """The outputs, with the weights of the experts.
+    def forward(
+        self, inputs: Any
+    ) -> tuple[dict[str, Float[Array, "b q"]], Float[Array, "t b e"] | None, Float[Array, ""]]:
+        """The outputs by name, and the weights and the loss of the body; see ``BodyOutput``.
 
         Raises:
             UsageError: the body has another number of tasks than there are towers.
@@ -75,4 +63,4 @@ class MultiTask(nnx.Module):
             name: tower(features)
             for name, tower, features in zip(self.names, self.towers, made.features, strict=True)
         }
-        return Forward(outputs, made.weights, made.loss)
+        return outputs, made.weights, made.loss

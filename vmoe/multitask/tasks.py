@@ -285,12 +285,17 @@ def labels_of(
         ValueError: a task has none.
     """
     found = {name: ~is_missing(values) for name, values in targets.items()}
-    for name, labeled in found.items():
-        if not labeled.any():
+    check_labeled(found, split)
+    return found
+
+
+def check_labeled(labeled: Mapping[str, Bool[np.ndarray, "b"]], split: str | None) -> None:
+    """Raises a ValueError if a task has no target."""
+    for name, known in labeled.items():
+        if not known.any():
             raise ValueError(
                 f"task {name!r}: all targets are missing: leave the task out"
                 if split is None
                 else f"task {name!r}: no {split} row has a target: give more targets, or a "
                 "validation split that has some"
             )
-    return found

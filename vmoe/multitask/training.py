@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.errors import UsageError
-from vmoe.multitask.model import Forward
 from vmoe.multitask.tasks import Task
-from vmoe.multitask.weighting import StepLosses, Weighting
+from vmoe.multitask.weighting import Losses, Weighting
 from vmoe.trees import path_name
 
 
@@ -29,25 +28,11 @@ class Data(NamedTuple):
     """
 
     inputs: Any
-    targets: tuple[Array, ...]
-    labeled: tuple[Bool[Array, "b"], ...]
+    targets: tuple[Array | np.ndarray, ...]
+    labeled: tuple[Bool[Array | np.ndarray, "b"], ...]
 
 
 EVAL_BATCH_SIZE = 8192  # rows of a forward pass without training
-
-
-class Losses(NamedTuple):
-    """Mean losses.
-
-    Attributes:
-        tasks: the mean loss of each task over its labeled rows; 0 if it has none.
-        gates: the loss of the gates.
-        labels: the number of labeled rows of each task.
-    """
-
-    tasks: Float[Array, "t"]
-    gates: Float[Array, ""]
-    labels: Float[Array, "t"]
 
 
 class State(NamedTuple):
@@ -62,8 +47,8 @@ class State(NamedTuple):
 class Trainer:
     """Trains models of one structure.
 
-    The methods are functions of arrays: compile them by ``jax.jit``, and map them over seeds by
-    ``jax.vmap``.
+    All methods but ``fit`` are functions of arrays: compile them by ``jax.jit``, and map them over
+    seeds by ``jax.vmap``.
 
     Attributes:
         graph: the structure, see ``nnx.split``.
@@ -90,6 +75,56 @@ class Trainer:
                     "such as statistics or random streams"
                 )
         return State(params, self.optimizer.init(params), self.weighting.init())
+
+    def fit(
+        self,
+        params: nnx.State,
+        train: Data,
+        validation: Data | None,
+        random: np.random.Generator,
+        *,
+        batch_size: int,
+        max_epochs: int,
+        patience: float = np.inf,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> tuple[nnx.State, list[dict[str, Any]], int]:
+        """Trains until the validation loss no longer falls.
+
+        Args:
+            params: at the start.
+            validation: None to train for all epochs, the last of which is then the best.
+            random: draws the order of the rows.
+            patience: epochs without a lower validation loss after which training ends.
+            on_epoch: gets the row of the history after each epoch.
+
+        Returns:
+            the parameters of the best epoch; the history, for each epoch "epoch", "gates", the mean
+            loss of the gates, "train" and "validation", mean losses by name of the task; and the
+            number of the best epoch.
+        """
+        train_epoch, losses_of = jax.jit(self.epoch), jax.jit(self.losses)
+        state = self.init(params)
+        history: list[dict[str, Any]] = []
+        best, kept, at = np.inf, state.params, 0
+        for epoch in range(1, max_epochs + 1):
+            order = jnp.asarray(batches(random, len(train.labeled[0]), batch_size))
+            state, losses = train_epoch(state, train, order)
+            row = {"epoch": epoch, "gates": float(losses.gates), "train": self._by_task(losses)}
+            loss = -epoch
+            if validation is not None:
+                row["validation"] = self._by_task(losses_of(state.params, validation))
+                loss = float(np.dot(self.weighting.factors, list(row["validation"].values())))
+            on_epoch(row)
+            history.append(row)
+            if loss < best:
+                best, kept, at = loss, state.params, epoch
+            elif epoch - at >= patience:
+                break
+        return kept, history, at
+
+    def _by_task(self, losses: Losses) -> dict[str, float]:
+        names = [task.name for task in self.tasks]
+        return dict(zip(names, np.asarray(losses.tasks).tolist(), strict=True))
 
     def epoch(self, state: State, data: Data, order: Int[Array, "_ b"]) -> tuple[State, Losses]:
         """The state after one training step for each batch of an order, and the mean losses.
@@ -130,8 +165,7 @@ class Trainer:
         else:
             (gradients,) = pull_back(factors)
         updates, moments = self.optimizer.update(gradients, state.moments, state.params)
-        seen = StepLosses(losses.tasks, losses.labels > 0, norms)
-        weighting = self.weighting.step(state.weighting, seen)
+        weighting = self.weighting.step(state.weighting, losses, norms)
         return State(optax.apply_updates(state.params, updates), moments, weighting), losses
 
     def losses(self, params: nnx.State, data: Data) -> Losses:
@@ -143,15 +177,15 @@ class Trainer:
         return mean_of(jax.lax.map(lambda rows: self._losses(params, take(data, rows)), order))
 
     def _losses(self, params: nnx.State, data: Data) -> Losses:
-        forward = nnx.merge(self.graph, params).forward(data.inputs)
+        by_task, _, gates = nnx.merge(self.graph, params).forward(data.inputs)
         sums = [
             jnp.where(labeled, task.loss(outputs, targets), 0.0).sum()
             for task, outputs, targets, labeled in zip(
-                self.tasks, forward.outputs.values(), data.targets, data.labeled, strict=True
+                self.tasks, by_task.values(), data.targets, data.labeled, strict=True
             )
         ]
         labels = jnp.stack([labeled.sum() for labeled in data.labeled]).astype(jnp.float32)
-        return Losses(jnp.stack(sums) / jnp.maximum(labels, 1), forward.loss, labels)
+        return Losses(jnp.stack(sums) / jnp.maximum(labels, 1), gates, labels)
 
 
 def decayed(params: nnx.State) -> Any:
@@ -204,6 +238,6 @@ def mean_of(losses: Losses) -> Losses:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(graph: nnx.GraphDef, params: nnx.State, inputs: Any) -> Forward:
-    """The outputs of a model, and the weights of its experts."""
+def forward(graph: nnx.GraphDef, params: nnx.State, inputs: Any) -> Any:
+    """``MultiTask.forward``, compiled."""
     return nnx.merge(graph, params).forward(inputs)

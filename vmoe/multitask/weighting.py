@@ -12,19 +12,18 @@ LEARNING_RATE = 0.025  # of learned weights, by Adam
 LOG_VARIANCE = 10.0  # the largest absolute value of one that is learned
 
 
-class StepLosses(NamedTuple):
-    """What a weighting sees of a training step.
+class Losses(NamedTuple):
+    """Mean losses.
 
     Attributes:
-        losses: the mean loss of each task.
-        labeled: whether the batch has a label of the task; without one, its loss is 0.
-        norms: the norm of each loss's gradient for the parameters of the body; 0 if the weighting
-            does not ask for it.
+        tasks: the mean loss of each task over its labeled rows; 0 if it has none.
+        gates: the loss of the gates.
+        labels: the number of labeled rows of each task.
     """
 
-    losses: Float[Array, "t"]
-    labeled: Bool[Array, "t"]
-    norms: Float[Array, "t"]
+    tasks: Float[Array, "t"]
+    gates: Float[Array, ""]
+    labels: Float[Array, "t"]
 
 
 class Weighting:
@@ -40,7 +39,7 @@ class Weighting:
     needs_norms = False
 
     def __init__(self, weights: Sequence[float]):
-        self.given = jnp.array(weights, jnp.float32)
+        self.factors, self.given = tuple(weights), jnp.array(weights, jnp.float32)
 
     def init(self) -> Any:
         """The first state."""
@@ -50,8 +49,14 @@ class Weighting:
         """The factor of each task's loss."""
         return self.given
 
-    def step(self, state: Any, seen: StepLosses) -> Any:
-        """The state after a training step. Tasks without a label in the batch change nothing."""
+    def step(self, state: Any, losses: Losses, norms: Float[Array, "t"]) -> Any:
+        """The state after a training step. Tasks without a label in the batch change nothing.
+
+        Args:
+            losses: of the step.
+            norms: the norm of each loss's gradient for the parameters of the body; zeros unless
+                the weighting ``needs_norms``.
+        """
         return state
 
     def epoch(self, state: Any, losses: Float[Array, "t"]) -> Any:
@@ -75,10 +80,10 @@ class Uncertainty(Weighting):
     def weights(self, state: Any) -> Float[Array, "t"]:
         return self.given * jnp.exp(-state[0])
 
-    def step(self, state: Any, seen: StepLosses) -> Any:
-        log_variances, moments = state
-        gradient = jnp.where(seen.labeled, 0.5 - jnp.exp(-log_variances) * seen.losses, 0.0)
-        moved, moments = adam_step(log_variances, gradient, moments, seen.labeled)
+    def step(self, state: Any, losses: Losses, norms: Float[Array, "t"]) -> Any:
+        (log_variances, moments), labeled = state, losses.labels > 0
+        gradient = jnp.where(labeled, 0.5 - jnp.exp(-log_variances) * losses.tasks, 0.0)
+        moved, moments = adam_step(log_variances, gradient, moments, labeled)
         return jnp.clip(moved, -LOG_VARIANCE, LOG_VARIANCE), moments
 
 
@@ -110,20 +115,21 @@ class GradNorm(Weighting):
     def weights(self, state: Any) -> Float[Array, "t"]:
         return self.given * state["weights"]
 
-    def step(self, state: Any, seen: StepLosses) -> Any:
-        labeled = seen.labeled & (seen.labeled.sum() > 1)  # one task has none to compare with
+    def step(self, state: Any, losses: Losses, norms: Float[Array, "t"]) -> Any:
+        known = losses.labels > 0
+        labeled = known & (known.sum() > 1)  # one task has none to compare with
         weights = state["weights"]
 
         def mean(x: Array) -> Array:
             return jnp.where(labeled, x, 0.0).sum() / jnp.maximum(labeled.sum(), 1)
 
-        first = jnp.where(seen.labeled & (state["first"] == 0), seen.losses, state["first"])
-        ratio = seen.losses / jnp.maximum(first, 1e-12)
+        first = jnp.where(known & (state["first"] == 0), losses.tasks, state["first"])
+        ratio = losses.tasks / jnp.maximum(first, 1e-12)
         rate = ratio / jnp.maximum(mean(ratio), 1e-12)
-        norms = weights * seen.norms
-        wanted = mean(norms) * rate**self.ASYMMETRY
-        # the gradient of sum |norms - wanted|
-        gradient = jnp.where(labeled, jnp.sign(norms - wanted) * seen.norms, 0.0)
+        weighted = weights * norms
+        wanted = mean(weighted) * rate**self.ASYMMETRY
+        # the gradient of sum |weighted - wanted|
+        gradient = jnp.where(labeled, jnp.sign(weighted - wanted) * norms, 0.0)
         moved, moments = adam_step(weights, gradient, state["moments"], labeled)
         moved = jnp.maximum(moved, self.LEAST)
         return {"weights": moved * len(moved) / moved.sum(), "first": first, "moments": moments}
