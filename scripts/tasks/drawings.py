@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 import vmoe
 from vmoe.multitask import MultiGate, MultiTask
-from vmoe.multitask.build import Mlp
+from vmoe.multitask.build import ReluLayers
 from vmoe.multitask.tasks import Classification
 from vmoe.multitask.training import Data, Trainer, forward
 from vmoe.multitask.weighting import Weighting
@@ -124,7 +124,7 @@ def probe(folder: Path, size: Size) -> dict[str, float]:
 def new_model(n: int, width: int, outputs: dict[str, int], gates: int, seed: int) -> MultiTask:
     """A layer of experts with a gate for each task, or one for both."""
     rngs = nnx.Rngs(seed)
-    experts = [Mlp(width, (UNITS,), rngs=rngs) for _ in range(EXPERTS)]
+    experts = [ReluLayers(width, (UNITS,), rngs=rngs) for _ in range(EXPERTS)]
     made = [nnx.Linear(width, EXPERTS, use_bias=False, rngs=rngs) for _ in range(gates)]
     towers = {name: Pooled(n, UNITS, q, rngs=rngs) for name, q in outputs.items()}
     return MultiTask(MultiGate(experts, [made[0], made[-1]]), towers, Rows())

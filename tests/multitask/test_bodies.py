@@ -21,7 +21,7 @@ from vmoe.multitask import (
     SharedBottom,
 )
 from vmoe.multitask.bodies import Body
-from vmoe.multitask.build import ARCHITECTURES, BodyConfig, Mlp
+from vmoe.multitask.build import ARCHITECTURES, BodyConfig, ReluLayers
 from vmoe.multitask.expert_use import equal_experts
 from vmoe.nn.experts import Slots
 from vmoe.nn.experts.make import make_experts
@@ -183,7 +183,7 @@ def test_more_selectors_than_experts_are_refused() -> None:
 
 def built(name: str, tasks: int = T, gate: str = "softmax") -> Body:
     def expert(width: int, *, rngs: nnx.Rngs) -> nnx.Module:
-        return Mlp(width, (F,), rngs=rngs)
+        return ReluLayers(width, (F,), rngs=rngs)
 
     config = BodyConfig(
         tasks=tasks, experts=3, task_experts=2, units=(F,), layers=2, gate=gate, k=2, expert=expert

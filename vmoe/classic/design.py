@@ -53,9 +53,6 @@ def moments(
 
     Args:
         name: the name of the columns, for the message.
-
-    Raises:
-        ValueError: a variance is not finite.
     """
     share = weight / weight.sum()
     mean = share @ columns
@@ -75,9 +72,6 @@ def select_columns(wanted: Any, given: Any, argument: str) -> Int[np.ndarray, "m
             that gets X and returns one of these, as scikit-learn's ColumnTransformer takes it.
         given: X as the user gave it.
         argument: the argument's name, for the message.
-
-    Raises:
-        ValueError: there is no such column.
 
     >>> select_columns([-1], np.zeros((1, 3)), "gate_features")
     array([2])

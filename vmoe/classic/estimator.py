@@ -24,10 +24,10 @@ from vmoe.classic.growth import split_worst
 from vmoe.classic.hard_tree import HardTree
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.partition import FixedGate, check_learned
-from vmoe.classic.rows import Rows, View, dense
+from vmoe.classic.rows import ColumnView, Rows, dense
 from vmoe.classic.splits import Split, splits
 from vmoe.classic.starts import GROUPINGS, first_largest, start_posteriors
-from vmoe.classic.tree import Gate, breadth_first, leaves, origins
+from vmoe.classic.tree import TreeGate, breadth_first, leaves, origins
 
 NEGLIGIBLE = 1e-12  # the least sum of the weights, in units of a penalty
 TRIAL = 2  # steps after which starts are compared
@@ -168,7 +168,7 @@ class MixtureEstimator(BaseEstimator):
         self.history_ = np.array(fit.history)
         self.lower_bound_ = fit.history[-1]
         self.n_iter_ = len(fit.history)
-        self._memory = online.Memory()
+        self._memory = online.OnlineMemory()
         if type(fit.mixture.experts) in online.EXPERTS:
             online.learn(fit.mixture, self._memory, rows, self.decay, move=False)
         problems: list[Warning] = []
@@ -191,11 +191,7 @@ class MixtureEstimator(BaseEstimator):
         return problems
 
     def _continued(self, X: Any, sizes: Sizes) -> Mixture:
-        """A copy of the fitted mixture with the current settings.
-
-        Raises:
-            ValueError: these settings need another mixture.
-        """
+        """A copy of the fitted mixture with the current settings."""
         old, view = self._mixture, self._view
         changed = ValueError(
             "the experts, their number, the gate or the columns that they see have changed since "
@@ -233,7 +229,7 @@ class MixtureEstimator(BaseEstimator):
         experts.check_targets(rows.y)
         return Mixture(tree, experts, self.gate_penalty)
 
-    def _tree(self, n_columns: int) -> Gate:
+    def _tree(self, n_columns: int) -> TreeGate:
         """The gates, before their first fit."""
         raise NotImplementedError
 
@@ -297,7 +293,12 @@ class MixtureEstimator(BaseEstimator):
         return posterior
 
     def _set_parameters(
-        self, mixture: Mixture, view: View, gate_coef: Any, expert_coef: Any, expert_std: Any = None
+        self,
+        mixture: Mixture,
+        view: ColumnView,
+        gate_coef: Any,
+        expert_coef: Any,
+        expert_std: Any = None,
     ) -> None:
         """Sets parameters given as in ``gate_coef_`` and ``experts_``."""
         gates = breadth_first(mixture.tree)
@@ -322,7 +323,7 @@ class MixtureEstimator(BaseEstimator):
         gate_design = Design.of(dense(X[:, gate]), weight, "X")
         named = is_named(self.experts)
         expert_design = Design.of(dense(X[:, expert]), weight, "X") if named else None
-        self._view = View(gate, expert, gate_design, expert_design)
+        self._view = ColumnView(gate, expert, gate_design, expert_design)
         return Rows(self._view, X, y, weight)
 
     def _columns(self, given: Any) -> list[Int[np.ndarray, "m"]]:
@@ -452,11 +453,7 @@ class MixtureEstimator(BaseEstimator):
 
 
 def checked_weight(sample_weight: Any, X: Any) -> Float[np.ndarray, "n"]:
-    """The weights as an array.
-
-    Raises:
-        ValueError: one is negative, or all are zero.
-    """
+    """The weights as an array."""
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not weight.sum() > 0:
         raise ValueError("Sample weights must contain at least one non-zero number.")

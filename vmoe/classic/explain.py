@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.classic.rows import Rows
-from vmoe.classic.tree import Gate, breadth_first
+from vmoe.classic.tree import TreeGate, breadth_first
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Explanation:
         )
 
 
-def explain(rows: Rows, tree: Gate, names: list[str], prediction: Any) -> Explanation:
+def explain(rows: Rows, tree: TreeGate, names: list[str], prediction: Any) -> Explanation:
     """Follows one row to the most probable child of every gate.
 
     Args:
@@ -66,7 +66,7 @@ def explain(rows: Rows, tree: Gate, names: list[str], prediction: Any) -> Explan
         prediction: the mixture's prediction.
     """
     gates, steps, node = breadth_first(tree), [], tree
-    while isinstance(node, Gate):
+    while isinstance(node, TreeGate):
         index = next(i for i, gate in enumerate(gates) if gate is node)
         probabilities = np.exp(node.log_probabilities(rows)[0])
         child = int(probabilities.argmax())
@@ -77,7 +77,7 @@ def explain(rows: Rows, tree: Gate, names: list[str], prediction: Any) -> Explan
 
 
 def _pulls(
-    gate: Gate, row: np.ndarray, probabilities: np.ndarray, names: list[str]
+    gate: TreeGate, row: np.ndarray, probabilities: np.ndarray, names: list[str]
 ) -> dict[str, float]:
     *_, second, first = [0, *np.argsort(probabilities, kind="stable")]
     pulls = ((gate.coef[first] - gate.coef[second]) * row)[1:]

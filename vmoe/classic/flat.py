@@ -8,8 +8,8 @@ from sklearn.utils._param_validation import StrOptions
 
 from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
 from vmoe.classic.partition import FixedGate, PartitionGate
-from vmoe.classic.tasks import Classification, Regression
-from vmoe.classic.tree import Gate, grow
+from vmoe.classic.tasks import ClassificationMethods, RegressionMethods
+from vmoe.classic.tree import TreeGate, grow
 
 
 @dataclass(eq=False, repr=False)
@@ -31,7 +31,7 @@ class FlatMixture(MixtureEstimator):
             raise ValueError(f"n_experts={self.n_experts}: expected an integer")
         return self.n_experts
 
-    def _tree(self, n_columns: int) -> Gate:
+    def _tree(self, n_columns: int) -> TreeGate:
         tree = grow((self.n_experts,), n_columns)
         if isinstance(self.gate, PartitionGate):
             self.gate.check_experts(self.n_experts)
@@ -44,7 +44,7 @@ class FlatMixture(MixtureEstimator):
         return self._gate_coefs()[0]
 
 
-class MixtureOfExpertsRegressor(Regression, FlatMixture):
+class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
     """A regression by experts among which a softmax gate chooses softly, fitted by EM.
 
     p(y | x) = sum_e softmax(V x)_e p_e(y | x) (Jacobs, Jordan, Nowlan & Hinton 1991, with the EM
@@ -105,7 +105,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
     """
 
 
-class MixtureOfExpertsClassifier(Classification, FlatMixture):
+class MixtureOfExpertsClassifier(ClassificationMethods, FlatMixture):
     """A classifier of experts among which a softmax gate chooses softly, fitted by EM.
 
     P(y | x) = sum_e softmax(V x)_e P_e(y | x); see `MixtureOfExpertsRegressor` for what the two

@@ -30,10 +30,10 @@ from vmoe.classic.mixture import Mixture
 from vmoe.classic.multinomial import penalty_of
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
-from vmoe.classic.tree import Gate, breadth_first
+from vmoe.classic.tree import TreeGate, breadth_first
 
 
-class Data(NamedTuple):
+class RowArrays(NamedTuple):
     """The rows, as arrays that a compiled function takes.
 
     Attributes:
@@ -71,9 +71,6 @@ def run(
     """Fits the mixture in place, like ``em.run``; one M-step makes parameters of a posterior.
 
     The history has the penalized log-likelihood after every step of L-BFGS.
-
-    Raises:
-        ValueError: an expert is an estimator of scikit-learn, which has no gradient.
     """
     if any(isinstance(experts, Estimators) for experts in parts(mixture)):
         raise ValueError("solver='gradient' needs named experts")
@@ -109,10 +106,10 @@ def parts(mixture: Mixture) -> list[Experts]:
     return experts.parts if isinstance(experts, Mixed) else [experts]
 
 
-def data_of(mixture: Mixture, rows: Rows) -> Data:
+def data_of(mixture: Mixture, rows: Rows) -> RowArrays:
     """The rows as arrays."""
     fixed = mixture.tree.log_probabilities(rows) if isinstance(mixture.tree, FixedGate) else None
-    return jax.tree.map(jnp.asarray, Data(rows.gate, rows.expert, rows.y, rows.weight, fixed))
+    return jax.tree.map(jnp.asarray, RowArrays(rows.gate, rows.expert, rows.y, rows.weight, fixed))
 
 
 def parameters(mixture: Mixture) -> Parameters:
@@ -136,7 +133,7 @@ def set_parameters(mixture: Mixture, values: Parameters) -> None:
             kind.std = np.array(std_of(kind, log_std))
 
 
-def objective(mixture: Mixture, values: Parameters, data: Data) -> jax.Array:
+def objective(mixture: Mixture, values: Parameters, data: RowArrays) -> jax.Array:
     """The penalized log-likelihood; of the mixture, only the structure and the settings count."""
     gates = dict(zip(map(id, breadth_first(mixture.tree)), values.gates, strict=True))
     prior = log_prior(mixture.tree, gates, data) if data.fixed is None else data.fixed
@@ -158,8 +155,8 @@ def std_of(kind: Linear, log_std: jax.Array | None) -> jax.Array:
     return jnp.maximum(jnp.exp(log_std), jnp.sqrt(kind.sizes.floor))
 
 
-def log_prior(gate: Gate, coefs: dict[int, jax.Array], data: Data) -> jax.Array:
-    """``Gate.log_prior`` for these coefficients, which are found by the gate's identity."""
+def log_prior(gate: TreeGate, coefs: dict[int, jax.Array], data: RowArrays) -> jax.Array:
+    """``TreeGate.log_prior`` for these coefficients, which are found by the gate's identity."""
     own = log_softmax(data.gate @ with_zeros(coefs[id(gate)]).T, axis=1)
     each = [
         own[:, [k]] + (0.0 if isinstance(child, int) else log_prior(child, coefs, data))
@@ -168,7 +165,9 @@ def log_prior(gate: Gate, coefs: dict[int, jax.Array], data: Data) -> jax.Array:
     return jnp.concatenate(each, axis=1)
 
 
-def log_density(kind: Experts, coef: jax.Array, log_std: jax.Array | None, data: Data) -> jax.Array:
+def log_density(
+    kind: Experts, coef: jax.Array, log_std: jax.Array | None, data: RowArrays
+) -> jax.Array:
     """``Experts.log_density`` (n, e) for these coefficients."""
     predictor = jnp.einsum("np,eqp->neq", data.expert, coef)
     if isinstance(kind, Logistic):

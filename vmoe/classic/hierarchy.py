@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.utils._param_validation import StrOptions
 
 from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
-from vmoe.classic.tasks import Classification, Regression
-from vmoe.classic.tree import Gate, grow
+from vmoe.classic.tasks import ClassificationMethods, RegressionMethods
+from vmoe.classic.tree import TreeGate, grow
 
 
 @dataclass(eq=False, repr=False)
@@ -37,7 +37,7 @@ class HierarchicalMixture(MixtureEstimator):
     def _n_leaves(self) -> int:
         return math.prod(self._branching())
 
-    def _tree(self, n_columns: int) -> Gate:
+    def _tree(self, n_columns: int) -> TreeGate:
         if self.growth is not None and self.growth < self._n_leaves():
             raise ValueError(
                 f"growth={self.growth}: branching={self.branching!r} has {self._n_leaves()} experts"
@@ -53,7 +53,7 @@ class HierarchicalMixture(MixtureEstimator):
         return self._gate_coefs()
 
 
-class HierarchicalMixtureRegressor(Regression, HierarchicalMixture):
+class HierarchicalMixtureRegressor(RegressionMethods, HierarchicalMixture):
     """A regression by experts at the leaves of a tree of softmax gates, fitted by EM.
 
     P(y | x) = sum_i g_i(x) sum_j g_j|i(x) P_ij(y | x), and so on for deeper trees (Jordan & Jacobs
@@ -75,7 +75,7 @@ class HierarchicalMixtureRegressor(Regression, HierarchicalMixture):
     """
 
 
-class HierarchicalMixtureClassifier(Classification, HierarchicalMixture):
+class HierarchicalMixtureClassifier(ClassificationMethods, HierarchicalMixture):
     """A classifier of experts at the leaves of a tree of softmax gates, fitted by EM.
 
     See `HierarchicalMixtureRegressor` for the tree, and `MixtureOfExpertsClassifier` for the other

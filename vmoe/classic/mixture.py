@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.rows import Rows
-from vmoe.classic.tree import Gate
+from vmoe.classic.tree import TreeGate
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Mixture:
         gate_penalty: strength of the penalty of each gate.
     """
 
-    tree: Gate
+    tree: TreeGate
     experts: Experts
     gate_penalty: float
 

@@ -21,13 +21,13 @@ from vmoe.classic.multinomial import Multinomial
 from vmoe.classic.newton import maximize
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
-from vmoe.classic.tree import Gate
+from vmoe.classic.tree import TreeGate
 
 EXPERTS = (Linear, Logistic)
 
 
 @dataclass
-class Memory:
+class OnlineMemory:
     """Sums over past rows, which decay.
 
     Attributes:
@@ -54,11 +54,7 @@ class Memory:
 
 
 def can_learn(estimator: Any) -> bool:
-    """Whether an estimator has ``partial_fit``, which needs linear or logistic experts.
-
-    Raises:
-        ValueError: it has other experts.
-    """
+    """Whether an estimator has ``partial_fit``; if not, a ValueError says what it needs."""
     wanted = estimator.experts
     names = [kind.name for kind in EXPERTS]
     if wanted is None or type(wanted) in EXPERTS or (isinstance(wanted, str) and wanted in names):
@@ -66,7 +62,7 @@ def can_learn(estimator: Any) -> bool:
     raise ValueError(f"experts={wanted!r}: partial_fit needs one of {names}")
 
 
-def learn(mixture: Mixture, memory: Memory, rows: Rows, decay: float, move: bool) -> None:
+def learn(mixture: Mixture, memory: OnlineMemory, rows: Rows, decay: float, move: bool) -> None:
     """One batch: an E-step, then a step of every gate and expert.
 
     Args:
@@ -137,17 +133,17 @@ class _Batch:
     """A batch; see ``learn``."""
 
     rows: Rows
-    memory: Memory
+    memory: OnlineMemory
     move: bool
 
-    def learn_gate(self, gate: Gate, name: str, mass: np.ndarray, penalty: float) -> None:
+    def learn_gate(self, gate: TreeGate, name: str, mass: np.ndarray, penalty: float) -> None:
         """A step of a gate and of those below."""
         if isinstance(gate, FixedGate):
             return
         masses = gate.child_masses(mass)
         gate.coef = self.newton(gate.coef, name, self.rows.gate, masses, penalty)
         for k, (child, part) in enumerate(zip(gate.children, gate.parts(mass), strict=True)):
-            if isinstance(child, Gate):
+            if isinstance(child, TreeGate):
                 self.learn_gate(child, f"{name}.{k}", part, penalty)
 
     def learn_logistic(self, experts: Logistic, mass: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sklearn.metrics import pairwise_distances_argmin
 
 from vmoe.classic.rows import Rows
-from vmoe.classic.tree import Gate
+from vmoe.classic.tree import TreeGate
 
 
 class PartitionGate:
@@ -62,11 +62,7 @@ class PartitionGate:
             raise ValueError(f"{self!r} has {len(given)} entries, expected {n_experts}")
 
     def assign(self, columns: Float[np.ndarray, "n d"], n_experts: int) -> np.ndarray:
-        """The expert of every row (n,).
-
-        Raises:
-            ValueError: there is no such expert.
-        """
+        """The expert of every row (n,)."""
         if self.rule is not None:
             experts = np.asarray(self.rule(columns))
         else:
@@ -88,7 +84,7 @@ class PartitionGate:
 
 
 @dataclass
-class FixedGate(Gate):
+class FixedGate(TreeGate):
     """A gate of a tree that follows a partition; it has no coefficients."""
 
     partition: PartitionGate | None = None
@@ -107,7 +103,7 @@ class FixedGate(Gate):
         return 0
 
 
-def check_learned(gate: Gate) -> None:
+def check_learned(gate: TreeGate) -> None:
     """Raises a ValueError for a partition, which has no coefficients to explain."""
     if isinstance(gate, FixedGate):
         raise ValueError(f"{gate.partition!r} is a rule: there are no coefficients to explain")

@@ -10,7 +10,7 @@ from vmoe.classic.estimator import MixtureEstimator
 from vmoe.classic.experts.interface import FittedExpert
 from vmoe.classic.partition import check_learned
 from vmoe.classic.splits import direction
-from vmoe.classic.tree import Gate, leaves
+from vmoe.classic.tree import TreeGate, leaves
 
 OUTPUTS = 3  # outputs at most that a leaf shows
 LEAST = 0.01  # the least change of log odds over a standard deviation that a leaf shows
@@ -55,11 +55,11 @@ def plot_tree(mixture: Any, *, ax: Any = None, feature_names: list[str] | None =
     return ax
 
 
-def _depth(node: Gate | int) -> int:
-    return 1 + max(map(_depth, node.children)) if isinstance(node, Gate) else 0
+def _depth(node: TreeGate | int) -> int:
+    return 1 + max(map(_depth, node.children)) if isinstance(node, TreeGate) else 0
 
 
-def _draw(ax: Any, mixture: Any, node: Gate | int, height: float, names: list[str]) -> float:
+def _draw(ax: Any, mixture: Any, node: TreeGate | int, height: float, names: list[str]) -> float:
     """Draws a node and all below it; returns its horizontal position."""
     if isinstance(node, int):
         text = f"expert {node}\n{_describe(mixture, node, names)}"
@@ -75,7 +75,7 @@ def _draw(ax: Any, mixture: Any, node: Gate | int, height: float, names: list[st
     return place
 
 
-def _draw_gate(ax: Any, gate: Gate, names: list[str]) -> None:
+def _draw_gate(ax: Any, gate: TreeGate, names: list[str]) -> None:
     """The probability of each child along the direction of the last one."""
     along, t = direction(gate)[-1], np.linspace(-REACH, REACH, 121)
     logits = gate.coef[:, 0] + np.outer(t, gate.coef[:, 1:] @ along)

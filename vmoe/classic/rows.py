@@ -11,7 +11,7 @@ from vmoe.classic.design import Design
 
 
 @dataclass(frozen=True)
-class View:
+class ColumnView:
     """What the gates and the experts see of a row.
 
     Attributes:
@@ -38,7 +38,7 @@ class Rows:
         weight: the weight of each row.
     """
 
-    view: View
+    view: ColumnView
     given: Any
     y: Any
     weight: Float[np.ndarray, "n"]

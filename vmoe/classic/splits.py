@@ -9,7 +9,7 @@ from scipy.special import entr
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.multinomial import curvature
 from vmoe.classic.rows import Rows
-from vmoe.classic.tree import Gate
+from vmoe.classic.tree import TreeGate
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ def splits(mixture: Mixture, rows: Rows) -> list[Split]:
         entropy = entr(p).sum(axis=1)
         found.append(Split(depth, direction(gate), p, reach, entropy, covariance))
         for k, child in enumerate(gate.children):
-            if isinstance(child, Gate):
+            if isinstance(child, TreeGate):
                 level.append((child, reach * p[:, k], depth + 1))
     return found
 
 
-def direction(gate: Gate) -> Any:
+def direction(gate: TreeGate) -> Any:
     """The unit vectors of ``Split.direction``."""
     slopes = gate.coef[:, 1:] - gate.coef[:, 1:].mean(axis=0)
     length = np.linalg.norm(slopes, axis=1, keepdims=True)
@@ -63,7 +63,7 @@ def direction(gate: Gate) -> Any:
 
 
 def _covariance(
-    gate: Gate, rows: Rows, p: np.ndarray, reach: np.ndarray, penalty: float
+    gate: TreeGate, rows: Rows, p: np.ndarray, reach: np.ndarray, penalty: float
 ) -> np.ndarray:
     curved = curvature(rows.gate, p.T, reach * rows.weight, penalty)
     inverse = np.linalg.pinv(curved, hermitian=True)

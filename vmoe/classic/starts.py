@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
 
-from vmoe.classic.tree import Gate, leaves
+from vmoe.classic.tree import TreeGate, leaves
 
 LLOYD_STEPS = 10
 TARGETS = 0.5  # the scale of targets: a gate sees inputs, so groups should differ in these first
@@ -28,7 +28,7 @@ Grouping = Callable[[np.ndarray, np.ndarray, int, np.random.RandomState], np.nda
 
 def start_posteriors(
     kind: str,
-    tree: Gate,
+    tree: TreeGate,
     inputs: Float[np.ndarray, "n d"],
     targets: Float[np.ndarray, "n q"],
     weight: Float[np.ndarray, "n"],
@@ -76,7 +76,7 @@ def residuals(
 
 
 def assign(
-    tree: Gate,
+    tree: TreeGate,
     points: Float[np.ndarray, "n d"],
     weight: Float[np.ndarray, "n"],
     group: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
@@ -87,7 +87,9 @@ def assign(
     for k, child in enumerate(tree.children):
         rows = groups == k
         expert[rows] = (
-            assign(child, points[rows], weight[rows], group) if isinstance(child, Gate) else child
+            assign(child, points[rows], weight[rows], group)
+            if isinstance(child, TreeGate)
+            else child
         )
     return expert
 

@@ -18,7 +18,7 @@ from vmoe.classic.online import can_learn
 from vmoe.classic.predictive import PredictiveDistribution
 
 
-class Regression(RegressorMixin):
+class RegressionMethods(RegressorMixin):
     """Targets are numbers, with any number of outputs that the experts can have."""
 
     _y_checks: ClassVar[dict[str, Any]] = {"multi_output": True, "y_numeric": True}
@@ -73,7 +73,7 @@ class Regression(RegressorMixin):
         return means[:, 0] if self._single else means
 
 
-class Classification(ClassifierMixin):
+class ClassificationMethods(ClassifierMixin):
     """Targets are classes."""
 
     _y_checks: ClassVar[dict[str, Any]] = {}

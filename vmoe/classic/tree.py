@@ -17,7 +17,7 @@ from vmoe.classic.rows import Rows
 
 
 @dataclass
-class Gate:
+class TreeGate:
     """A gate and what is below it.
 
     Attributes:
@@ -25,7 +25,7 @@ class Gate:
         coef: coefficients (k, p) for standardized columns, which are zero for the first child.
     """
 
-    children: list["Gate | int"]
+    children: list["TreeGate | int"]
     coef: Float[np.ndarray, "k p"] = field(default_factory=lambda: np.zeros((0, 0)))
 
     def log_probabilities(self, rows: Rows) -> Float[np.ndarray, "n k"]:
@@ -53,7 +53,7 @@ class Gate:
         self.coef = fit_multinomial(rows.gate, masses, penalty, self.coef)
         total = mass.sum()
         for child, part in zip(self.children, self.parts(mass), strict=True):
-            if isinstance(child, Gate) and part.sum() > DEAD * total:
+            if isinstance(child, TreeGate) and part.sum() > DEAD * total:
                 child.update(rows, part, penalty)
 
     def child_masses(self, mass: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n k"]:
@@ -74,53 +74,53 @@ class Gate:
         return sum(gate.coef[1:].size for gate in breadth_first(self))
 
 
-def grow(branching: Sequence[int], n_columns: int) -> Gate:
+def grow(branching: Sequence[int], n_columns: int) -> TreeGate:
     """A tree in which a gate at depth i has ``branching[i]`` children, with zero coefficients."""
     return _grow(tuple(branching), n_columns, iter(range(int(np.prod(branching)))))
 
 
-def _grow(branching: tuple[int, ...], n_columns: int, experts: Iterator[int]) -> Gate:
+def _grow(branching: tuple[int, ...], n_columns: int, experts: Iterator[int]) -> TreeGate:
     width, *below = branching
     children = [
         _grow(tuple(below), n_columns, experts) if below else next(experts) for _ in range(width)
     ]
-    return Gate(children, np.zeros((width, n_columns + 1)))
+    return TreeGate(children, np.zeros((width, n_columns + 1)))
 
 
-def leaves(node: Gate | int) -> list[int]:
+def leaves(node: TreeGate | int) -> list[int]:
     """The experts below a node, from left to right."""
     if isinstance(node, int):
         return [node]
     return [leaf for child in node.children for leaf in leaves(child)]
 
 
-def breadth_first(tree: Gate) -> list[Gate]:
+def breadth_first(tree: TreeGate) -> list[TreeGate]:
     """All gates, level by level: the order of ``gate_coef_``."""
     gates = [tree]
     for gate in gates:
-        gates.extend(child for child in gate.children if isinstance(child, Gate))
+        gates.extend(child for child in gate.children if isinstance(child, TreeGate))
     return gates
 
 
-def split_leaf(tree: Gate, expert: int) -> Gate:
+def split_leaf(tree: TreeGate, expert: int) -> TreeGate:
     """A copy of the tree whose gate has two experts in the place of one; later ones count up."""
     return _split(tree, expert, iter(range(len(leaves(tree)) + 1)))
 
 
-def _split(gate: Gate, expert: int, numbers: Iterator[int]) -> Gate:
-    children: list[Gate | int] = []
+def _split(gate: TreeGate, expert: int, numbers: Iterator[int]) -> TreeGate:
+    children: list[TreeGate | int] = []
     for child in gate.children:
-        if isinstance(child, Gate):
+        if isinstance(child, TreeGate):
             children.append(_split(child, expert, numbers))
         elif child == expert:
             coef = np.zeros((2, gate.coef.shape[1]))
-            children.append(Gate([next(numbers), next(numbers)], coef))
+            children.append(TreeGate([next(numbers), next(numbers)], coef))
         else:
             children.append(next(numbers))
-    return Gate(children, gate.coef.copy())
+    return TreeGate(children, gate.coef.copy())
 
 
-def origins(small: Gate | int, tree: Gate | int) -> list[int]:
+def origins(small: TreeGate | int, tree: TreeGate | int) -> list[int]:
     """The leaf of a small tree from which each expert of a tree has grown, by splits of leaves.
 
     The list is empty if no splits of leaves make the small tree into the other one.
@@ -135,11 +135,11 @@ def origins(small: Gate | int, tree: Gate | int) -> list[int]:
     return [leaf for part in below for leaf in part] if all(below) else []
 
 
-def hard_route(tree: Gate, rows: Rows) -> Int[np.ndarray, "n"]:
+def hard_route(tree: TreeGate, rows: Rows) -> Int[np.ndarray, "n"]:
     """The expert that each row reaches if it goes to the most probable child of every gate."""
     choice = tree.log_probabilities(rows).argmax(axis=1)
     expert = np.empty(len(choice), int)
     for k, child in enumerate(tree.children):
         here = choice == k
-        expert[here] = hard_route(child, rows)[here] if isinstance(child, Gate) else child
+        expert[here] = hard_route(child, rows)[here] if isinstance(child, TreeGate) else child
     return expert

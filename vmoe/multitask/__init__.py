@@ -22,7 +22,7 @@ from vmoe.multitask.bodies import (
 )
 from vmoe.multitask.estimator import MultiTaskClassifier, MultiTaskEstimator
 from vmoe.multitask.expert_use import plot_expert_use
-from vmoe.multitask.gates import DSelectK, Gate, Gated, Softmax
+from vmoe.multitask.gates import DSelectK, Gated, Softmax, TaskGate
 from vmoe.multitask.model import MultiTask
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "BodyOutput",
     "CrossStitch",
     "DSelectK",
-    "Gate",
+    "TaskGate",
     "Gated",
     "MultiGate",
     "MultiTask",

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.errors import UsageError
-from vmoe.multitask.gates import Gate, Gated, as_gate
+from vmoe.multitask.gates import Gated, TaskGate, as_gate
 from vmoe.nn.experts import Experts, Slots, experts_of
 
 ExpertsLike = Experts | Sequence[nnx.Module]
@@ -241,12 +241,8 @@ def as_experts(experts: ExpertsLike) -> Experts:
     return experts
 
 
-def weigh(gate: Gate, rows: Float[Array, "b d"], num_experts: int) -> Gated:
-    """The weights of a gate.
-
-    Raises:
-        UsageError: they are for another number of experts.
-    """
+def weigh(gate: TaskGate, rows: Float[Array, "b d"], num_experts: int) -> Gated:
+    """The weights of a gate."""
     gated = gate(rows)
     if (n := gated.weights.shape[1]) != num_experts:
         raise UsageError(f"a gate has weights for {n} experts, and there are {num_experts}")

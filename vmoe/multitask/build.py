@@ -20,7 +20,7 @@ from vmoe.multitask.model import MultiTask
 from vmoe.nn.experts import Experts, experts_of
 
 
-class Mlp(nnx.Module):
+class ReluLayers(nnx.Module):
     """Linear layers, each followed by a ReLU, and a last one without, if ``outputs`` is given."""
 
     def __init__(
@@ -65,7 +65,7 @@ class BodyConfig(NamedTuple):
 
     def new_expert(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         if self.expert is None:
-            return Mlp(width, self.units, rngs=rngs)
+            return ReluLayers(width, self.units, rngs=rngs)
         return self.expert(width, rngs=rngs)
 
     def new_experts(self, n: int, width: int, rngs: nnx.Rngs) -> Experts:
@@ -96,7 +96,7 @@ def mmoe(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
 def cross_stitch(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
     widths = [width, *config.units]
     layers = [
-        experts_of([Mlp(a, (b,), rngs=rngs) for _ in range(config.tasks)])
+        experts_of([ReluLayers(a, (b,), rngs=rngs) for _ in range(config.tasks)])
         for a, b in zip(widths, widths[1:], strict=False)
     ]
     return CrossStitch(layers)
@@ -155,7 +155,8 @@ def new_model(
     body = ARCHITECTURES[architecture](config, width, rngs)
     features = width_after(lambda rows: body(rows).features, width)
     towers = {
-        name: Mlp(features, tuple(tower_units), size, rngs=rngs) for name, size in outputs.items()
+        name: ReluLayers(features, tuple(tower_units), size, rngs=rngs)
+        for name, size in outputs.items()
     }
     return MultiTask(body, towers, inputs)
 

@@ -55,9 +55,6 @@ class TableEncoder:
         Args:
             categorical: names or indices of the categorical columns. By default those columns of a
                 DataFrame that are not numbers, or have pandas' type "category".
-
-        Raises:
-            ValueError: see ``transform``; or there is no such column.
         """
         is_frame = hasattr(X, "iloc")
         columns = columns_of(X)
@@ -110,12 +107,7 @@ class TableEncoder:
         return int((~self.categorical).sum())
 
     def transform(self, X: Any) -> Table:
-        """The rows of a table with the columns of the one that was learned from.
-
-        Raises:
-            ValueError: a number is missing or too large, a value is not a number, or the types of
-                categories differ or cannot be sorted; the message names the column.
-        """
+        """The rows of a table with the columns of the one that was learned from."""
         columns = columns_of(X)
         for i, own in self._types_of(columns).items():
             if own and (known := self._types[i]) and own != known:
@@ -175,11 +167,7 @@ class TableEncoder:
 
 
 def rows_of(X: Any) -> Any:
-    """X as a DataFrame or an array of two axes.
-
-    Raises:
-        ValueError: it is neither, has no rows or no columns, or a name stands twice.
-    """
+    """X as a DataFrame or an array of two axes."""
     X = as_pandas(X)
     if issparse(X):
         raise ValueError("X is sparse: give a dense array, X.toarray()")

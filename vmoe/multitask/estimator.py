@@ -356,11 +356,7 @@ class MultiTaskEstimator(BaseEstimator):
         )
 
     def _check_and_report(self, row: Mapping[str, Any]) -> None:
-        """Prints the losses of an epoch.
-
-        Raises:
-            ValueError: one is NaN or infinite.
-        """
+        """Prints the losses of an epoch, and refuses any that is not finite."""
         parts = [f"epoch {row['epoch']}/{self.max_epochs}"]
         for split in ("train", "validation"):
             losses = row.get(split, {})

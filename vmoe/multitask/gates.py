@@ -25,7 +25,7 @@ class Gated(NamedTuple):
     loss: Float[Array, ""]
 
 
-class Gate(nnx.Module):
+class TaskGate(nnx.Module):
     """The interface of a gate. A subclass defines ``__call__``."""
 
     def __call__(self, rows: Float[Array, "b d"]) -> Gated:
@@ -33,7 +33,7 @@ class Gate(nnx.Module):
         raise NotImplementedError
 
 
-class Softmax(Gate):
+class Softmax(TaskGate):
     """A softmax over the logits of any module."""
 
     def __init__(self, logits: nnx.Module):
@@ -48,7 +48,7 @@ class Softmax(Gate):
         return Gated(jax.nn.softmax(logits), jnp.zeros(()))
 
 
-class DSelectK(Gate):
+class DSelectK(TaskGate):
     """A gate by k selectors that learn which expert a row needs (Hazimeh et al. 2021, section 3).
 
     A selector chooses an expert by a binary code of ceil(log2 e) bits. A bit is a smooth step
@@ -117,6 +117,6 @@ def smooth_step(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 + 1.5 * x - 2 * x**3
 
 
-def as_gate(module: nnx.Module) -> Gate:
+def as_gate(module: nnx.Module) -> TaskGate:
     """A module that makes logits as a gate; a gate as it is."""
-    return module if isinstance(module, Gate) else Softmax(module)
+    return module if isinstance(module, TaskGate) else Softmax(module)

@@ -212,12 +212,7 @@ def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
 
 
 def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
-    """The targets of each task.
-
-    Raises:
-        ValueError: y is no dict and no DataFrame, it has no task, a name is not a text or stands
-            twice, or targets are not an array or of another length.
-    """
+    """The targets of each task."""
     y = as_pandas(y)
     if not isinstance(y, Mapping) and not hasattr(y, "columns"):
         raise ValueError(
@@ -261,11 +256,7 @@ def check_differ(
 
 
 def as_float32(name: str, values: Float[np.ndarray, "b"]) -> np.ndarray:
-    """Encoded targets.
-
-    Raises:
-        ValueError: one is too large.
-    """
+    """Encoded targets."""
     with np.errstate(over="ignore"):
         encoded = values.astype(np.float32)
     if not np.isfinite(encoded).all():
@@ -280,9 +271,6 @@ def labels_of(
 
     Args:
         split: which rows these are, for the error; None for all.
-
-    Raises:
-        ValueError: a task has none.
     """
     found = {name: ~is_missing(values) for name, values in targets.items()}
     check_labeled(found, split)

@@ -28,14 +28,14 @@ class Data(NamedTuple):
     """
 
     inputs: Any
-    targets: tuple[Array | np.ndarray, ...]
+    targets: tuple[Any, ...]
     labeled: tuple[Bool[Array | np.ndarray, "b"], ...]
 
 
 EVAL_BATCH_SIZE = 8192  # rows of a forward pass without training
 
 
-class State(NamedTuple):
+class TrainerState(NamedTuple):
     """What a training step changes."""
 
     params: nnx.State
@@ -62,7 +62,7 @@ class Trainer:
     weighting: Weighting
     optimizer: optax.GradientTransformation
 
-    def init(self, params: nnx.State) -> State:
+    def init(self, params: nnx.State) -> TrainerState:
         """The state before the first step.
 
         Raises:
@@ -74,7 +74,7 @@ class Trainer:
                     f"{path_name(path)} is not a parameter: models cannot have other state here, "
                     "such as statistics or random streams"
                 )
-        return State(params, self.optimizer.init(params), self.weighting.init())
+        return TrainerState(params, self.optimizer.init(params), self.weighting.init())
 
     def fit(
         self,
@@ -85,7 +85,7 @@ class Trainer:
         *,
         batch_size: int,
         max_epochs: int,
-        patience: float = np.inf,
+        patience: int | float = np.inf,
         on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> tuple[nnx.State, list[dict[str, Any]], int]:
         """Trains until the validation loss no longer falls.
@@ -126,7 +126,9 @@ class Trainer:
         names = [task.name for task in self.tasks]
         return dict(zip(names, np.asarray(losses.tasks).tolist(), strict=True))
 
-    def epoch(self, state: State, data: Data, order: Int[Array, "_ b"]) -> tuple[State, Losses]:
+    def epoch(
+        self, state: TrainerState, data: Data, order: Int[Array, "_ b"]
+    ) -> tuple[TrainerState, Losses]:
         """The state after one training step for each batch of an order, and the mean losses.
 
         Each label counts alike, however many there are of its task in its batch.
@@ -142,7 +144,9 @@ class Trainer:
         weighting = self.weighting.epoch(state.weighting, losses.tasks)
         return state._replace(weighting=weighting), losses
 
-    def step(self, state: State, batch: Data, expected: Float[Array, "t"]) -> tuple[State, Losses]:
+    def step(
+        self, state: TrainerState, batch: Data, expected: Float[Array, "t"]
+    ) -> tuple[TrainerState, Losses]:
         """The state after a training step, and the losses before it.
 
         Args:
@@ -166,7 +170,7 @@ class Trainer:
             (gradients,) = pull_back(factors)
         updates, moments = self.optimizer.update(gradients, state.moments, state.params)
         weighting = self.weighting.step(state.weighting, losses, norms)
-        return State(optax.apply_updates(state.params, updates), moments, weighting), losses
+        return TrainerState(optax.apply_updates(state.params, updates), moments, weighting), losses
 
     def losses(self, params: nnx.State, data: Data) -> Losses:
         """The mean losses over all rows, some of which are computed at a time."""

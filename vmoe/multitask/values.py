@@ -17,10 +17,6 @@ def as_values(place: str, given: Any) -> np.ndarray:
 
     Args:
         place: what the values are, for the error.
-
-    Raises:
-        ValueError: it is neither an array nor a list, a value is itself a list or the like, or a
-            number is too large for float64.
     """
     if hasattr(given, "__array__"):
         values = as_array(given)
@@ -123,9 +119,6 @@ def type_of(place: str, values: np.ndarray) -> str | None:
 
     Args:
         place: what the values are, for the error.
-
-    Raises:
-        ValueError: they have several types, or one whose values cannot be sorted.
     """
     given = as_list(values[~is_missing(values)])
     if not given or values.dtype.kind in "iufb":
@@ -164,9 +157,6 @@ def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray,
     Args:
         place: what the values are, for the error.
         remedy: what to do if they are not numbers.
-
-    Raises:
-        ValueError: a value is not a finite number.
     """
     given = ~is_missing(values)
     if values.dtype.kind == "O":

@@ -126,9 +126,6 @@ def fit_weighted(
         y: targets, or classes.
         weights: not negative.
         random: draws the rows of models without weights.
-
-    Raises:
-        ValueError: the model cannot be fitted to these rows.
     """
     some = weights > DEAD * weights.max()  # the others, such as rows of weight 0, do not exist
     x, y, weights = x[some], y[some], weights[some]

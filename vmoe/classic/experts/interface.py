@@ -135,11 +135,7 @@ class Experts(ABC):
 
 
 def in_shape(name: str, values: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """The values in a shape, in which the second axis may be missing if it has one entry.
-
-    Raises:
-        ValueError: they have another shape, or are not finite.
-    """
+    """The values in a shape, in which the second axis may be missing if it has one entry."""
     values = np.asarray(values, float)
     if shape[1] == 1 and values.shape == (shape[0], *shape[2:]):
         values = values[:, None]

@@ -18,11 +18,7 @@ KINDS = {kind.name: kind for kind in (Linear, Poisson, StudentT, Logistic)}
 
 
 def make_experts(wanted: Any, sizes: Sizes) -> Experts:
-    """The experts that ``experts=`` asks for, before their first fit.
-
-    Raises:
-        ValueError: there is no such kind, it is for the other task, or a list has the wrong length.
-    """
+    """The experts that ``experts=`` asks for, before their first fit."""
     classify = sizes.classes is not None
     if isinstance(wanted, list | tuple):
         if len(wanted) != sizes.n_experts:
@@ -35,11 +31,7 @@ def make_experts(wanted: Any, sizes: Sizes) -> Experts:
 
 
 def kind_of(wanted: Any, classify: bool) -> Experts:
-    """The kind of experts that one entry of ``experts=`` names; None for the task's usual one.
-
-    Raises:
-        ValueError: there is no such kind, or it is for the other task.
-    """
+    """The kind of experts that one entry of ``experts=`` names; None for the task's usual one."""
     if wanted is None:
         return Logistic() if classify else Linear()
     if isinstance(wanted, Experts):
