@@ -383,9 +383,6 @@ class MultiTaskEstimator(BaseEstimator):
                 return of_tasks + [f"shared {i}" for i in range(self.n_experts)]
         return []
 
-    def _outputs(self, X: Any) -> dict[str, Float[np.ndarray, "b q"]]:
-        return self._forward(X)[0]
-
     def _forward(self, X: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """The outputs of each task, and the weights (t, b, e) of the experts."""
         check_is_fitted(self, "model_")
@@ -408,7 +405,7 @@ class MultiTaskEstimator(BaseEstimator):
 
     def predict(self, X: Any) -> dict[str, np.ndarray]:
         """The prediction (b,) of each task: a class, a number, or the mean of a count."""
-        return {name: self.tasks_[name].predict(x) for name, x in self._outputs(X).items()}
+        return {name: self.tasks_[name].predict(x) for name, x in self._forward(X)[0].items()}
 
     def predict_proba(self, X: Any) -> dict[str, Float[np.ndarray, "b _"]]:
         """The probabilities of the classes, in the order of ``tasks_[name].classes``.
@@ -417,7 +414,7 @@ class MultiTaskEstimator(BaseEstimator):
         """
         return {
             name: task.probabilities(outputs)
-            for name, outputs in self._outputs(X).items()
+            for name, outputs in self._forward(X)[0].items()
             if isinstance(task := self.tasks_[name], Classification)
         }
 
@@ -433,7 +430,7 @@ class MultiTaskEstimator(BaseEstimator):
         Raises:
             ValueError: there is no such task, or its targets are missing or not of its kind.
         """
-        outputs = self._outputs(X)
+        outputs = self._forward(X)[0]
         targets = targets_of(y, len(next(iter(outputs.values()))))
         for name in targets:
             if name not in self.tasks_:
