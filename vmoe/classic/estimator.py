@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -108,8 +109,8 @@ class MixtureEstimator(BaseEstimator):
             warnings.warn(problem, stacklevel=3)  # fit, scikit-learn's check of settings, the user
         return self
 
-    def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> list[Warning]:
-        """A batch of on-line EM; the first one is fitted as a whole. Returns what to warn of."""
+    def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Iterator[Warning]:
+        """A batch of on-line EM; the first one is fitted as a whole. Gives what to warn of."""
         if hasattr(self, "_mixture"):
             self._validate_params()  # scikit-learn does so for the first batch alone
             rows = self._labeled_rows(X, y, sample_weight)
@@ -117,7 +118,7 @@ class MixtureEstimator(BaseEstimator):
             mixture = self._continued(X, sizes)
             online.learn(mixture, self._memory, rows, self.decay, move=True)
             self._mixture = mixture
-            return []
+            return
         self._random = check_random_state(self.random_state)
         rows = self._training_rows(X, y, sample_weight, classes)
         start, lacking = self.start, []
@@ -126,9 +127,8 @@ class MixtureEstimator(BaseEstimator):
             rows = online.with_classes(rows, lacking)
             if lacking and not isinstance(start, str | dict):
                 start = np.tile(start, (1 + len(lacking), 1))
-        problems = self._keep_best(self._fits(rows, start), rows)
+        yield from self._keep_best(self._fits(rows, start), rows)
         self._memory.cautious = bool(lacking)
-        return problems
 
     def _fits(self, rows: Rows, first: Any) -> list[em.Fit]:
         """A fit from each start; the first start is given, the others are random."""
@@ -159,10 +159,24 @@ class MixtureEstimator(BaseEstimator):
             fit = em.Fit(after.mixture, fit.history + after.history, after.converged)
         return fit
 
-    def _keep_best(self, fits: list[em.Fit], rows: Rows) -> list[Warning]:
-        """Stores the best fit, with the memory of its rows. Returns what to warn of."""
+    def _keep_best(self, fits: list[em.Fit], rows: Rows) -> Iterator[Warning]:
+        """Stores the best fit, with the memory of its rows, after what to warn of."""
         reached = [fit.history[-1] for fit in fits]
         fit = fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]
+        if not fit.converged:
+            yield ConvergenceWarning(
+                f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
+                if np.isfinite(fit.history[-1])
+                else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
+                "use a variance_floor above 0"
+            )
+        total, experts = rows.weight.sum(), fit.mixture.experts.sizes.n_experts
+        if total < experts and max(self.gate_penalty, self.expert_penalty):
+            yield UserWarning(
+                f"sample_weight: the weights sum to {total:g}, as if there were fewer rows than "
+                f"the {experts} experts, so that the penalties decide: scale them to a mean of 1, "
+                "or lower gate_penalty and expert_penalty"
+            )
         self._mixture = fit.mixture
         self.converged_ = fit.converged
         self.history_ = np.array(fit.history)
@@ -171,24 +185,6 @@ class MixtureEstimator(BaseEstimator):
         self._memory = online.OnlineMemory()
         if type(fit.mixture.experts) in online.EXPERTS:
             online.learn(fit.mixture, self._memory, rows, self.decay, move=False)
-        problems: list[Warning] = []
-        if not fit.converged:
-            problem = (
-                f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
-                if np.isfinite(fit.history[-1])
-                else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
-                "use a variance_floor above 0"
-            )
-            problems.append(ConvergenceWarning(problem))
-        total, experts = rows.weight.sum(), fit.mixture.experts.sizes.n_experts
-        if total < experts and max(self.gate_penalty, self.expert_penalty):
-            problem = (
-                f"sample_weight: the weights sum to {total:g}, as if there were fewer rows than "
-                f"the {experts} experts, so that the penalties decide: scale them to a mean of 1, "
-                "or lower gate_penalty and expert_penalty"
-            )
-            problems.append(UserWarning(problem))
-        return problems
 
     def _continued(self, X: Any, sizes: Sizes) -> Mixture:
         """A copy of the fitted mixture with the current settings."""

@@ -93,9 +93,6 @@ class Estimators(Experts):
         self.models = [self.models[e] for e in experts]
         self.std = self.std[experts]
 
-    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
-        raise ValueError("a start from parameters needs named experts of one kind")
-
     def fitted(self, design: Design | None) -> list[Any]:
         return list(self.models)
 
