@@ -3,7 +3,6 @@
 import gc
 import pickle
 import sys
-import warnings
 from decimal import Decimal
 from typing import Any
 
@@ -560,14 +559,14 @@ def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
     _, (problem,) = model()._make_tasks(prices, ())  # which fit warns of: see the next test
     assert problem.startswith("task 'price': ")
     assert problem.endswith("kinds={'price': \"classification\"} says so")
-    for estimator, targets, categories in (
+    for settled, targets, categories in (
         (model(kinds={"price": "classification"}), prices, ()),
         (model(), prices, {"price"}),  # of pandas' type "category"
         (MultiTaskClassifier(), prices, ()),
         (model(), {"price": prices["price"] % 30}, ()),
         (model(), {"price": prices["price"].astype(str)}, ()),
     ):
-        assert not estimator._make_tasks(targets, categories)[1]
+        assert not settled._make_tasks(targets, categories)[1]
 
 
 def test_many_classes_of_few_rows_get_a_warning() -> None:
