@@ -823,8 +823,9 @@ def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets()
         found = []
         for seed in range(20):
             random = np.random.default_rng(seed)
-            tasks = learned._make_tasks(targets, ())
-            training, validation = learned._split(tasks, targets, random)
+            tasks, _ = learned._make_tasks(targets, ())
+            labels = estimator._labels(tasks, targets, "training")
+            training, validation = learned._split(tasks, labels, random)
             assert sorted([*training, *validation]) == list(range(len(chosen)))
             assert len(validation) == len(chosen) // 10
             found.append(int(chosen[validation].sum()))
