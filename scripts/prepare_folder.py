@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import numpy as np
 from preparation.array_record import Split, check_name, is_complete, write
 
-from vmoe.data.sources import SPLITS, Source, one_walk, open_source
+from vmoe.data.sources import SPLITS, Source, open_splits
 from vmoe.data.sources.folder import open_folder, split_folders
 from vmoe.errors import VmoeError
 
@@ -50,7 +50,7 @@ def split_of(source: Source, folder: Path) -> Split:
     )
 
 
-def open_splits(folder: Path) -> dict[str, Source]:
+def every_split(folder: Path) -> dict[str, Source]:
     """The splits of a folder as training reads them."""
     stored = split_folders(folder)
     wanted = [
@@ -58,8 +58,7 @@ def open_splits(folder: Path) -> dict[str, Source]:
         for split in SPLITS
         if not stored or split in stored or (split == "validation" and "train" in stored)
     ]
-    with one_walk():
-        return {split: open_source(f"folder:{folder}", split) for split in wanted}
+    return dict(zip(wanted, open_splits(f"folder:{folder}", wanted), strict=True))
 
 
 def main() -> None:
@@ -75,9 +74,9 @@ def main() -> None:
         return
     try:
         if options.whole:
-            sources = {"train": open_folder(str(folder), "train", whole=True)}
+            sources = {"train": open_folder(str(folder), ["train"], whole=True)[0]}
         else:
-            sources = open_splits(folder)
+            sources = every_split(folder)
         splits = {split: split_of(source, folder) for split, source in sources.items()}
         import tensorflow_datasets as tfds  # takes seconds
 

@@ -16,9 +16,12 @@ from PIL import Image
 from tests import command
 from tests.command import TINY
 from tests.run_folder import rows
+from vmoe.config.data import ImageChecks
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure
 from vmoe.train.sinks import CsvFile
+
+REPLACE = ImageChecks(on_error="replace")
 
 CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")
 COUNT = 15  # photos of a class
@@ -121,9 +124,7 @@ def test_all_unreadable_photos_are_listed_before_training_or_replaced_and_left_o
     integers = Image.fromarray(np.arange(1600, dtype=np.int32).reshape(40, 40))
     integers.save(copy / "photos" / CLASSES[2] / "4.tif")
     # its header and its end are as they should be
-    within = Path(
-        open_source(f"folder:{copy / 'photos'}", "validation", on_error="replace")[0].origin
-    )
+    within = Path(open_source(f"folder:{copy / 'photos'}", "validation", REPLACE)[0].origin)
     content = bytearray(within.read_bytes())
     content[1000:1100] = bytes(100)
     within.write_bytes(content)
@@ -142,7 +143,7 @@ def test_all_unreadable_photos_are_listed_before_training_or_replaced_and_left_o
     result = vmoe(
         "evaluate", "--checkpoint", "run", "--data", "folder:photos:validation", "--json", cwd=copy
     )
-    validation = open_source(f"folder:{copy / 'photos'}", "validation", on_error="replace")
+    validation = open_source(f"folder:{copy / 'photos'}", "validation", REPLACE)
     assert json.loads(result.stdout)["images"] == len(validation) - 1
     assert f"{within.name}: cannot be read as an image" in result.stderr
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmoe.config.data import ImageChecks
 from vmoe.data import check
-from vmoe.data.check import Reading, unreadable
-from vmoe.data.decode import image_files_below
+from vmoe.data.check import unreadable
+from vmoe.data.files import image_files_below
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
@@ -19,7 +20,9 @@ def found(folder: Path, how: str = "headers") -> dict[str, str]:
     record = folder.parent / f"{abs(hash(tuple(files)))}.json"  # another one if a file changes
     return {
         Path(files[i].path).name: r
-        for i, r in unreadable(folder, files.__getitem__, len(files), record, Reading(how)).items()
+        for i, r in unreadable(
+            folder, files.__getitem__, len(files), record, ImageChecks(how)
+        ).items()
     }
 
 

@@ -14,8 +14,9 @@ import pytest
 from PIL import EpsImagePlugin, Image, TiffImagePlugin, TiffTags
 
 from vmoe.data.check import unreadable
-from vmoe.data.decode import decode, image_files_below, read_image
+from vmoe.data.decode import decode, read_image
 from vmoe.data.fast_decode import decode_crop_and_resize
+from vmoe.data.files import image_files_below
 from vmoe.data.random_crop import Box
 from vmoe.errors import UsageError
 

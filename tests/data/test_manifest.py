@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmoe.config.data import ImageChecks
 from vmoe.data import check
 from vmoe.data.sources import SPLITS, Source, manifest, open_source
 from vmoe.errors import UsageError
+
+REPLACE = ImageChecks(on_error="replace")
 
 
 @pytest.fixture
@@ -175,9 +178,9 @@ def test_missing_files_are_counted_and_left_out_until_they_are_there(photos: Pat
     missing = r"4 of 44 .* read: .*/40.png \(no such file\); .*/photos \(not a regular file\)"
     with pytest.raises(UsageError, match=missing):
         open_source(name, "test")
-    assert len(open_source(name, "test", on_error="replace")) == 20
+    assert len(open_source(name, "test", REPLACE)) == 20
     shutil.copy(photos / "0.png", photos.parent / "gone.png")
-    assert len(open_source(name, "test", on_error="replace")) == 21
+    assert len(open_source(name, "test", REPLACE)) == 21
     with pytest.raises(UsageError, match="3 of 44 images"):
         open_source(name, "test")
 
@@ -242,7 +245,7 @@ def test_an_unreadable_image_is_left_out_of_evaluations_or_kept_for_replacement(
     name = write_csv(photos, "path,label,split", rows)
     for i in (0, 7, 19, 30):
         (photos / f"{i}.png").write_bytes((photos / f"{i}.png").read_bytes()[:40])
-    test = open_source(name, "test", on_error="replace")
+    test = open_source(name, "test", REPLACE)
     expected = {f"{i}.png": (str(i % 2),) for i in range(20) if i not in (0, 7, 19)}
     assert labeled(test) == expected
     assert {Path(path).name for path in test.skipped.unreadable} == {
@@ -250,7 +253,7 @@ def test_an_unreadable_image_is_left_out_of_evaluations_or_kept_for_replacement(
     }
     unpickled = pickle.loads(pickle.dumps(test))
     assert labeled(unpickled) == expected and unpickled.fingerprint() == test.fingerprint()
-    rest = [open_source(name, split, on_error="replace") for split in ("train", "validation")]
+    rest = [open_source(name, split, REPLACE) for split in ("train", "validation")]
     bad = [
         source for source in rest for i in range(len(source)) if source.path(i).endswith("30.png")
     ]

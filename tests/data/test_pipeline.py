@@ -18,10 +18,12 @@ from PIL import ExifTags, Image
 from tests.data.open_files import no_more_files
 from vmoe import retry
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
+from vmoe.config.data import ImageChecks
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.check import unreadable
 from vmoe.data.crops import resize_and_crop
-from vmoe.data.decode import decode, image_files_below
+from vmoe.data.decode import decode
+from vmoe.data.files import image_files_below
 from vmoe.data.pipeline import (
     Batch,
     empty_batch,
@@ -344,12 +346,12 @@ def test_max_pixels_bounds_the_images_of_every_reader(tmp_path: Path) -> None:
     for i in range(20):
         Image.new("RGB", (8, 9)).save(tmp_path / "a" / f"{i}.png")
     name, large = f"folder:{tmp_path}", "8 x 9 pixels are more than data.max_pixels=71; make it"
-    assert len(open_source(name, "train", max_pixels=72, check="decode"))
+    assert len(open_source(name, "train", ImageChecks("decode", max_pixels=72)))
     for check in ("headers", "decode"):
         with pytest.raises(
             UsageError, match=f"20 of 20 .*/a/0.png .{large} smaller, or raise that"
         ):
-            open_source(name, "train", max_pixels=71, check=check)
+            open_source(name, "train", ImageChecks(check, max_pixels=71))
     source = open_source(name, "train")
     for decoder in ("exact", "fast"):
         preprocessing = PreprocessingConfig(interpolation="tf_bilinear")

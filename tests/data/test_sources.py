@@ -23,6 +23,7 @@ from PIL import Image
 from tests.command import ROOT
 from vmoe.class_names import class_names
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
+from vmoe.config.data import ImageChecks
 from vmoe.data import check
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import training_batches
@@ -34,13 +35,15 @@ from vmoe.data.sources import (
     Source,
     index,
     name_and_split,
-    one_walk,
     open_source,
+    open_splits,
     relabel,
     skipped_messages,
 )
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
+
+REPLACE = ImageChecks(on_error="replace")
 
 
 def write_images(folder: Path, count: int, *, value: int = 0) -> None:
@@ -135,12 +138,10 @@ def test_a_folder_is_walked_once_per_run_however_many_of_its_splits_are_opened(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", counting)
-    with one_walk():
-        before = [len(open_source(f"folder:{photos}", split)) for split in ("train", "validation")]
-        assert walked.count("cats") == walked.count("dogs") == 1
-        write_images(photos / form.removeprefix("whole") / "cats" / "new", 100)
-        assert len(open_source(f"folder:{photos}", "train")) == before[0]
-    assert len(open_source(f"folder:{photos}", "train")) > before[0]
+    opened = open_splits(f"folder:{photos}", ["train", "validation"])
+    assert walked.count("cats") == walked.count("dogs") == 1
+    write_images(photos / form.removeprefix("whole") / "cats" / "new", 100)
+    assert len(open_source(f"folder:{photos}", "train")) > len(opened[0])
 
 
 @pytest.mark.parametrize(
@@ -228,10 +229,10 @@ def test_a_changed_record_of_unreadable_images_is_not_used(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (photos / "cats" / "000.png").write_bytes(b"no image")
-    before = open_source(f"folder:{photos}", "train", on_error="replace")
+    before = open_source(f"folder:{photos}", "train", REPLACE)
     (record,) = (tmp_path / "cache").glob("vmoe/indexes/*/*/unreadable.json")
     record.write_text(record.read_text().replace('{"0":', f'{{"{row}":'))
-    after = open_source(f"folder:{photos}", "train", on_error="replace")
+    after = open_source(f"folder:{photos}", "train", REPLACE)
     assert after.skipped == before.skipped
 
 

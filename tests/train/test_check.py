@@ -11,7 +11,7 @@ from vmoe import config as configs
 from vmoe.config import TrainConfig
 from vmoe.errors import UsageError
 from vmoe.sharding import Placement
-from vmoe.train.check import open_data, open_training_data, plan_program
+from vmoe.train.check import open_data, plan_program
 from vmoe.train.setup import setup
 
 
@@ -38,17 +38,17 @@ def test_several_labels_per_image_with_the_softmax_loss_are_reported(
 
 
 def test_a_check_of_files_is_refused_if_no_data_set_has_files(several: TrainConfig) -> None:
-    assert open_data(several, open_training_data(several)).source.max_labels == 2
+    assert open_data(several).source.max_labels == 2
     config = configs.replace(several, data=dict(name="digits"))
     with pytest.raises(
         UsageError, match=r"data.check=decode with data.name=digits: only the files"
     ):
-        open_data(config, open_training_data(config))
+        open_data(config)
 
 
 def test_planning_puts_no_batch_on_a_device(
     several: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = open_data(several, open_training_data(several))
+    data = open_data(several)
     monkeypatch.setattr(Placement, "make_global_array", None)  # so making one would fail
     plan_program(several, data, mesh="", fsdp=False)

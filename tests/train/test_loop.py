@@ -24,7 +24,7 @@ from tests.events import scalars
 from tests.run_folder import assert_same, last_step, rows
 from vmoe import config as configs
 from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
-from vmoe.data.sources import Source, open_source
+from vmoe.data.sources import Source, open_source, open_splits
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
 from vmoe.train import InitFrom, train
@@ -83,13 +83,13 @@ def run(
     monitor: Monitor,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    def record(name: str, split: str, **settings: Any) -> Source:
-        opened.append(split)
-        return open_source(name, split, **settings)
+    def record(name: str, splits: Sequence[str], *args: Any) -> list[Source]:
+        opened.extend(splits)
+        return open_splits(name, splits, *args)
 
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmoe.train.check.open_source", record)
+        patch.setattr("vmoe.train.check.open_splits", record)
         train(config, workdir, sinks=[monitor])
     return workdir
 

@@ -11,7 +11,7 @@ from tests.command import TINY
 from vmoe import config as configs
 from vmoe.costs.chips import CHIPS, DEVICE_KINDS, chip_of
 from vmoe.costs.flops import flops_to_logits
-from vmoe.data.sources import Example, open_source
+from vmoe.data.sources import Example, open_splits
 from vmoe.data.sources.views import View
 from vmoe.train import timing, train
 from vmoe.train.timing import COLUMNS, StepTimer
@@ -49,12 +49,11 @@ def test_a_step_takes_as_long_as_its_images_take_to_read(
         configs.load(TINY), optim=dict(warmup_steps=0), batch_size=4, steps=24, log_every=8
     )
     monkeypatch.setattr(
-        "vmoe.train.check.open_source",
-        lambda name, split, **settings: (
-            SlowSource(open_source(name, split, **settings))
-            if split == "train"
-            else open_source(name, split, **settings)
-        ),
+        "vmoe.train.check.open_splits",
+        lambda name, splits, checks: [
+            SlowSource(source) if split == "train" else source
+            for split, source in zip(splits, open_splits(name, splits, checks), strict=True)
+        ],
     )
     train(config, tmp_path)
     row = timings(tmp_path)[-1]  # what was read ahead is used up

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.cli.routing_file import load_with_routing
-from vmoe.config import DataConfig, FewShotConfig, RoutingOverrides
+from vmoe.config import FewShotConfig, RoutingOverrides
+from vmoe.config.data import CHECKS
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -191,8 +192,8 @@ def _probe(args: EvaluateArgs, loaded: "Loaded") -> None:
     from vmoe.evaluate.fewshot import fewshot, open_fewshot
 
     config = _probe_config(args, loaded)
-    reading = loaded.train_config.data if loaded.train_config else DataConfig()
-    data = open_fewshot(config, check=reading.check, on_error=reading.on_error)
+    checks = loaded.train_config.data.checks if loaded.train_config else CHECKS
+    data = open_fewshot(config, checks)
     left_out = Unreadable("left out")
     sources = [source for each in data for source in each.sources]
     steps = len(data) * len(config.shots) + sum(-(-len(x) // config.batch_size) for x in sources)
@@ -204,7 +205,7 @@ def _probe(args: EvaluateArgs, loaded: "Loaded") -> None:
             loaded.preprocessing,
             image_size=args.image_size,
             on_batch=advance,
-            on_unreadable=left_out.add if reading.on_error == "replace" else None,
+            on_unreadable=left_out.add if checks.on_error == "replace" else None,
         )
     of_data = [message for each in data for message in each.messages]
     print_messages([*skipped_messages(sources), *of_data, *left_out.news()])

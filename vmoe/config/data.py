@@ -1,7 +1,7 @@
 """The data set, and how training images are prepared, augmented and mixed."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from vmoe.config.fields import Checked, NonNegative, at_least, at_most, more_than
 from vmoe.config.preprocessing import MAX_PIXELS, Interpolation, Preprocessing
@@ -10,6 +10,21 @@ Check = Literal["headers", "decode"]
 OnError = Literal["fail", "replace"]
 Decoder = Literal["exact", "fast"]
 Mixing = Literal["device", "image"]
+
+
+class ImageChecks(NamedTuple):
+    """How the image files of a folder or a list are checked when it is opened; see ``DataConfig``.
+
+    With ``on_error="replace"`` the split "train" keeps unreadable images, whose readers take others
+    instead; other splits leave them out.
+    """
+
+    check: Check = "headers"
+    on_error: OnError = "fail"
+    max_pixels: int = MAX_PIXELS
+
+
+CHECKS = ImageChecks()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +132,8 @@ class DataConfig(Checked):
             "decoder",
             "preprocessing.interpolation",
         )
+
+    @property
+    def checks(self) -> ImageChecks:
+        """How image files are checked when they are opened."""
+        return ImageChecks(self.check, self.on_error, self.max_pixels)

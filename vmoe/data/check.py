@@ -12,14 +12,14 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import PIL
 from PIL import UnidentifiedImageError
 
-from vmoe.config.data import Check, OnError
-from vmoe.config.preprocessing import MAX_PIXELS
-from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits, open_image
+from vmoe.config.data import CHECKS, ImageChecks
+from vmoe.data.decode import PNG, decode, has_16_bits, open_image
+from vmoe.data.files import ImageFile
 from vmoe.data.progress import progress
 from vmoe.errors import Failure, UsageError, parse_json
 from vmoe.retry import open_regular, read_regular, retried
@@ -31,29 +31,12 @@ ENDS = {PNG: b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 RULES = f"4 {PIL.__version__}"  # version of the rules below; records of other versions are ignored
 
 
-class Reading(NamedTuple):
-    """Which images of a folder or a list can be read, and what happens if some cannot.
-
-    Attributes:
-        check: how they are checked.
-        on_error: whether unreadable images are an error.
-        max_pixels: most pixels of an image.
-    """
-
-    check: Check = "headers"
-    on_error: OnError = "fail"
-    max_pixels: int = MAX_PIXELS
-
-
-READING = Reading()
-
-
 def unreadable(
     folder: str | Path,
     files: Callable[[int], ImageFile],
     count: int,
     record: Path,
-    reading: Reading = READING,
+    checks: ImageChecks = CHECKS,
 ) -> dict[int, str]:
     """Finds the files that cannot be read as images; returns the reason for each, by its index.
 
@@ -61,13 +44,13 @@ def unreadable(
         files: the file at an index in [0, count).
         record: a JSON file that stores the result until the files change.
     """
-    known, rules = _read_record(record), f"{RULES} {reading.max_pixels}"
-    if known.get("rules") == rules and known.get("check") in (reading.check, "decode"):
+    known, rules = _read_record(record), f"{RULES} {checks.max_pixels}"
+    if known.get("rules") == rules and known.get("check") in (checks.check, "decode"):
         return {int(i): reason for i, reason in known["unreadable"].items()}
     found, lasting = dict[int, str](), True
 
     def reasons(chunk: range) -> list[tuple[str, bool]]:
-        return [_reason(files(i), reading) for i in chunk]
+        return [_reason(files(i), checks) for i in chunk]
 
     parts = range(0, count, CHUNK * CHUNKS)  # bounds the files in memory at a time
     with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -79,13 +62,13 @@ def unreadable(
                 if reason:
                     found[i], lasting = reason, lasting and lasts
     if lasting:
-        new = {"rules": rules, "check": reading.check, "unreadable": found}
+        new = {"rules": rules, "check": checks.check, "unreadable": found}
         with contextlib.suppress(OSError):  # the cache folder may not be writable
             replace_text(record, json.dumps({**new, "sha256": _digest(new)}))
     return found
 
 
-def _reason(file: ImageFile, reading: Reading) -> tuple[str, bool]:
+def _reason(file: ImageFile, checks: ImageChecks) -> tuple[str, bool]:
     """Why a file cannot be read as an image; empty if it can.
 
     Returns:
@@ -94,13 +77,13 @@ def _reason(file: ImageFile, reading: Reading) -> tuple[str, bool]:
     try:
         if file.size < 0:
             return f"{'not a regular' if Path(file.path).exists() else 'no such'} file", True
-        complete = retried(file.path, lambda: _looks_complete(file, reading.max_pixels))
+        complete = retried(file.path, lambda: _looks_complete(file, checks.max_pixels))
         if complete is False:
             return "truncated: its end is missing", True
-        if reading.check == "decode" or complete is None:
+        if checks.check == "decode" or complete is None:
             content = retried(file.path, lambda: read_regular(file.path))
-            decode(content, "", max_pixels=reading.max_pixels)
-            with open_image(io.BytesIO(content), "", reading.max_pixels) as image:
+            decode(content, "", max_pixels=checks.max_pixels)
+            with open_image(io.BytesIO(content), "", checks.max_pixels) as image:
                 image.verify()  # checksums, which decoding may ignore
     except UsageError as error:
         return str(error).removeprefix(": "), True
@@ -114,11 +97,7 @@ def _reason(file: ImageFile, reading: Reading) -> tuple[str, bool]:
 
 
 def _looks_complete(file: ImageFile, max_pixels: int) -> bool | None:
-    """Whether a file begins and ends as its format requires; None if only decoding can tell.
-
-    Raises:
-        UsageError: its header declares too many pixels.
-    """
+    """Whether a file begins and ends as its format requires; None if only decoding can tell."""
     with open_regular(file.path) as opened:
         head = opened.read(32)
         opened.seek(max(file.size - TAIL, 0))

@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import distributed, models
+from vmoe.config.data import CHECKS, ImageChecks
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import empty_batch, evaluation_batches
 from vmoe.data.reading import OnWait, print_wait
-from vmoe.data.sources import Source, name_and_split, one_walk, open_source, relabel
+from vmoe.data.sources import Source, name_and_split, open_splits, relabel
 from vmoe.data.sources.splits import NoSplit
 from vmoe.data.sources.views import Subset
 from vmoe.data.workers import IN_THREADS, Workers
@@ -62,12 +63,8 @@ class FewShotData:
         return self.train, self.test
 
 
-@one_walk()
-def open_fewshot(config: FewShotConfig, **reading: Any) -> tuple[FewShotData, ...]:
+def open_fewshot(config: FewShotConfig, checks: ImageChecks = CHECKS) -> tuple[FewShotData, ...]:
     """Opens the data sets of a config; reads labels, but no image.
-
-    Args:
-        reading: as for ``open_source``.
 
     Raises:
         UsageError: there is no such data set or split; or as for ``prepare``.
@@ -76,7 +73,7 @@ def open_fewshot(config: FewShotConfig, **reading: Any) -> tuple[FewShotData, ..
     for text in config.data:
         name, *splits = _name_and_splits(text)
         try:
-            train, test = (open_source(name, split, **reading) for split in splits)
+            train, test = open_splits(name, splits, checks)
         except NoSplit as error:
             form = "NAME:TRAIN,TEST"
             error = UsageError(f"{error}; a probe needs two splits: name them as {form}")

@@ -13,7 +13,7 @@ from vmoe import models
 from vmoe.axes import Images
 from vmoe.config import RoutingOverrides
 from vmoe.config.fields import at_least
-from vmoe.data.decode import SUFFIXES, image_files_below
+from vmoe.data.files import SUFFIXES, image_files_below
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import check_finite

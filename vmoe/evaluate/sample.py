@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from vmoe.checkpoints import StoredModel
-from vmoe.config import DataConfig
+from vmoe.config.data import CHECKS
 from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
@@ -43,20 +43,14 @@ def open_data(
         problem = "data is missing: the checkpoint does not name its training data; name some"
         raise UsageError(problem).remedied_by(data="NAME")
     name, named = name_and_split(data)
-    reading = trained.train_config.data if trained.train_config else DataConfig()
+    checks = trained.train_config.data.checks if trained.train_config else CHECKS
     try:
-        source = open_source(
-            name,
-            named or split,
-            check=reading.check,
-            on_error=reading.on_error,
-            max_pixels=reading.max_pixels,
-        )
+        source = open_source(name, named or split, checks)
     except NoSplit as error:
         if named:
             raise
         raise _name_one(error, name, split) from None
-    return relabel(source, trained.class_names), reading.on_error == "replace"
+    return relabel(source, trained.class_names), checks.on_error == "replace"
 
 
 def _name_one(error: NoSplit, name: str, split: str) -> UsageError:

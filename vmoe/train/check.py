@@ -1,14 +1,13 @@
 """Opens the data of a run and plans its program, to check both before anything is written."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
 from vmoe import models
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig
 from vmoe.data.pipeline import Batch, Read, check_labeled, empty_batch, training_batches
-from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_source, relabel
+from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_splits, relabel
 from vmoe.data.workers import Batches, check_shared_memory
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
@@ -42,19 +41,27 @@ class Program:
     """Shapes, dtypes and shardings of the state."""
 
 
-def open_training_data(config: TrainConfig) -> Source:
-    """The training images: the split train, unless the config has another."""
-    name, split = name_and_split(config.data.name)
-    return _open(name, split or "train", config)
+def open_data(config: TrainConfig) -> Data:
+    """Opens the training images, the evaluation sets and the data of few-shot probes.
 
-
-def open_data(config: TrainConfig, source: Source) -> Data:
-    """Opens the evaluation sets and the data of few-shot probes; adds the training images."""
-    evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
-    fewshot = open_fewshot(config.fewshot, **_reading(config))
+    The training images are the split train, unless the config names another.
+    """
+    checks, (name, split) = config.data.checks, name_and_split(config.data.name)
+    trained = name, split or "train"
+    wanted = [trained, *(_evaluation_split(each.data, name, split) for each in config.evaluations)]
+    opened: dict[tuple[str, str], Source] = {}
+    for data_set in dict.fromkeys(each for each, _ in wanted):
+        splits = list(dict.fromkeys(split for each, split in wanted if each == data_set))
+        sources = open_splits(data_set, splits, checks)
+        opened |= {(data_set, split): own for split, own in zip(splits, sources, strict=True)}
+    source, *others = (opened[each] for each in wanted)
+    evaluations = [
+        (each, relabel(own, source.class_names))
+        for each, own in zip(config.evaluations, others, strict=True)
+    ]
+    fewshot = open_fewshot(config.fewshot, checks)
     probed = [own for each in fewshot for own in each.sources]
-    opened = [source, *(own for _, own in evaluations), *probed]
-    if config.data.check == "decode" and not any(map(has_files, opened)):
+    if checks.check == "decode" and not any(map(has_files, [*opened.values(), *probed])):
         problem = "only the files of folder: and manifest: are checked, so this has no effect"
         fields = {"data.check": "decode", "data.name": config.data.name}
         raise UsageError(f"{problem}; use headers", **fields)
@@ -103,30 +110,24 @@ def padding_batch(config: TrainConfig, source: Source, placement: Placement) -> 
     return placement.make_global_array(batch)
 
 
-def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:
-    """The data of an evaluation set, labeled by the classes of the training data."""
-    if evaluation.data in SPLITS:
-        name, trained_split = name_and_split(config.data.name)
-        split = evaluation.data
+def _evaluation_split(data: str, trained: str, trained_split: str) -> tuple[str, str]:
+    """The name and the split of an evaluation set.
+
+    Args:
+        data: as in ``EvalConfig``.
+        trained: the data set of the training images.
+        trained_split: its split in the config; empty if there is none.
+    """
+    if data in SPLITS:
         if trained_split not in ("", *SPLITS):
             raise UsageError(
                 "both may have the same images, as a missing split is split off train; "
-                f"name one, such as {name}:train[99%:]",
-                **{"evaluations.data": split, "data.name": config.data.name},
+                f"name one, such as {trained}:train[99%:]",
+                **{"evaluations.data": data, "data.name": f"{trained}:{trained_split}"},
             )
-    else:
-        name, split = name_and_split(evaluation.data)
-        if not split:
-            problem = f"give {', '.join(SPLITS)}, or NAME:SPLIT of another data set"
-            raise UsageError(problem, **{"evaluations.data": name})
-    return relabel(_open(name, split, config), trained.class_names)
-
-
-def _open(name: str, split: str, config: TrainConfig) -> Source:
-    return open_source(name, split, **_reading(config))
-
-
-def _reading(config: TrainConfig) -> dict[str, Any]:
-    """How images are checked when a data set is opened."""
-    data = config.data
-    return dict(check=data.check, on_error=data.on_error, max_pixels=data.max_pixels)
+        return trained, data
+    name, split = name_and_split(data)
+    if not split:
+        problem = f"give {', '.join(SPLITS)}, or NAME:SPLIT of another data set"
+        raise UsageError(problem, **{"evaluations.data": name})
+    return name, split

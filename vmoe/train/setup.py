@@ -16,18 +16,11 @@ from vmoe import distributed, forks
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
 from vmoe.data.crops import resizing_messages
-from vmoe.data.sources import one_walk, skipped_messages
+from vmoe.data.sources import skipped_messages
 from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.data.workers import Workers
 from vmoe.signals import Signals
-from vmoe.train.check import (
-    Data,
-    Program,
-    open_data,
-    open_training_data,
-    padding_batch,
-    plan_program,
-)
+from vmoe.train.check import Data, Program, open_data, padding_batch, plan_program
 from vmoe.train.environment import environment, shared
 from vmoe.train.folder import open_workdir
 from vmoe.train.init import Init, InitFrom, messages, read_source
@@ -94,7 +87,6 @@ def setup(
     given = json.loads(to_json(replace(config, data=dict(num_workers=0))))
     given |= {"profile": profile, "wandb": wandb, **others}
 
-    @one_walk()
     def check() -> tuple[
         TrainConfig, tuple[int, int] | None, Data, Program, Init | None, dict[str, Any]
     ]:
@@ -103,10 +95,9 @@ def setup(
             check_wandb(workdir, wandb)
         if not has_config(workdir):
             config.optim.check_decay()
-        source = open_training_data(config)
-        sized = config.with_steps(len(source))
+        data = open_data(config)
+        sized = config.with_steps(len(data.source))
         traced_steps = parse_steps(profile, sized.total_steps)
-        data = open_data(sized, source)
         program = plan_program(sized, data, mesh=mesh, fsdp=fsdp)
         initial = read_source(init, workdir, sized.model)
         return sized, traced_steps, data, program, initial, environment(data, program.placement)

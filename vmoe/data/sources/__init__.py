@@ -7,13 +7,10 @@ cache folder, which processes share (``index.py``).
 
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from vmoe.config.data import Check, OnError
-from vmoe.config.preprocessing import MAX_PIXELS
-from vmoe.data.check import Reading
-from vmoe.data.sources.index import one_walk
+from vmoe.config.data import CHECKS, ImageChecks
 from vmoe.data.sources.source import NAMED, Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
 from vmoe.data.sources.views import relabel, sample
@@ -24,12 +21,13 @@ __all__ = [
     "SPLITS",
     "Example",
     "Fingerprint",
+    "ImageChecks",
     "Source",
     "has_files",
     "sample",
     "name_and_split",
-    "one_walk",
     "open_source",
+    "open_splits",
     "relabel",
     "skipped_messages",
 ]
@@ -40,7 +38,8 @@ class Kind(NamedTuple):
 
     Attributes:
         opener: MODULE:FUNCTION in this package, imported when needed. The function takes the text
-            after the name (the name itself if there is none) and a split, and returns a ``Source``.
+            after the name (the name itself if there is none) and a split, and returns a ``Source``;
+            for ``files`` several splits and the ``ImageChecks``, and returns a list.
         path: form of the text after the name, in brackets if it is optional; empty for none.
         images: short description of the images.
         classes: where the class names come from.
@@ -95,34 +94,33 @@ __doc__ = "\n".join(
 TFDS = re.compile(r"(?P<name>tfds:[^:]+(:\d[^:]*)?)(:(?P<split>[A-Za-z].*))?")
 
 
-def open_source(
-    name: str,
-    split: str,
-    *,
-    check: Check = "headers",
-    on_error: OnError = "fail",
-    max_pixels: int = MAX_PIXELS,
-) -> Source:
+def open_source(name: str, split: str, checks: ImageChecks = CHECKS) -> Source:
     """Opens a split of a data set.
 
     Args:
         name: as ``KINDS`` lists them, without a split.
         split: "train", "validation" or "test"; for TFDS any of its splits and slices.
-        check: how the images of a folder or a list are checked, see ``vmoe/data/check.py``.
-        on_error: whether unreadable images of a folder or a list are an error.
-        max_pixels: most pixels of an image of a folder or a list; a larger one is unreadable.
+        checks: how the images of a folder or a list are checked.
 
     Raises:
         UsageError: there is no such data set or split, or its files are missing or corrupt.
     """
+    return open_splits(name, [split], checks)[0]
+
+
+def open_splits(name: str, splits: Sequence[str], checks: ImageChecks = CHECKS) -> list[Source]:
+    """Opens splits of a data set at once, so that a folder is walked once; see ``open_source``."""
     name, _, path = name.partition(":")
     kind = _kind(name, path)
-    if split not in SPLITS and name != "tfds":
-        raise UsageError(unknown("no split", split, list(SPLITS)))
-    checks = {"reading": Reading(check, on_error, max_pixels)} if kind.files else {}
+    for split in splits:
+        if split not in SPLITS and name != "tfds":
+            raise UsageError(unknown("no split", split, list(SPLITS)))
     try:
         opener = pkgutil.resolve_name(f"{__name__}.{kind.opener}")
-        return opener(path if kind.path else name, split, **checks)
+        path = path if kind.path else name
+        return (
+            opener(path, splits, checks) if kind.files else [opener(path, each) for each in splits]
+        )
     except PermissionError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
 

@@ -9,18 +9,19 @@ names, sizes and times of the files are kept in an index (``index.py``). Opening
 the folder once, and compares it with the index.
 """
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from vmoe.data.check import READING, Reading
-from vmoe.data.decode import SUFFIXES, entries_of, image_files_below, is_folder
-from vmoe.data.sources.index import IndexWriter, cached, walked
+from vmoe.config.data import CHECKS, ImageChecks
+from vmoe.data.files import SUFFIXES, entries_of, image_files_below, is_folder
+from vmoe.data.sources.index import IndexWriter, cached
 from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import FileSource, finish_table, open_files
@@ -30,20 +31,26 @@ SEPARATOR = "\0"  # no path contains it
 
 
 def open_folder(
-    path: str,
-    split: str,
-    *,
-    reading: Reading = READING,
-    whole: bool = False,
-) -> FileSource:
-    """Opens a split of a folder of images, after checking that they can be read.
+    path: str, splits: Sequence[str], checks: ImageChecks = CHECKS, *, whole: bool = False
+) -> list[FileSource]:
+    """Opens splits of a folder of images, after checking that they can be read.
 
     Args:
         path: the folder.
-        reading: see ``open_files``.
-        whole: the split is all of the images, of a folder that is not split.
+        whole: a split is all of the images, of a folder that is not split.
     """
-    root, place = Path(path), f"folder:{path}"
+    walk = functools.cache(lambda folder, class_names: list(_walk(folder, class_names)))
+    return [_open(Path(path), f"folder:{path}", split, checks, whole, walk) for split in splits]
+
+
+def _open(
+    root: Path,
+    place: str,
+    split: str,
+    checks: ImageChecks,
+    whole: bool,
+    walk: Callable[[Path, tuple[str, ...]], "list[_Class]"],
+) -> FileSource:
     available = split_folders(root)
     if whole and available:
         names = ", ".join(folder.name for folder in available.values())
@@ -52,7 +59,7 @@ def open_folder(
     folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
     beside = _beside(root, folder, available.values())
-    classes = walked(folder, lambda: list(_walk(folder, class_names)))
+    classes = walk(folder, class_names)
     key = hashlib.sha256(repr((class_names, fractions, beside)).encode(errors="surrogateescape"))
     for each in classes:
         key.update(repr((len(each.sizes), *each[3:])).encode(errors="surrogateescape"))
@@ -80,7 +87,7 @@ def open_folder(
             )
 
     index = cached(f"folder:{os.path.realpath(folder)}", key.hexdigest(), build)
-    return open_files(place, str(folder), index, split, reading)
+    return open_files(place, str(folder), index, split, checks)
 
 
 def split_folders(root: Path) -> dict[str, Path]:

@@ -31,10 +31,9 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal
 
 import numpy as np
 from jaxtyping import Int, Integer, Num, Shaped
@@ -50,16 +49,9 @@ INFO = "index.json"
 SUMS = "SHA256SUMS"  # hashes of all files, in the format of the command sha256sum
 KEPT = 7 * 24 * 3600  # seconds after its last opening for which an index of earlier data is kept
 
-T = TypeVar("T")
-
 
 def state_of(file: str | Path) -> tuple[int, int]:
-    """Size of a file in bytes, and time of its last change in nanoseconds.
-
-    Raises:
-        UsageError: there is no such file, it cannot be read, or it is a folder, pipe or device.
-        Failure: it cannot be read for a temporary reason.
-    """
+    """Size of a file in bytes, and time of its last change in nanoseconds."""
     try:
         status = retried(file, lambda: os.stat(file))
     except OSError as error:
@@ -67,30 +59,6 @@ def state_of(file: str | Path) -> tuple[int, int]:
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{file}: not a regular file")
     return status.st_size, status.st_mtime_ns
-
-
-_found: ContextVar[dict[Path, Any] | None] = ContextVar("found", default=None)
-
-
-@contextlib.contextmanager
-def one_walk() -> Iterator[None]:
-    """In this context a folder is walked once, however many of its splits are opened."""
-    found = _found.get()
-    token = _found.set({} if found is None else found)
-    try:
-        yield
-    finally:
-        _found.reset(token)
-
-
-def walked(folder: Path, walk: Callable[[], T]) -> T:
-    """The result of a walk through a folder; in ``one_walk``, of the first walk through it."""
-    found = _found.get()
-    if found is None:
-        return walk()
-    if folder not in found:
-        found[folder] = walk()
-    return found[folder]
 
 
 def cached(
@@ -221,36 +189,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-class Index:
-    """A complete index, with its columns mapped into memory.
+class Columns:
+    """The columns of an index, mapped into memory."""
 
-    Attributes:
-        folder: the folder of its files.
-        info: further values that the writer has stored, such as the class names.
-    """
-
-    def __init__(self, folder: str | Path):
-        """Opens an index, and checks the sizes of its files.
-
-        Raises:
-            UsageError: there is no index in this folder, or it is incomplete.
-        """
-        self.folder = Path(folder)
-
-        def read() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-            written = parse_json((self.folder / INFO).read_text())
-            columns = {
-                name: _mapped(self.folder / f"{name}.bin", dtype, count)
-                for name, (dtype, count) in written["columns"].items()
-            }
-            return written["info"], columns
-
-        try:
-            self.info, self._columns = retried(self.folder, read)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UsageError(
-                f"{self.folder}: the index of the data is gone or incomplete; run the command again"
-            ) from None
+    def __init__(self, columns: dict[str, np.ndarray]):
+        self._columns = columns
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -298,9 +241,38 @@ class Index:
         yield ends - starts
 
 
+class Index(Columns):
+    """A complete index.
+
+    Attributes:
+        folder: the folder of its files.
+        info: further values that the writer has stored, such as the class names.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Opens an index, and checks the sizes of its files."""
+        self.folder = Path(folder)
+        try:
+            written = retried(self.folder, lambda: parse_json((self.folder / INFO).read_text()))
+            super().__init__(_map_all(self.folder, written["columns"]))
+            self.info: dict[str, Any] = written["info"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(
+                f"{self.folder}: the index of the data is gone or incomplete; run the command again"
+            ) from None
+
+
 def parts(count: int) -> Iterator[slice]:
     """Slices of a column, for processing it in parts with little memory."""
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+def _map_all(folder: Path, columns: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+    """Columns by name, from the dtype and the length of each."""
+    return {
+        name: retried(folder, functools.partial(_mapped, folder / f"{name}.bin", dtype, count))
+        for name, (dtype, count) in columns.items()
+    }
 
 
 def _mapped(path: Path, dtype: str, count: int, mode: Literal["r", "r+"] = "r") -> np.ndarray:
@@ -366,8 +338,14 @@ class IndexWriter:
             for part in parts(len(column)):
                 column[part] = numbers[column[part]]
 
+    def columns(self) -> Columns:
+        """The columns as far as they are written; more may be appended after that."""
+        for file in self._files.values():
+            file.flush()
+        return Columns(_map_all(self.folder, self._columns))
+
     def finish(self, **info: Any) -> Index:
-        """Writes the metadata, and opens the index; more may be appended after that.
+        """Writes the metadata, and opens the index.
 
         Args:
             info: JSON values, see ``Index.info``.

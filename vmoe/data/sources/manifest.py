@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmoe.data.check import READING, Reading, recorded
+from vmoe.config.data import CHECKS, ImageChecks
+from vmoe.data.check import recorded
 from vmoe.data.progress import open_text
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import sampled
@@ -42,12 +43,13 @@ MISSING = (-1, 0)  # size and time of an image whose file is missing
 FIELDS = ("path", "label", "labels", "split")
 
 
-def open_manifest(path: str, split: str, *, reading: Reading = READING) -> FileSource:
-    """Opens a split of a list of images, after checking that they can be read.
+def open_manifest(
+    path: str, splits: Sequence[str], checks: ImageChecks = CHECKS
+) -> list[FileSource]:
+    """Opens splits of a list of images, after checking that they can be read.
 
     Args:
         path: the ``.csv`` or ``.jsonl`` file.
-        reading: see ``open_files``.
     """
     file, place = Path(path), f"manifest:{path}"
     if file.suffix.lower() not in SUFFIXES:
@@ -73,7 +75,7 @@ def open_manifest(path: str, split: str, *, reading: Reading = READING) -> FileS
         lambda target: _build(file, place, given, target),
         valid,
     )
-    return open_files(place, str(folder), index, split, reading)
+    return [open_files(place, str(folder), index, split, checks) for split in splits]
 
 
 def _stat(path: Path) -> tuple[int, int] | None:

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int8, Integer
 
-from vmoe.data.check import Reading, unreadable
-from vmoe.data.decode import ImageFile, read_bytes
-from vmoe.data.sources.index import Index, IndexWriter, parts
+from vmoe.config.data import ImageChecks
+from vmoe.data.check import unreadable
+from vmoe.data.files import ImageFile, read_bytes
+from vmoe.data.sources.index import Columns, Index, IndexWriter, parts
 from vmoe.data.sources.source import BaseSource, Example, Skipped, digest
 from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes, no_split
 from vmoe.errors import UsageError, listed
@@ -59,7 +60,7 @@ def finish_table(
             occurs twice is an error.
         info: JSON values for ``Index.info``.
     """
-    table = index.finish()
+    table = index.columns()
     if "sizes" not in table or not len(table["sizes"]):
         raise UsageError(f"{place}: no images in it")
     if identity:
@@ -79,21 +80,21 @@ def finish_table(
         for i, name in enumerate(names):
             rows = part.start + np.flatnonzero(chosen[part] == i)
             index.append(f"rows_{name}", rows.astype(np.uint32))
-    table = index.finish()
+    with_rows = index.columns()
     info["splits"] = {
         name: {
             "data": table.digest(("paths", "labels", "sizes"), rows),
             "times": table.digest(["times"], rows) if "times" in table else "",
         }
         for name in names or [""]
-        if len(rows := _rows(table, name))
+        if len(rows := _rows(with_rows, name))
     }
     most_labels = max(1, int(most.max()))
     index.finish(class_names=class_names, max_labels=most_labels, place=place, **info)
 
 
 def _split_off(
-    table: Index,
+    table: Columns,
     splits: Sequence[str],
     names: Sequence[str],
     fractions: Mapping[str, float],
@@ -127,7 +128,7 @@ def _split_off(
     return chosen
 
 
-def _check_unique(table: Index, identity: Callable[[str], str], place: str) -> None:
+def _check_unique(table: Columns, identity: Callable[[str], str], place: str) -> None:
     """Checks that no image occurs twice."""
     identities = np.empty(len(table["sizes"]), np.uint64)
     for part in parts(len(identities)):
@@ -142,7 +143,7 @@ def _check_unique(table: Index, identity: Callable[[str], str], place: str) -> N
             )
 
 
-def _rows(index: Index, split: str) -> Integer[np.ndarray, "x"] | range:
+def _rows(index: Columns, split: str) -> Integer[np.ndarray, "x"] | range:
     return index[f"rows_{split}"] if f"rows_{split}" in index else range(len(index["sizes"]))
 
 
@@ -236,14 +237,11 @@ class FileSource(TableSource):
             return b""
 
 
-def open_files(place: str, folder: str, index: Path, split: str, reading: Reading) -> FileSource:
+def open_files(place: str, folder: str, index: Path, split: str, checks: ImageChecks) -> FileSource:
     """A split of a table of image files, after checking that they can be read.
 
     Args:
         place: the data set, for error messages.
-        reading: how the images are checked, and whether unreadable images are an error. With
-            on_error "replace", the split "train" keeps them, and another image is read instead;
-            other splits leave them out.
     """
     columns = Index(index)
     count = len(columns["sizes"])
@@ -252,8 +250,8 @@ def open_files(place: str, folder: str, index: Path, split: str, reading: Readin
         path = str(Path(folder, columns.text("paths", row)))
         return ImageFile(path, int(columns["sizes"][row]), int(columns["times"][row]))
 
-    bad = unreadable(folder, file, count, index / RECORD, reading)
-    if bad and reading.on_error == "fail":
+    bad = unreadable(folder, file, count, index / RECORD, checks)
+    if bad and checks.on_error == "fail":
         reasons = [f"{file(row).path} ({reason})" for row, reason in bad.items()]
         raise UsageError(
             f"{place}: {len(bad)} of {count} images cannot be read: "

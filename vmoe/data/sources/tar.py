@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmoe.data.decode import SUFFIXES, entries_below, is_folder
+from vmoe.data.files import SUFFIXES, entries_below, is_folder
 from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import NAMED, Example, Skipped

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from vmoe.data.decode import read_bytes
+from vmoe.data.files import read_bytes
 from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
