@@ -145,7 +145,7 @@ class CsvFile(Sink):
         """
         content, missing = b"", ""
         if position.size:
-            content = self._read()
+            content = self._stored
             if content is None:
                 missing = f"{self._path} is missing: its rows up to step {step} are lost"
             elif _first_step(content) > step:
@@ -171,7 +171,7 @@ class CsvFile(Sink):
 
         They were written between the checkpoint of the step and the next step.
         """
-        lines = (self._read() or b"")[self._size :].splitlines(keepends=True)
+        lines = (self._stored or b"")[self._size :].splitlines(keepends=True)
         header = lines[: not self._size]
         own = itertools.takewhile(
             lambda line: line.startswith(b"%d," % step) and line.endswith(b"\n"),
@@ -189,10 +189,11 @@ class CsvFile(Sink):
 
     def stored_step(self) -> int:
         """The step of the last complete row on the disk; 0 if there is none."""
-        return _last_step((self._read() or b"").partition(b"\n")[2]) or 0
+        return _last_step((self._stored or b"").partition(b"\n")[2]) or 0
 
-    def _read(self) -> bytes | None:
-        """The content of the file; None if there is none.
+    @functools.cached_property
+    def _stored(self) -> bytes | None:
+        """The content of the file; None if there is none. Read once until ``resume``.
 
         Raises:
             Failure: it cannot be read, or is a pipe or a device.
@@ -210,6 +211,7 @@ class CsvFile(Sink):
         Returns:
             the new name; empty if there are no rows.
         """
+        self.__dict__.pop("_stored", None)
         with write_errors(self._path):
             if not self._path.exists() or not self._path.stat().st_size:
                 return ""
@@ -222,6 +224,7 @@ class CsvFile(Sink):
 
     def resume(self, step: int) -> None:
         """Removes all content after the restored position."""
+        self.__dict__.pop("_stored", None)
         with write_errors(self._path):
             if self._path.exists():
                 os.truncate(self._path, self._size)
