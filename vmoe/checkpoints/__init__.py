@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from vmoe.checkpoints import remote, vmoe_format
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.export import jax_program, onnx_file, published
-from vmoe.checkpoints.opening import open_run, open_weights, resolve
+from vmoe.checkpoints.opening import Run, open_weights, resolve
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, restore, split_path
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.errors import Failure, UsageError, one_line, shortened, unknown
@@ -41,8 +41,8 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     """
     try:
         local, shown = resolve(path)
-        family = open_weights(local)
-        stored = _read_run(local, use_ema) if family is None else assemble(family)
+        opened = open_weights(local, use_ema=use_ema)
+        stored = _read_run(opened) if isinstance(opened, Run) else assemble(opened)
     except (UsageError, Failure) as error:  # it quotes the files, which can hold any text
         raise type(error)(shortened(one_line(str(error)), MAX_MESSAGE)) from None
     if stored.origin.assumed:
@@ -50,8 +50,8 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     return stored._replace(origin=stored.origin._replace(path=shown))
 
 
-def _read_run(path: Path, use_ema: bool) -> StoredModel:
-    model, steps = open_run(path, use_ema=use_ema)
+def _read_run(run: Run) -> StoredModel:
+    path, model, steps = run
     workdir, _ = split_path(path)
     item = "ema" if model.origin.weights == "ema" else "params"
     tried: set[int] = set()

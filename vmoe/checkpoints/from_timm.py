@@ -5,6 +5,7 @@ heads, the GELU and the epsilon of an architecture are in no file; this module h
 1.0.31, models/vision_transformer.py and deit.py).
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -128,16 +129,12 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         left_out += (PATCH_BIAS,)
     pixels = checked_pixels(*(pretrained.get(name, [0.5] * 3) for name in ("mean", "std")))
     names = config.get("label_names")
-
-    @corrupt_if_wrong(file.path.with_name("config.json"))
-    def prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
-        return _prepared(pretrained, image_size)
-
+    guarded = corrupt_if_wrong(file.path.with_name("config.json"))
     return Family(
         Origin("timm", file.path),
         file,
         renaming(PARAMETERS, heads),
-        prepared,
+        guarded(functools.partial(_prepared, pretrained)),
         given=given,
         pixels=pixels,
         left_out=left_out,

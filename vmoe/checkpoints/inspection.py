@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmoe.checkpoints.assemble import outline, shapes_in
-from vmoe.checkpoints.opening import open_run, open_weights, resolve
+from vmoe.checkpoints.opening import Run, open_weights, resolve
 from vmoe.checkpoints.stored import Format, StoredModel
 from vmoe.errors import UsageError
 from vmoe.trees import by_name
@@ -45,30 +45,25 @@ def inspect(path: str | Path) -> Inspection:
 
     Args:
         path: as for ``read``.
-
-    Raises:
-        UsageError: there is no trained model at the path, or the files do not identify it.
-        Failure: the files are corrupt.
     """
     local, _ = resolve(path)
-    family = open_weights(local)
-    if family is None:
-        model, _ = open_run(local)
-        params = by_name(model.params)
+    opened = open_weights(local)
+    if isinstance(opened, Run):
+        params = by_name(opened.model.params)
         arrays = [
             StoredArray(name, leaf.shape, leaf.dtype.name, leaf.size * leaf.dtype.itemsize, (name,))
             for name, leaf in params.items()
         ]
-        return Inspection("run", arrays, model)
+        return Inspection("run", arrays, opened.model)
     arrays = []
-    for name, info in family.arrays.infos.items():
+    for name, info in opened.arrays.infos.items():
         try:
-            paths = shapes_in(family, name)
+            paths = shapes_in(opened, name)
         except UsageError:
             paths = None
         known = None if paths is None else tuple(paths)
         arrays.append(StoredArray(name, info.shape, info.dtype.name, info.nbytes, known))
     try:
-        return Inspection(family.origin.format, arrays, outline(family))
+        return Inspection(opened.origin.format, arrays, outline(opened))
     except UsageError as error:
-        return Inspection(family.origin.format, arrays, None, str(error))
+        return Inspection(opened.origin.format, arrays, None, str(error))

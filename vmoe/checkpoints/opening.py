@@ -1,6 +1,7 @@
 """Recognizes the files at a path, and opens them without reading their arrays."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from vmoe import models, zoo
 from vmoe.checkpoints import (
@@ -42,12 +43,25 @@ def resolve(path: str | Path) -> tuple[Path, str | Path]:
     return Path(resolved), path
 
 
-def open_weights(path: Path) -> Family | None:
-    """Opens weights without reading their arrays; None for a run, whose arrays Orbax reads.
+class Run(NamedTuple):
+    """A run, whose arrays Orbax reads.
 
-    Raises:
-        UsageError: there is no trained model at the path, or one that cannot be represented.
-        Failure: the files are corrupt.
+    Attributes:
+        path: a run folder or a checkpoint in it, as for ``restore.find``.
+        model: the model with the shapes of its parameters.
+        steps: the steps that the path may refer to, ascending.
+    """
+
+    path: Path
+    model: StoredModel
+    steps: list[int]
+
+
+def open_weights(path: Path, *, use_ema: bool = True) -> Family | Run:
+    """Opens weights without reading their arrays.
+
+    Args:
+        use_ema: use the moving average of the parameters, if it is a run that has one.
     """
     if file := _safetensors_file(path):
         return _open_safetensors(file)
@@ -55,7 +69,7 @@ def open_weights(path: Path) -> Family | None:
         for pickle in sorted(path.glob("pytorch_model*.bin")):
             _refuse_pickle(pickle)
     if is_run(path):
-        return None
+        return _open_run(path, use_ema)
     if path.suffix == ".npz" and path.is_file():
         return from_flax.vit_npz(path)
     prefix = path.with_suffix("") if path.suffix == ".index" else path
@@ -117,13 +131,7 @@ def _open_safetensors(file: Path) -> Family:
     )
 
 
-def open_run(path: Path, *, use_ema: bool = True) -> tuple[StoredModel, list[int]]:
-    """The model of a run with the shapes of its parameters, and the steps that a path may refer to.
-
-    Args:
-        path: a run folder or a checkpoint in it, as for ``restore.find``.
-        use_ema: use the moving average of the parameters, if the run has one.
-    """
+def _open_run(path: Path, use_ema: bool) -> Run:
     workdir, steps = find(path)
     config = read_config(workdir)
     model = StoredModel(
@@ -136,4 +144,4 @@ def open_run(path: Path, *, use_ema: bool = True) -> tuple[StoredModel, list[int
         train_config=config,
         loss=config.loss,
     )
-    return model, steps
+    return Run(path, model, steps)
