@@ -115,7 +115,7 @@ def with_random_routers(
 def can_be_limited(config: ViTConfig) -> bool:
     """Whether a model has slots and a priority to change: every router has a priority."""
     routers = [moe.router for moe in config.moe_blocks.values()]
-    return all(router.setting("priority") is not None for router in routers)
+    return all(router.priority is not None for router in routers)
 
 
 def at_capacities(

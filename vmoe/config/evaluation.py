@@ -100,7 +100,7 @@ class RoutingOverrides(Checked):
 def _applies(name: str, router: RouterConfig) -> bool:
     """Whether an override has an effect on layers with this router."""
     if name in ("k", "priority"):
-        return router.setting(name) is not None
+        return getattr(router, name) is not None
     return name != "dropless" or router.can_drop
 
 
@@ -138,12 +138,7 @@ class EvalConfig(Checked):
         return own.scaled(self.image_size or own.image_size)
 
     def model(self, trained: ViTConfig) -> ViTConfig:
-        """The config of a trained model under the settings of this set.
-
-        Raises:
-            UsageError: the patch size does not divide the image size; or as for
-                ``RoutingOverrides.apply``.
-        """
+        """The config of a trained model under the settings of this set."""
         own = self.preprocessing
         size = self.image_size or (own.image_size if own else trained.image_size)
         if size % trained.patch_size:

@@ -70,7 +70,7 @@ class MoEConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         k, per_slot = self.router.experts_per_token, self.router.logits_per == "slot"
-        if self.router.setting("k") is not None:
+        if self.router.k is not None:
             self.require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
         self.require(k <= self.num_experts, needs, "num_experts", "router.kind")

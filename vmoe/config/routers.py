@@ -1,7 +1,7 @@
 """One dataclass per router, with its settings."""
 
 import dataclasses
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from vmoe.config.fields import Checked, NonNegative, at_least, less_than
 
@@ -55,14 +55,25 @@ class RouterConfig(Checked):
     needs_positions = False
     stateful = False
 
-    def setting(self, name: str) -> Any:
-        """The value of a field; None if this kind of router has no such field."""
-        return vars(self).get(name)
+    @property
+    def k(self) -> int | None:
+        """Experts per token, if users choose it."""
+        return None
+
+    @property
+    def priority(self) -> Priority | None:
+        """Order in which tokens get slots, if users choose it."""
+        return None
+
+    @property
+    def normalize_weights(self) -> bool:
+        """Whether to divide a token's combine weights by their sum, if users choose it."""
+        return False
 
     @property
     def normalized(self) -> bool:
         """Whether a token's combine weights sum to 1, before any choice is dropped."""
-        return bool(self.setting("normalize_weights"))
+        return self.normalize_weights
 
     @property
     def learned(self) -> bool:
@@ -75,12 +86,12 @@ class RouterConfig(Checked):
 
         A capacity factor counts slots per token and choice.
         """
-        return self.setting("k") or 1
+        return self.k or 1
 
     @property
     def needs_draw(self) -> bool:
         """Whether the router needs a random number for each token in training."""
-        return self.setting("priority") == "random"
+        return self.priority == "random"
 
     @property
     def noise_std(self) -> float:

@@ -17,7 +17,7 @@ Unit = Literal["flops", "time"]
 
 def check_router(router: Router) -> None:
     """Raises a UsageError unless a router has a k and a priority."""
-    missing = [name for name in ("k", "priority") if router.setting(name) is None]
+    missing = [name for name in ("k", "priority") if getattr(router, name) is None]
     require(not missing, f"router {router.kind} has no {' and no '.join(missing)} to choose")
 
 
@@ -35,11 +35,7 @@ class LayerSetting(Checked):
     priority: Priority
 
     def apply(self, moe: MoEConfig) -> MoEConfig:
-        """The layer's config with this setting instead of its capacity or dropless.
-
-        Raises:
-            UsageError: the layer has another router, or fewer than k experts.
-        """
+        """The layer's config with this setting instead of its capacity or dropless."""
         check_router(moe.router)
         return replace(
             moe,

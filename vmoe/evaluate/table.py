@@ -203,7 +203,7 @@ def _settings(config: ViTConfig) -> dict[str, str]:
     return {
         "router": _joined(router.kind for router in routers),
         "k": _joined(r.experts_per_token if r.can_drop else "" for r in routers),
-        "priority": _joined(r.setting("priority") or "" for r in routers),
+        "priority": _joined(r.priority or "" for r in routers),
         "images_per_group": _joined(layer.images_per_group for layer in layers),
     }
 

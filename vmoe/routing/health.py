@@ -161,7 +161,7 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         )
         yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
-        ignores_gates = router.setting("priority") in ("order", "random")
+        ignores_gates = router.priority in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
             f"larger capacity{' factor' * (moe.capacity is None)}"
@@ -173,6 +173,6 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         message = (
             f"the gates' entropy is {block.relative_entropy:.1%} of ln e (at least "
             f"{MIN_ENTROPY:.0%}), so the router hardly learns: train with a lower learning rate"
-            f"{' or with the z loss' * (router.setting('aux_loss') is not None)}"
+            f"{' or with the z loss' * ('aux_loss' in vars(router))}"
         )
         yield Finding("low_entropy", i, block.relative_entropy, MIN_ENTROPY, message)

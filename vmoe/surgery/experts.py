@@ -8,6 +8,9 @@ be applied to parameters, moving averages and the moments of an optimizer.
 The capacity factor does not change. An expert has s * k * capacity_factor / e slots, so pruning
 gives each remaining expert more slots, and adding experts gives each fewer. A fixed ``capacity``
 is a number of slots per expert and stays.
+
+All raise a UsageError that names the block if it is not sparse or has no such expert, if its router
+is soft, or if it would have fewer experts than k or than are to be kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,9 +46,6 @@ def most_loaded(loads: Mapping[int, ArrayLike], num_experts: int) -> Selection:
         loads: one number per expert for each block, such as the choices that it received.
         num_experts: number of experts to keep per block.
 
-    Raises:
-        UsageError: a block has fewer experts, or none are to be kept.
-
     >>> most_loaded({3: np.array([5, 0, 7, 1])}, 2)
     {3: (0, 2)}
     """
@@ -57,9 +57,6 @@ def random_experts(config: ViTConfig, num_experts: int, *, seed: int = 0) -> Sel
 
     Args:
         num_experts: number of experts to keep per block.
-
-    Raises:
-        UsageError: a block has fewer experts, or none are to be kept.
     """
     return {
         block: _largest(
@@ -80,10 +77,6 @@ def largest_router_change(
         params: fine-tuned parameters.
         earlier: parameters before fine-tuning, of the same model; only the routers are read.
         num_experts: number of experts to keep per block.
-
-    Raises:
-        UsageError: a block has fewer experts, none are to be kept, a router is soft, or
-            ``earlier`` has no router of the same shape.
 
     Source: "A Provably Effective Method for Pruning Experts in Fine-tuned Sparse
     Mixture-of-Experts" (arXiv 2405.16646). The paper's code keeps the router columns of pruned
@@ -120,10 +113,6 @@ def prune_experts(
         kept: for each block to prune, the experts to keep, in their new order; other blocks are
             unchanged.
         k: new number of experts per token in these blocks, for routers with a k; None keeps it.
-
-    Raises:
-        UsageError: no such block or expert, an expert is given twice, k is larger than the number
-            of remaining experts, or the router is soft or has no k.
     """
     for block, experts in kept.items():
         _check(config, block, experts)
@@ -156,9 +145,6 @@ def add_experts(
         seed: seed of the noise and of the new columns, as for ``models.build``.
         initial: a tree of the new model to take new columns from, instead of the seed.
         k: new number of experts per token in these blocks, for routers with a k; None keeps it.
-
-    Raises:
-        UsageError: no such block or expert, or the router is soft.
     """
     at_least(0).check(noise_std=noise_std)
     layers = config.moe_blocks
@@ -195,10 +181,6 @@ def merge_experts(
         groups: for each block to merge, groups that contain every expert exactly once; an expert
             in a group of its own stays as it is.
         k: new number of experts per token in these blocks, for routers with a k; None keeps it.
-
-    Raises:
-        UsageError: no such block, the groups are not as above, k is larger than the number of
-            groups, or the router is soft.
     """
     for block, members in groups.items():
         experts = [expert for group in members for expert in group]
@@ -218,10 +200,6 @@ def average_experts(
 
     Args:
         blocks: sparse blocks to make dense; all if None.
-
-    Raises:
-        UsageError: a block is not sparse, its router is soft, its experts are not MLPs like the
-            dense ones, or it has shared experts.
     """
     chosen = config.sparse_blocks if blocks is None else tuple(blocks)
     for block in chosen:
@@ -317,7 +295,7 @@ def _regroup(
 
 def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
     require(
-        k is None or moe.router.setting("k") is not None,
+        k is None or moe.router.k is not None,
         f"router {moe.router.kind} has no experts per token; leave k out",
         k=k,
     )

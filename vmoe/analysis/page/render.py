@@ -154,14 +154,14 @@ def _block(
         "about": "; ".join(about_unprocessed(config)),
         **_sums(statistics, y),
     }
-    if router.setting("priority") is not None:
+    if router.priority is not None:
         slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {
             "drops": True,
             "dropless": config.dropless,
             **slots._asdict(),
-            "priority": router.setting("priority"),
+            "priority": router.priority,
             "sums": _array(priority_scores(jnp.asarray(own), "sum_of_gates", None), "f4"),
             "draws": _array(draws[0], "f4"),
         }

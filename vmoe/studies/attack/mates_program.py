@@ -64,7 +64,7 @@ def with_room(
     layers = setting.apply(model.config).moe_blocks
     slots = {i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()}
     numbers = {
-        i: PRIORITIES.index(moe.router.setting("priority"))  # check_mates excludes others
+        i: PRIORITIES.index(moe.router.priority)  # check_mates excludes others
         for i, moe in layers.items()
     }
     size = next(iter(model.config.moe_blocks.values())).images_per_group

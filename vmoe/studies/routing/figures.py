@@ -88,7 +88,7 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
         }
     if can_be_limited(config):
         figures["capacity_curves"] = _capacity_curves
-    if routers and all(router.setting("k") is not None for router in routers):
+    if routers and all(router.k is not None for router in routers):
         figures["k_at_inference"] = _k_at_inference
     return figures
 
@@ -107,7 +107,7 @@ def _kept_patches(routing: MeasuredRouting) -> Figure:
     batch = next(routing.batches())
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
-    by_gate = moe.router.setting("priority") is not None
+    by_gate = moe.router.priority is not None
     columns = _slots(config, SHOWN_FACTORS)
     limits = RoutingOverrides(capacity=max(columns), priority="largest_gate" if by_gate else None)
     changed = models.with_params(
