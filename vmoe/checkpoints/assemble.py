@@ -18,12 +18,7 @@ SCALES = ("/attention/out/scale", "/mlp/down/scale")  # ends of the paths of lay
 
 
 def assemble(family: Family) -> StoredModel:
-    """Reads a model.
-
-    Raises:
-        UsageError: the files hold another kind of model; the message has the parameter.
-        Failure: the files are corrupt.
-    """
+    """Reads a model."""
     model = outline(family)
     arrays = family.arrays
     params: dict[str, np.ndarray] = {}
@@ -134,9 +129,6 @@ def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...]
 
     Args:
         left_out: ends of the paths that may be missing.
-
-    Raises:
-        UsageError: a parameter is missing, unexpected or of another shape.
     """
     _check_sizes(shapes, config)
     expected = {path: leaf.shape for path, leaf in models.abstract_params(config).items()}

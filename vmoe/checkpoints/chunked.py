@@ -60,11 +60,7 @@ def data_paths(prefix: str | Path, count: int) -> list[Path]:
 
 
 def read(prefix: str | Path) -> ArrayFile:
-    """The arrays of a checkpoint, after checking that the slices cover each of them once.
-
-    Raises:
-        Failure: the index is corrupt, or a data file is missing or too short for the index.
-    """
+    """The arrays of a checkpoint, after checking that the slices cover each of them once."""
     path = index_path(prefix)
     count, entries = _read_index(path)
     files = data_paths(prefix, count)
@@ -81,11 +77,7 @@ def read(prefix: str | Path) -> ArrayFile:
 
 
 def data_files(prefix: str | Path) -> list[Path]:
-    """The data files that the index of a checkpoint lists; they may still be missing.
-
-    Raises:
-        Failure: the index is missing or corrupt.
-    """
+    """The data files that the index of a checkpoint lists; they may still be missing."""
     return data_paths(prefix, _read_index(index_path(prefix))[0])
 
 

@@ -66,11 +66,7 @@ class Family(NamedTuple):
 
 
 def checked_pixels(mean: Any, std: Any) -> Pixels:
-    """The normalization that a file declares.
-
-    Raises:
-        UsageError: the values are not three numbers each, or would overflow.
-    """
+    """The normalization that a file declares."""
     for name, values, least in (("mean", mean, -LARGEST), ("std", std, 1 / LARGEST)):
         triple = isinstance(values, list) and len(values) == 3
         if not triple or not all(type(x) in (int, float) and least <= x <= LARGEST for x in values):

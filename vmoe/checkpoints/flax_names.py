@@ -88,9 +88,6 @@ def published_name(path: str, config: ViTConfig) -> str:
     Args:
         path: path of the parameter, joined by "/".
         config: config of the model.
-
-    Raises:
-        UsageError: the published models have no such parameter.
     """
     block = re.match(r"blocks/(\d+)/", path)
     name = _translate(re.sub(r"^blocks/\d+/", "blocks/#/", path), _NAMES)

@@ -21,9 +21,6 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         given: fields that do not follow from shapes, such as ``gelu``; ``image_size`` is used
             only if there are no learned positions.
         moe: config of the MoE layers, apart from the number of experts and a soft router.
-
-    Raises:
-        UsageError: a parameter is missing, or its shape fits no model; the message has its name.
     """
     patches = _shape(shapes, "patches/embed/kernel", 4)
     query = _shape(shapes, "blocks/0/attention/query/kernel", 3)

@@ -140,10 +140,6 @@ def push(stored: StoredModel, url: str) -> None:
 
     Args:
         url: hf://OWNER/NAME.
-
-    Raises:
-        UsageError: the URL is not of this form, or a package is missing.
-        Failure: the hub refuses the model or cannot be reached.
     """
     if not (found := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", url)):
         raise UsageError(f"{url}: models can be pushed to hf://OWNER/NAME only")

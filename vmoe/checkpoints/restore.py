@@ -57,10 +57,6 @@ def find(path: Path) -> tuple[Path, list[int]]:
 
     Args:
         path: a run folder, or its ``checkpoints/STEP``, ``checkpoints/best``, ``checkpoints/last``.
-
-    Raises:
-        UsageError: there is no such checkpoint.
-        Failure: all checkpoints of the run are corrupt.
     """
     workdir, name = split_path(path)
     steps = steps_of(workdir)
@@ -287,11 +283,7 @@ def metrics_file(workdir: Path) -> Path:
 
 
 def read_metrics(workdir: Path) -> dict[int, Metrics]:
-    """The metrics recorded for each step; none if there is no file.
-
-    Raises:
-        Failure: the file is corrupt, or cannot be read.
-    """
+    """The metrics recorded for each step; none if there is no file."""
     path = metrics_file(workdir)
     try:
         steps = parse_json(retried(path, path.read_bytes))

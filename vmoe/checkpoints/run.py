@@ -64,7 +64,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run folder; a context manager that waits for all writes on exit."""
+    """The checkpoints of a run folder; a context manager that waits for all writes on exit.
+
+    A method raises a Failure if the disk cannot be written, or if no step is valid.
+    """
 
     def __init__(self, workdir: Path, *, every: int, keep_latest: int):
         """Opens the checkpoints of a run folder.
@@ -73,9 +76,6 @@ class Checkpoints:
             every: its multiples are the scheduled steps; other steps were saved as the best so
                 far, at a stop or at the end of the run.
             keep_latest: number of newest scheduled steps to keep.
-
-        Raises:
-            Failure: the recorded metrics cannot be read.
         """
         hide_late_reports()
         self._workdir = workdir
@@ -115,9 +115,6 @@ class Checkpoints:
 
         Returns:
             whether it is written.
-
-        Raises:
-            Failure: this step or the previous one cannot be written.
         """
         if step == self._saved:
             return False
@@ -140,11 +137,7 @@ class Checkpoints:
         return True
 
     def record(self, step: int, metrics: Metrics) -> None:
-        """Records the metrics of a step, before or after it is saved; they determine the best step.
-
-        Raises:
-            Failure: they cannot be written.
-        """
+        """Records the metrics of a step, also after it is saved; they determine the best step."""
         self._metrics[step] = metrics
         if distributed.is_primary():
             text = json.dumps(self._metrics, indent=2)
@@ -155,11 +148,7 @@ class Checkpoints:
         return best_step(self._metrics, [other for other in self._metrics if other <= step]) == step
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk.
-
-        Raises:
-            Failure: it cannot be written.
-        """
+        """Waits until the last save is on the disk."""
         self._guard(self._manager.wait_until_finished)
         self._remove_deleted()
 
@@ -170,9 +159,6 @@ class Checkpoints:
 
         Args:
             target: arrays or their shapes, with the shardings to restore to, by item.
-
-        Raises:
-            Failure: no step is valid.
         """
         messages = []
         for step in reversed(self.steps):

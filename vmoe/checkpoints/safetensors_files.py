@@ -25,11 +25,7 @@ DTYPES = {  # in a file -> NumPy's name
 
 
 def read(path: str | Path) -> ArrayFile:
-    """The arrays of a .safetensors file, or of all files in an index (.safetensors.index.json).
-
-    Raises:
-        Failure: a file is missing or corrupt.
-    """
+    """The arrays of a .safetensors file, or of all files in an index (.safetensors.index.json)."""
     path = Path(path)
     indexed = _indexed(path) if path.name.endswith(INDEX) else {None: path}
     infos: dict[str, ArrayInfo] = {}

@@ -169,9 +169,6 @@ def with_kinds(config: Any, argv: Sequence[str]) -> tuple[Any, list[str]]:
     the type of the default. So ``--moe.router.kind soft`` makes a soft router the default.
     ``--moe.experts.each mlp zero`` makes a list of the default. The new default is not checked,
     since other options may change it.
-
-    Raises:
-        UsageError: there is no such kind.
     """
     for option, word in given(argv).items():
         if option.endswith(".kind") and word:

@@ -94,9 +94,6 @@ def check_registered(configs: Collection[type], registry: Mapping[type, Any], na
         configs: the members of a union, such as ``vmoe.config.gates.Gate``.
         registry: what implements each of them.
         name: the name of the registry, for the message.
-
-    Raises:
-        TypeError: they differ.
     """
     for config in configs:
         if config not in registry:

@@ -148,9 +148,6 @@ class OptimConfig(Checked):
         """Checks that the learning rate does not rise after the warmup.
 
         Only new runs need this: older ones may have such a config.
-
-        Raises:
-            UsageError: the schedule ends above the peak.
         """
         self.require(
             self.schedule in ("constant", "rsqrt") or self.end_lr <= self.lr,

@@ -73,9 +73,6 @@ class Preprocessing(Checked):
         Args:
             image_size: side in pixels of the model's input.
 
-        Raises:
-            UsageError: image_size is below 1.
-
         >>> Preprocessing(224, resize_to=256).scaled(384).resize_to
         439
         """

@@ -151,9 +151,6 @@ class TrainConfig(Checked):
         Args:
             images_in_source: number of images that an epoch visits.
 
-        Raises:
-            UsageError: warmup and cooldown do not fit into the steps, or there are too many.
-
         >>> config = TrainConfig(epochs=2.2, batch_size=4, optim=OptimConfig(warmup_steps=1))
         >>> config.with_steps(10).steps
         6

@@ -39,11 +39,7 @@ class Cost:
 
 
 def cost(config: ViTConfig) -> Cost:
-    """The cost of a model, with full groups of images of the config's size.
-
-    Raises:
-        UsageError: the capacity leaves no slot.
-    """
+    """The cost of a model, with full groups of images of the config's size."""
     jaxpr, b, params, records = _trace(replace(config, full_last_block=True))
     total = _size(params)
     active = float(total)

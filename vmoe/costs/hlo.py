@@ -77,9 +77,6 @@ def size(shape: str) -> float:
 def replica_group(attributes: str) -> tuple[int, ...]:
     """The device numbers of a collective's first group, from any of XLA's notations.
 
-    Raises:
-        ValueError: the notation is unknown.
-
     >>> replica_group(", replica_groups={{0,2},{1,3}}, dimensions={0}")
     (0, 2)
     >>> replica_group(", replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}")

@@ -85,11 +85,7 @@ def has_label(labels: Int[Array | np.ndarray, "b l"]) -> Bool[Array | np.ndarray
 
 
 def check_labels(labels: Int[np.ndarray, "..."], num_classes: int) -> None:
-    """Checks that the labels of each image are classes of the model.
-
-    Raises:
-        UsageError: the array is not (b, l), or a label is no class.
-    """
+    """Checks that the labels of each image are classes of the model."""
     if labels.ndim != 2:
         raise UsageError(
             f"labels of shape {labels.shape}: use (b, l), padded with -1 where images have fewer; "
@@ -103,11 +99,7 @@ def check_labels(labels: Int[np.ndarray, "..."], num_classes: int) -> None:
 
 
 def check_images(images: Any) -> None:
-    """Checks that the input of a model is one float array (b, h, w, 3).
-
-    Raises:
-        UsageError: it is not; the message has its type, or its shape and dtype, and the remedy.
-    """
+    """Checks that the input of a model is one float array (b, h, w, 3)."""
     if not isinstance(images, jax.Array | np.ndarray):
         raise UsageError(
             f"images is a {type(images).__name__}: give one array, float (b, h, w, 3) in [-1, 1]; "
@@ -129,12 +121,7 @@ def check_images(images: Any) -> None:
 def check_tokens(
     tokens: Float[Array, "*b d"], valid: Bool[Array, "..."], per_token: Mapping[str, Any] | None
 ) -> None:
-    """Checks that the inputs of an MoE layer belong to its tokens.
-
-    Raises:
-        UsageError: ``valid`` has not one value for each image, or ``per_token`` not one row for
-            each token.
-    """
+    """Checks that the inputs of an MoE layer belong to its tokens."""
     axes = tokens.shape[:-1]
     if valid.shape != (axes[:1] or (1,)):
         raise UsageError(f"valid of shape {valid.shape}: use {axes[:1]}, one value for each image")

@@ -127,11 +127,7 @@ class ViT(nnx.Module):
         return self.head(self.pool(tokens)), records
 
     def train(self, **attributes: object) -> None:
-        """Raises an error, as does ``eval``: use the argument ``train`` of a call instead.
-
-        Raises:
-            UsageError: always.
-        """
+        """Raises an error, as does ``eval``: use the argument ``train`` of a call instead."""
         raise UsageError(
             "model.train() and model.eval() have no effect: call model(images, train=True, "
             "key=...) for noise and dropout, model(images) without"
@@ -144,9 +140,6 @@ class ViT(nnx.Module):
         """The class token, if any, and the patch embeddings, plus position embeddings.
 
         They are normalized if the config has ``pre_norm``.
-
-        Raises:
-            UsageError: the images are not square, and experts need a square grid of patches.
         """
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
@@ -268,9 +261,6 @@ class ViT(nnx.Module):
                 for the last n blocks; all blocks if None.
             norm: apply the last norm to each output, unless the norm follows the pooling.
             as_grid: restore the grid of patches.
-
-        Raises:
-            UsageError: as for ``__call__``, or there is no such block.
         """
         check_images(images)
         self.placement.check_batch(len(images))

@@ -62,9 +62,6 @@ def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type])
     Args:
         routers: a dict such as ``ROUTERS``.
         configs: the members of ``vmoe.config.Router``.
-
-    Raises:
-        TypeError: a config, module or function is missing; the message has its name.
     """
     check_registered(configs, routers, "routing.ROUTERS")
     for config, module in routers.items():

@@ -20,11 +20,7 @@ from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
 def capacity(config: MoEConfig, s: int) -> int:
-    """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s.
-
-    Raises:
-        UsageError: the rounding leaves no slot.
-    """
+    """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
     return min(s, rounded_capacity(s * config.capacity_factor / config.num_experts, config))
 
 

@@ -54,11 +54,7 @@ def combine(
 def dispatch_inputs(
     inputs: Shaped[Array, "g s x"], routing: Routing | SoftRouting
 ) -> Shaped[Array, "g e c x"]:
-    """Further inputs of experts, by slot: as ``dispatch``, for arrays of any dtype.
-
-    Raises:
-        UsageError: soft slots need a mixture of values that are not floats.
-    """
+    """Further inputs of experts, by slot: as ``dispatch``, for arrays of any dtype."""
     if isinstance(routing, Routing):
         return rows_at(inputs, routing.tokens)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):

@@ -38,9 +38,6 @@ def priority_scores(
     """The score of each token, 0 or more; a larger score is more important.
 
     The arguments are the same as for ``priority_order``.
-
-    Raises:
-        UsageError: there is no such priority.
     """
     g, s, _ = top_gates.shape
     match priority:

@@ -32,9 +32,6 @@ def capacity(config: MoEConfig, s: int) -> int:
     """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s.
 
     A dropless layer has s slots, enough for all tokens.
-
-    Raises:
-        UsageError: the rounding leaves no slot.
     """
     if config.dropless:
         return s
@@ -100,9 +97,6 @@ def assign(
         normalize: divide a token's weights by their sum, before any is dropped.
         draw: for a random priority; see ``priority_order``.
         ranks: use only the first ``ranks`` of a token's k choices; may be traced. All if None.
-
-    Raises:
-        UsageError: a group has too many tokens and experts for 32-bit sort keys.
     """
     top_gates, experts = top_k(gates, k)  # g s k
     return assign_chosen(

@@ -113,11 +113,7 @@ def _replace(
 
 
 def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, int]:
-    """The width of a selected module's input, and the spatial axes that its convolutions need.
-
-    Raises:
-        UsageError: it cannot be an expert.
-    """
+    """The width of a selected module's input, and the spatial axes that its convolutions need."""
     check_expert(name, module)
     inside = [part for _, part in nnx.iter_modules(module, graph=True)]
     convolutions = [part for part in inside if isinstance(part, nnx.Conv)]

@@ -162,9 +162,6 @@ def resize_positions(
         embedding: the class token's vector, if any, then one vector per patch of ``grid`` (i, j).
         initial: positions of the new model, for ``new_grid``.
 
-    Raises:
-        UsageError: no such method.
-
     Source: the published fine-tuning of V-MoE, for aligned corners.
     """
     if method not in get_args(Method):

@@ -175,9 +175,6 @@ def check_same_run(
     Returns:
         the number of its steps if this config has more, else None; and a message about each batch
         size of evaluations that differs, as it may if an evaluation ran out of memory.
-
-    Raises:
-        UsageError: the runs differ; the message lists every field that differs.
     """
     stored = read_config(workdir)
     may_change = ("check", "on_error", "max_pixels", "num_workers")

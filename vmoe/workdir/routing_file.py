@@ -17,12 +17,7 @@ FORMAT = 2
 
 
 def read_routing_file(path: Path) -> RoutingFile:
-    """The content of a routing.json.
-
-    Raises:
-        UsageError: it is missing, corrupt or of another format version.
-        Failure: it cannot be read for a temporary reason.
-    """
+    """The content of a routing.json."""
     try:
         return _parsed(retried(path, lambda: path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -50,11 +45,7 @@ def _parsed(text: str) -> RoutingFile:
 
 
 def write_routing_file(path: Path, content: RoutingFile) -> None:
-    """Writes a routing.json; a kill leaves either the old or the new content.
-
-    Raises:
-        Failure: it cannot be written.
-    """
+    """Writes a routing.json; a kill leaves either the old or the new content."""
     fields = {"format": FORMAT} | json.loads(to_json(content))
     with writing(path):
         replace_text(path, json.dumps(fields, indent=2) + "\n")

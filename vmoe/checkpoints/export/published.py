@@ -47,10 +47,6 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
         prefix: prefix of the paths of the files.
         params: parameters as nested dicts.
         shards: number of data files, over which the experts are split.
-
-    Raises:
-        UsageError: the published format cannot represent the model, or a file exists.
-        Failure: a file cannot be written.
     """
     _check_fields(config)
     for block, moe in config.moe_blocks.items():

@@ -96,11 +96,7 @@ class Copies(Experts):
     def _apply(
         self, module: nnx.Module, tokens: Float[Array, "*r d"], *args: Any, **kwargs: Any
     ) -> Float[Array, "*r x"]:
-        """The outputs of one expert.
-
-        Raises:
-            UsageError: it does not take tokens of this width, or changes other axes.
-        """
+        """The outputs of one expert."""
         spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
         with taking(name, tokens.shape):
             outputs = on_rows(module, tokens, spatial, *args, **kwargs)
@@ -120,11 +116,7 @@ def structure(module: nnx.Module) -> Any:
 
 
 def check_expert(name: str, module: Any) -> None:
-    """Checks that a module has parameters and no other state.
-
-    Raises:
-        UsageError: it has, or it is no module.
-    """
+    """Checks that a module has parameters and no other state."""
     if not isinstance(module, nnx.Module):
         raise UsageError(
             f"{name} ({type(module).__name__}) is not an nnx.Module: give a module; a function can "

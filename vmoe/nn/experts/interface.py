@@ -22,11 +22,7 @@ OF_LAYER = ("n", "s", "key")
 
 
 def check_names(names: Collection[str]) -> None:
-    """Checks that no input of the caller has a name by which experts get what the layer knows.
-
-    Raises:
-        UsageError: one has.
-    """
+    """Checks that no input of the caller has a name by which experts get what the layer knows."""
     if taken := sorted(set(names) & {*OF_SLOTS, *OF_LAYER}):
         raise UsageError(
             f"experts get {', '.join(taken)} from the layer: give your input another name"
@@ -95,9 +91,6 @@ def about(name: str, routing: Routing | SoftRouting, n: int) -> Array:
 
     Args:
         n: number of tokens of an image.
-
-    Raises:
-        UsageError: the slots hold mixtures of tokens.
     """
     if isinstance(routing, SoftRouting):
         raise UsageError(

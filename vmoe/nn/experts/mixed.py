@@ -34,11 +34,7 @@ class MixedExperts(Experts):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
-        """See ``Experts``.
-
-        Raises:
-            UsageError: the outputs of two kinds differ in width.
-        """
+        """See ``Experts``."""
         first, outputs = 0, []
         for kind, kind_key in zip(self.kinds, split(key, len(self.kinds)), strict=True):
             own = slice(first, first := first + kind.num_experts)
@@ -51,11 +47,7 @@ class MixedExperts(Experts):
 
 
 def concatenate(outputs: Sequence[Array], axis: int) -> Array:
-    """The outputs of all kinds.
-
-    Raises:
-        UsageError: they differ in width.
-    """
+    """The outputs of all kinds."""
     widths = [x.shape[-1] for x in outputs]
     if len(set(widths)) > 1:
         raise UsageError(

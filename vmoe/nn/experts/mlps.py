@@ -70,11 +70,7 @@ class StackedMlps(Experts):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c d"]:
-        """Applies the experts to slots of fixed capacity.
-
-        Raises:
-            UsageError: there are inputs other than tokens, or these have another width.
-        """
+        """Applies the experts to slots of fixed capacity."""
         self._check_inputs(tokens, args, kwargs | (slots.inputs if slots else {}))
         up, down = self.up.params(), self.down.params()
         return implementations.batched(up, down, tokens, self.hidden, key)
@@ -95,9 +91,6 @@ class StackedMlps(Experts):
         Args:
             sizes: number of rows of each expert.
             block: number of rows of a block, which divides all sizes; None for a ragged matmul.
-
-        Raises:
-            UsageError: there are inputs other than tokens, or these have another width.
         """
         self._check_inputs(rows, args, kwargs | (slots.inputs if slots else {}))
         inputs = self.up.params(), self.down.params(), rows, sizes, self.hidden, key

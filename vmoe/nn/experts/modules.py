@@ -57,11 +57,7 @@ class Cnn(nnx.Module):
         n: int,
         s: int,
     ) -> Float[Array, "g c d"]:
-        """The outputs for the tokens in the slots.
-
-        Raises:
-            UsageError: the patches of an image are not a square grid.
-        """
+        """The outputs for the tokens in the slots."""
         side = math.isqrt(n)
         first = n - side**2  # 1 with a class token
         if first > 1:
