@@ -57,11 +57,12 @@ def array_info(shape: object, dtype: object) -> ArrayInfo:
     Raises:
         ValueError: they are not the shape and dtype of an array that can be read.
     """
-    if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
-        raise ValueError(f"shape {shape!r:.80}")
-    if not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
-        raise ValueError(f"shape {shape!r:.80}")
-    if math.prod(n or 1 for n in shape) >= 1 << 48:  # NumPy makes no such array, even if empty
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) > MAX_AXES
+        or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
+        or math.prod(n or 1 for n in shape) >= 1 << 48  # NumPy makes no such array, even if empty
+    ):
         raise ValueError(f"shape {shape!r:.80}")
     name = dtype.decode() if isinstance(dtype, bytes) else dtype
     if name not in DTYPES:

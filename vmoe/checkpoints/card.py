@@ -100,7 +100,6 @@ def card(
 
     Args:
         title: name of the folder.
-        arrays: the parameters by path.
     """
     config = stored.config
     sparse, classes = bool(config.sparse_blocks), config.num_classes
@@ -128,7 +127,6 @@ def card(
 
 
 def _rows(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The table of a card."""
     config, origin = stored.config, stored.origin
     return {
         "parameters": f"{sum(array.size for array in arrays.values()):,}",

@@ -95,7 +95,6 @@ def _read_index(path: Path) -> tuple[int, dict[str, _Entry]]:
 
 
 def _parse_index(content: Any) -> tuple[int, dict[str, _Entry]]:
-    """The number of data files, and the arrays by name."""
     if "version" not in content:
         raise ValueError("it has no version, so an older program wrote it, in another layout")
     if content["version"] != VERSION:
@@ -217,11 +216,7 @@ def _read_data(files: list[Path], entries: dict[str, _Entry]) -> Iterator[tuple[
 
 
 def _slices_of(file: Path, numbers: Mapping[str, str]) -> Iterator[tuple[str, list[Any]]]:
-    """The slices of some arrays in a data file, (pieces, box), with the array's name.
-
-    Args:
-        numbers: the name of an array by its number.
-    """
+    """The slices (pieces, box) of some arrays in a data file, with the name of each array."""
     size = file.stat().st_size
     with open_retried(file) as opened:
         unpacker = msgpack.Unpacker(
@@ -291,7 +286,6 @@ def _fill(array: np.ndarray, box: Box, pieces: list[np.ndarray]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The reason of an error, in words."""
     if isinstance(error, msgpack.exceptions.OutOfData):
         return "truncated"
     return str(error) if type(error) is ValueError and str(error) else "not valid in this format"

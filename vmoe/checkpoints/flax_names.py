@@ -83,12 +83,7 @@ def rename(name: str, shape: tuple[int, ...]) -> Mapping[str, Transform]:
 
 
 def published_name(path: str, config: ViTConfig) -> str:
-    """V-MoE's name of a parameter.
-
-    Args:
-        path: path of the parameter, joined by "/".
-        config: config of the model.
-    """
+    """V-MoE's name of a parameter."""
     block = re.match(r"blocks/(\d+)/", path)
     name = _translate(re.sub(r"^blocks/\d+/", "blocks/#/", path), _NAMES)
     if name is None:

@@ -22,11 +22,7 @@ PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
 
 
 def published(prefix: Path) -> Family:
-    """A checkpoint of the V-MoE authors; if it is in the zoo, with the settings of its training.
-
-    Args:
-        prefix: prefix of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
-    """
+    """A checkpoint of the V-MoE authors; if it is in the zoo, with the settings of its training."""
     arrays, entry = chunked.read(prefix), zoo.published(prefix.name)
     family = Family(
         Origin("published", prefix), arrays, rename, _prepared, moe=ASSUMED, capacity_source=SOURCE

@@ -63,11 +63,7 @@ PARAMETERS: dict[str, Layout] = {
 
 
 def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
-    """A ViT of transformers.
-
-    Args:
-        config: the content of config.json.
-    """
+    """A ViT of transformers, with the content of its config.json."""
     kind = config["model_type"]
     images_file = file.path.with_name(IMAGES)
     images = read_json(images_file)
@@ -116,12 +112,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
 
 
 def _normalization(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The mean and the standard deviation by which pixels in [0, 1] are normalized.
-
-    Args:
-        kind: the model_type of config.json.
-        images: the content of preprocessor_config.json.
-    """
+    """The mean and the standard deviation by which pixels in [0, 1] are normalized."""
     if (
         not images.get("do_rescale", True)
         or abs(images.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6

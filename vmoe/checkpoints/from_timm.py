@@ -92,11 +92,7 @@ PARAMETERS: dict[str, Layout] = {
 
 
 def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
-    """A ViT of timm.
-
-    Args:
-        config: the content of config.json.
-    """
+    """A ViT of timm, with the content of its config.json."""
     architecture, changes = str(config["architecture"]), config.get("model_args") or {}
     heads = _heads(file, architecture, changes.get("num_heads"))
     if unknown := sorted(changes.keys() - SHOWN - READ):

@@ -17,7 +17,6 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
     """The config of a model whose parameters have these shapes.
 
     Args:
-        shapes: by path, such as "blocks/0/mlp/up/kernel".
         given: fields that do not follow from shapes, such as ``gelu``; ``image_size`` is used
             only if there are no learned positions.
         moe: config of the MoE layers, apart from the number of experts and a soft router.
@@ -92,7 +91,6 @@ def _mlp_dim(shapes: Shapes, depth: int) -> int:
 
 
 def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
-    """The config of a block's MoE layer."""
     router = shapes[f"blocks/{block}/mlp/router/kernel"]
     experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
     if len(router) == 3:  # a vector for each slot

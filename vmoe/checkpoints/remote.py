@@ -167,11 +167,7 @@ class _Unreachable(Failure):
 
 
 class _Server:
-    """The file system of a URL.
-
-    Attributes:
-        whole: a file that is removed when a download changes the cached model.
-    """
+    """The file system of a URL; ``whole`` is removed when a download changes the cached model."""
 
     whole: Path
 
@@ -210,11 +206,7 @@ class _Server:
         return info if info["type"] == "file" else None
 
     def download(self, url: str, info: Info | None = None) -> Path:
-        """Downloads a file into the cache unless it is there; returns its path.
-
-        Args:
-            info: the server's description of the file, if it is known.
-        """
+        """Downloads a file into the cache unless it is there; returns its path."""
         info = info or self.info(url)
         if info is None:
             raise UsageError(f"{url}: no such file")

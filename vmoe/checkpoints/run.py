@@ -111,7 +111,6 @@ class Checkpoints:
 
         Args:
             files: JSON values about other files of the run, by name, to save with the step.
-            items: trees of arrays.
 
         Returns:
             whether it is written.
@@ -156,9 +155,6 @@ class Checkpoints:
         """Restores the newest step whose arrays all match their checksums.
 
         Newer steps that do not match are moved to ``checkpoints/corrupt``.
-
-        Args:
-            target: arrays or their shapes, with the shardings to restore to, by item.
         """
         messages = []
         for step in reversed(self.steps):

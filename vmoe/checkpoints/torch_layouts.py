@@ -93,7 +93,6 @@ def renaming(rules: Mapping[str, Layout], heads: int) -> Rename:
 
     Args:
         rules: layouts by pattern; a pattern must match all of a name.
-        heads: number of attention heads.
     """
     if heads < 1:
         raise UsageError(f"{heads} attention heads: a model has at least one")

@@ -40,11 +40,7 @@ SHARD = 2_000_000_000  # bytes of a file, unless one array has more
 
 
 def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
-    """A model of ours, after checking the SHA-256 of each file.
-
-    Args:
-        config: the content of config.json.
-    """
+    """A model of ours, with the content of its config.json; checks the SHA-256 of each file."""
     place = file.path.with_name(CONFIG)
     if config.get("version") != VERSION:
         raise UsageError(

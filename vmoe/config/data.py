@@ -49,11 +49,7 @@ class PreprocessingConfig(Checked):
         )
 
     def of_size(self, image_size: int) -> Preprocessing:
-        """How the images are prepared for evaluation: resized to a square.
-
-        Args:
-            image_size: side of the square in pixels.
-        """
+        """How the images are prepared for evaluation: resized to a square."""
         return Preprocessing(image_size, interpolation=self.interpolation, exif=self.exif)
 
 

@@ -127,12 +127,7 @@ class EvalConfig(Checked):
         self.require(bool(self.name), "each set needs a name", "name")
 
     def prepare(self, data: DataConfig, model: ViTConfig) -> Preprocessing:
-        """How the images of this set are prepared.
-
-        Args:
-            data: data config of the run.
-            model: config of the trained model.
-        """
+        """How the images of this set are prepared."""
         own = self.preprocessing or data.preprocessing.of_size(model.image_size)
         own = dataclasses.replace(own, max_pixels=data.max_pixels)
         return own.scaled(self.image_size or own.image_size)

@@ -88,13 +88,7 @@ class Checked:
 
 
 def check_registered(configs: Collection[type], registry: Mapping[type, Any], name: str) -> None:
-    """Checks that each config has an entry in a registry, and each entry a config.
-
-    Args:
-        configs: the members of a union, such as ``vmoe.config.gates.Gate``.
-        registry: what implements each of them.
-        name: the name of the registry, for the message.
-    """
+    """Checks that each config has an entry in a registry, and each entry a config."""
     for config in configs:
         if config not in registry:
             raise TypeError(f"{config.__name__} has no entry: add a line to {name}")

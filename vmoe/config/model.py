@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from vmoe.config.experts import AttentionExpert, Expert, ExpertList, MlpExpert
+from vmoe.config.experts import AttentionExpert, Expert, MlpExpert
 from vmoe.config.fields import (
     LARGEST_COUNT,
     Checked,
@@ -69,63 +69,39 @@ class MoEConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        k, per_slot = self.router.experts_per_token, self.router.logits_per == "slot"
-        if self.router.k is not None:
-            self.require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
+        require, router, experts = self.require, self.router, self.experts
+        k, per_slot = router.experts_per_token, router.logits_per == "slot"
+        by_slots = self.implementation in ("auto", "batched")
+        if router.k is not None:
+            require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
-        self.require(k <= self.num_experts, needs, "num_experts", "router.kind")
-        self.require(
-            not self.dropless or self.capacity is None, "give one of them", "dropless", "capacity"
-        )
-        self.require(
-            not self.dropless or self.router.can_drop,
-            "this router never drops a choice, use False",
-            "dropless",
-            "router.kind",
-        )
-        self.require(
-            not per_slot or self.images_per_group == 1,
-            "a soft router mixes the tokens of one image, set it to 1",
-            "images_per_group",
-        )
-        self.require(
-            not per_slot or self.implementation in ("auto", "batched"),
-            "a soft router fills every slot, use batched",
-            "implementation",
-        )
-        per = f"logits per {self.router.logits_per}" if self.router.learned else "no gate"
-        self.require(
-            self.gate is None or self.gate.logits_per == self.router.logits_per,
-            f"this router needs {per}, leave the gate out",
-            "gate.kind",
-            "router.kind",
-        )
-        experts = self.experts
-        self.require(
-            not isinstance(experts, ExpertList) or len(experts.each) == self.num_experts,
-            "list as many experts",
-            "num_experts",
-            "experts.each",
-        )
-        self.require(
+        require(k <= self.num_experts, needs, "num_experts", "router.kind")
+        capacity = self.capacity is not None
+        require(not self.dropless or not capacity, "give one of them", "dropless", "capacity")
+        never = "this router never drops a choice, use False"
+        require(not self.dropless or router.can_drop, never, "dropless", "router.kind")
+        of_one = "a soft router mixes the tokens of one image, set it to 1"
+        require(not per_slot or self.images_per_group == 1, of_one, "images_per_group")
+        fills = "a soft router fills every slot, use batched"
+        require(not per_slot or by_slots, fills, "implementation")
+        per = f"logits per {router.logits_per}" if router.learned else "no gate"
+        fits = self.gate is None or self.gate.logits_per == router.logits_per
+        needs = f"this router needs {per}, leave the gate out"
+        require(fits, needs, "gate.kind", "router.kind")
+        fits = experts.alike or len(experts.members) == self.num_experts
+        require(fits, "list as many experts", "num_experts", "experts.each")
+        require(
             not per_slot or not any(expert.mixes_tokens for expert in experts.members),
             "a soft router fills slots with mixtures of tokens, which these experts cannot mix; "
             "use another router",
             "experts.kind",
             "router.kind",
         )
-        self.require(
-            experts.stacked or self.implementation in ("auto", "batched"),
-            "these experts are computed slot by slot, use batched",
-            "implementation",
-            "experts.kind",
-        )
-        self.require(
-            experts.stacked or not self.expert_dropout,
-            "these experts have no dropout, use 0",
-            "expert_dropout",
-            "experts.kind",
-        )
+        one_by_one = "these experts are computed slot by slot, use batched"
+        require(experts.stacked or by_slots, one_by_one, "implementation", "experts.kind")
+        without = "these experts have no dropout, use 0"
+        dropout = bool(self.expert_dropout)
+        require(experts.stacked or not dropout, without, "expert_dropout", "experts.kind")
 
     @property
     def divisible_experts(self) -> int:
@@ -225,12 +201,8 @@ class ViTConfig(Checked):
         self.require(divides, "use a divisor of the width", "num_heads", "width")
         divides = self.image_size % self.patch_size == 0
         self.require(divides, "use a divisor of the image size", "patch_size", "image_size")
-        self.require(
-            self.positions != "sincos2d" or self.width % 4 == 0,
-            "use a multiple of 4",
-            "width",
-            "positions",
-        )
+        divides = self.positions != "sincos2d" or self.width % 4 == 0
+        self.require(divides, "use a multiple of 4", "width", "positions")
         blocks = self.sparse_blocks
         valid = list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks)
         self.require(valid, "use ascending numbers below the depth", "sparse_blocks", "depth")

@@ -70,9 +70,6 @@ class Preprocessing(Checked):
     def scaled(self, image_size: int) -> "Preprocessing":
         """The same pipeline for another size: resize_to changes in proportion, rounded.
 
-        Args:
-            image_size: side in pixels of the model's input.
-
         >>> Preprocessing(224, resize_to=256).scaled(384).resize_to
         439
         """

@@ -148,9 +148,6 @@ class TrainConfig(Checked):
     def with_steps(self, images_in_source: int) -> "TrainConfig":
         """The config with its length in steps, rounded up.
 
-        Args:
-            images_in_source: number of images that an epoch visits.
-
         >>> config = TrainConfig(epochs=2.2, batch_size=4, optim=OptimConfig(warmup_steps=1))
         >>> config.with_steps(10).steps
         6

@@ -44,17 +44,11 @@ class Chip:
     """Bandwidth between domains; None if none is published."""
 
     def collective_seconds(self, collective: Collective) -> float:
-        """Duration of a collective at the published bandwidths, with nothing else running.
+        """Seconds that a collective takes at the published bandwidths, with nothing else running.
 
-        A ring over several domains leaves a domain through the networks of all its devices there,
-        in parallel. In an all-to-all, each device sends data for other domains through its own
-        network.
-
-        Args:
-            collective: a collective whose devices are numbered domain by domain.
-
-        Returns:
-            Seconds.
+        Devices are numbered domain by domain. A ring over several domains leaves a domain through
+        the networks of all its devices there, in parallel. In an all-to-all, each device sends data
+        for other domains through its own network.
         """
         devices = collective.replica_group
         domain = devices[0] // self.domain_size

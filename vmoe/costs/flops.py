@@ -79,8 +79,6 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
     """FLOPs per image of one MoE layer alone, in full groups.
 
     Args:
-        config: config of the model.
-        moe: config of the layer.
         class_token_only: count only work that the class tokens depend on, as in a last block whose
             other tokens are not read.
     """

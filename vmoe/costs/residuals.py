@@ -37,8 +37,6 @@ def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[R
     """The arrays saved to differentiate ``function(params, *inputs)`` by all float arguments.
 
     Args:
-        function: differentiable by JAX.
-        params: a tree of arrays or ``jax.ShapeDtypeStruct``.
         inputs: trees of the same kinds; integers, booleans and keys are not differentiated.
     """
     leaves, tree = jax.tree.flatten((params, inputs))

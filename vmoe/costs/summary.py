@@ -16,11 +16,7 @@ from vmoe.routing import slots_and_factor
 
 
 def summarize(config: ViTConfig, *, title: str = "model") -> str:
-    """The summary as text.
-
-    Args:
-        title: printed above the table.
-    """
+    """The summary as text."""
     costs = cost(config)
     text = io.StringIO()
     console = Console(file=text, width=100, force_terminal=False, force_jupyter=False)

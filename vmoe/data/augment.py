@@ -11,12 +11,7 @@ from vmoe.data.rand_augment import rand_augment
 
 
 def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pixels:
-    """Applies the random changes that the config specifies, in the order of its fields.
-
-    Args:
-        pixels: in [0, 255].
-        rng: the source of all random numbers.
-    """
+    """Applies the random changes that the config specifies, in the order of its fields."""
     if config.flip and rng.random() < 0.5:
         pixels = opencv().flip(pixels, 1)  # numpy takes 30 times as long
     if config.shift or config.rotate:
@@ -34,7 +29,6 @@ def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) ->
     """Rotates about the center and shifts, with bilinear interpolation; the border is black.
 
     Args:
-        pixels: in [0, 255].
         shift: largest shift along each axis, in whole pixels.
         rotate: largest angle in either direction, in degrees.
     """

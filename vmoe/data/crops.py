@@ -22,9 +22,6 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preproc
     Sides and offsets are rounded as in torchvision, and therefore in timm. For the interpolations
     ``tf_...`` they are rounded as in the V-MoE authors' code, for ``torch_...`` as in transformers.
 
-    Args:
-        pixels: in [0, 255].
-
     Returns:
         pixels in [0, 255]: float32 for the interpolation ``tf_area``, else uint8.
     """

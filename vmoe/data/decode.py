@@ -118,11 +118,7 @@ def has_16_bits(head: bytes) -> bool:
 
 
 def _check_layout(tags: Mapping[int, Any], bits: Sequence[int], origin: str) -> None:
-    """Checks that a TIFF has no layout that Pillow reads as unsigned values of 8 bits.
-
-    Args:
-        bits: bits of each channel.
-    """
+    """Checks that a TIFF has no layout that Pillow reads as unsigned values of 8 bits."""
     planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == PLANAR
     if planar and len(bits) > 1 and max(bits) > 8:
         problem = "its channels of 16 bits are stored one after another"

@@ -12,10 +12,6 @@ ATTEMPTS = 10  # to draw a rectangle that fits into the image
 def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
     """Paints a gray square, centered on a random pixel and clipped at the edges.
 
-    Args:
-        pixels: in [0, 255].
-        side: side of the square, in pixels.
-
     Source: "Improved Regularization of Convolutional Neural Networks with Cutout"
     (arXiv 1708.04552, section 3.2).
     """
@@ -31,9 +27,6 @@ def erase(pixels: Pixels, probability: float, rng: np.random.Generator) -> Pixel
 
     The rectangle has 2% to 33% of the area, uniformly, and sides in a ratio of 0.3 to 3.3,
     log-uniformly.
-
-    Args:
-        pixels: in [0, 255].
 
     Source: "Random Erasing Data Augmentation" (arXiv 1708.04896, section 3.2, RE-R).
     """

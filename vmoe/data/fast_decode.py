@@ -66,12 +66,8 @@ def decode_crop_and_resize(
     transparency, palettes, other formats, and broken files. All runs in the calling thread.
 
     Args:
-        image: the bytes of an image file, or pixels in [0, 255].
-        origin: where the image comes from, for error messages.
         choose_box: called with the height and the width of the image, in pixels.
         size: side of the result, in pixels.
-        exif: apply the EXIF orientation.
-        max_pixels: most pixels of an image file.
 
     Returns:
         the pixels in [0, 255]; and whether ``decode`` had to read the image.

@@ -87,10 +87,7 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def read_bytes(path: str | Path, read: Callable[[Path], bytes] = Path.read_bytes) -> bytes:
-    """The content of a file.
-
-    Args:
-        read: how it is read.
+    """The content of a file, as ``read`` reads it.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.

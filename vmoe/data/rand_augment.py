@@ -50,8 +50,6 @@ def rand_augment(
     Translation and cutout are in pixels, for images of about 224 px; they are not scaled.
 
     Args:
-        pixels: in [0, 255].
-        num_layers: the number of operations.
         magnitude: their strength, 0 or more; 10 is the usual largest one.
 
     Source: "RandAugment: Practical automated data augmentation with a reduced search space"

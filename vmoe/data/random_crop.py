@@ -30,8 +30,6 @@ def random_box(h: int, w: int, min_area: float, rng: np.random.Generator) -> Box
     no box fits, as in a narrow image, the result is the whole image.
 
     Args:
-        h: height of the image, in pixels.
-        w: width of the image, in pixels.
         min_area: smallest share of the area, in (0, 1].
 
     Source: "Going Deeper with Convolutions" (arXiv 1409.4842, section 6), as implemented in

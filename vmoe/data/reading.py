@@ -103,11 +103,6 @@ def read_ahead(
 ) -> Reader[T_co]:
     """Reads consecutive batches ahead of their use.
 
-    Args:
-        start: number of the first batch.
-        count: number of batches.
-        on_wait: called while a batch is awaited.
-
     Returns:
         an iterator over the batches; raises the errors of reading them, or WorkerDied.
     """

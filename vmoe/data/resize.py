@@ -23,11 +23,6 @@ def resize(
 ) -> Resized:
     """Resizes an image.
 
-    Args:
-        pixels: in [0, 255].
-        h: height of the result, in pixels.
-        w: width of the result, in pixels.
-
     Returns:
         pixels in [0, 255]: float32 for ``tf_area``, else uint8. ``tf_bilinear`` equals TensorFlow,
         ``tf_area`` equals it up to float32's rounding, and ``torch_...`` equals torchvision's

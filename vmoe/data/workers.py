@@ -60,11 +60,7 @@ class Workers:
     """
 
     def __init__(self, count: int = 0):
-        """Starts the processes.
-
-        Args:
-            count: number of processes; 0 for threads.
-        """
+        """Starts ``count`` processes; with 0, threads are used."""
         with _inherited() if count else contextlib.nullcontext():
             self._workers = [_Worker(f"data worker {i + 1} of {count}") for i in range(count)]
         self._closing = util.Finalize(self, _kill, (self._workers,), exitpriority=1)

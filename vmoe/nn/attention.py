@@ -50,7 +50,6 @@ class Attention(nnx.MultiHeadAttention):
         """The outputs for the queries.
 
         Args:
-            key: for dropout; None in evaluation.
             mask: True where a query may attend to a token; everywhere if None.
         """
         rngs = None if key is None else nnx.Rngs(dropout=key)

@@ -13,9 +13,8 @@ from vmoe.config import ViTConfig
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.nn.mlp import Hidden, Mlp
+from vmoe.nn.mlp import Hidden, Mlp, layer_norm
 from vmoe.nn.moe import MoE
-from vmoe.nn.norm import layer_norm
 from vmoe.nn.patches import num_tokens
 from vmoe.sharding import ONE_DEVICE, Placement
 

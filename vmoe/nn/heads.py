@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 from vmoe.config import ViTConfig
 from vmoe.nn.attention import Attention
 from vmoe.nn.keys import Rngs
-from vmoe.nn.mlp import Hidden, Mlp
-from vmoe.nn.norm import layer_norm
+from vmoe.nn.mlp import Hidden, Mlp, layer_norm
 
 
 class AttentionPool(nnx.Module):

@@ -46,7 +46,6 @@ def label_vectors(
 
     Args:
         labels: classes in [0, y); -1 for none. A class counts once.
-        num_classes: y.
         normalize: divide by the number of classes of the image, so that the vector sums to 1 for
             the softmax loss. An image without labels keeps zeros.
     """
@@ -136,12 +135,7 @@ def check_tokens(
 
 @contextlib.contextmanager
 def taking(part: str, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turns an error of a module inside into a UsageError of one line.
-
-    Args:
-        part: the module.
-        shape: the shape of its tokens.
-    """
+    """Turns an error of a module, which gets tokens of a shape, into a UsageError of one line."""
     try:
         yield
     except UsageError:

@@ -1,4 +1,4 @@
-"""The dense MLP of a transformer block, and the hidden layer that it shares with the experts."""
+"""The layer norm and the dense MLP of a block, and what that MLP shares with the experts."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe.config import ViTConfig
 from vmoe.config.experts import Activation
 from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey, Rngs
@@ -59,6 +60,12 @@ class Hidden(NamedTuple):
 
 
 TANH = Hidden()
+
+
+def layer_norm(config: ViTConfig, *, rngs: Rngs) -> nnx.LayerNorm:
+    """A layer norm over the width of the tokens, with the config's epsilon and dtype."""
+    dtype = jnp.dtype(config.dtype)
+    return nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
 
 
 class Mlp(nnx.Module):

@@ -76,31 +76,15 @@ class MoE(nnx.Module):
         """
         self.experts = experts if isinstance(experts, Experts) else experts_of(experts)
         self.router = gate
-        if gate is not None and not callable(gate):
-            raise UsageError("give a module that makes logits", gate=type(gate).__name__)
-        if shared is not None and not isinstance(shared, Experts):
-            check_expert("the shared expert", shared)
-            shared = experts_of([shared])
-        if shared is not None and (asks := shared.asks | (shared.takes - {"key"})):
-            asked = ", ".join(sorted(asks))
-            raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
-        self.shared = shared
+        self.shared = None if shared is None else _on_tokens_alone(shared)
         self.placement = placement
         e = self.experts.num_experts
-        self.config = (
-            router
-            if isinstance(router, MoEConfig)
-            else MoEConfig(num_experts=e, router=router or TokenChoice())
-        )
-        if self.config.num_experts != e:
-            raise UsageError(f"{e} experts were given", num_experts=self.config.num_experts)
-        kind, learned = self.config.router.kind, self.config.router.learned
-        if learned and gate is None:
-            raise UsageError(f"a {kind} router reads logits: give a gate")
-        if gate is not None and not learned:
-            raise UsageError(f"a {kind} router reads no logits: give None as the gate")
-        stateful = self.config.router.stateful
-        state = router_of(self.config).initial_state(self.config) if stateful else {}
+        if not isinstance(router, MoEConfig):
+            router = MoEConfig(num_experts=e, router=router or TokenChoice())
+        self.config = router
+        _check_parts(router, gate, e)
+        stateful = router.router.stateful
+        state = router_of(router).initial_state(router) if stateful else {}
         variables = {name: RouterState(x) for name, x in state.items()}
         self.state = nnx.Dict(variables) if stateful else None
 
@@ -189,9 +173,10 @@ class MoE(nnx.Module):
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
         routing = record.routing
-        needs_all = bool(self.experts.asks or per_token)
-        if class_token_only and not needs_all:
+        kept = n
+        if class_token_only and not self.experts.asks and not per_token:
             groups, routing = keep_class_tokens(groups, routing, n)
+            kept = 1
         inputs = {name: about(name, routing, n) for name in sorted(self.experts.asks)}
 
         def to_slots(x: jax.Array) -> jax.Array:
@@ -207,14 +192,12 @@ class MoE(nnx.Module):
         outputs = self._through_experts(
             groups, routing, tokens.dtype, slots, experts_key, *args, **kwargs
         )
-        kept = 1 if class_token_only and not needs_all else n
         outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
         if class_token_only:
             outputs, images = outputs[:, :1], images[:, :1]
         outputs = self._with_shared(outputs, images, key)
-        if class_token_only:
-            return outputs, record
-        return outputs.reshape(*tokens.shape[:-1], outputs.shape[-1]), record
+        axes = outputs.shape[:2] if class_token_only else tokens.shape[:-1]
+        return outputs.reshape(*axes, outputs.shape[-1]), record
 
     def route(
         self,
@@ -360,6 +343,28 @@ class MoE(nnx.Module):
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
+
+
+def _on_tokens_alone(shared: Any) -> Experts:
+    """The shared expert, after checking that it needs no slots."""
+    if not isinstance(shared, Experts):
+        check_expert("the shared expert", shared)
+        shared = experts_of([shared])
+    if asks := shared.asks | (shared.takes - {"key"}):
+        asked = ", ".join(sorted(asks))
+        raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
+    return shared
+
+
+def _check_parts(config: MoEConfig, gate: Any, e: int) -> None:
+    """Checks that a gate and the number of experts fit a config."""
+    if gate is not None and not callable(gate):
+        raise UsageError("give a module that makes logits", gate=type(gate).__name__)
+    require(config.num_experts == e, f"{e} experts were given", num_experts=config.num_experts)
+    kind, learned = config.router.kind, config.router.learned
+    require(not learned or gate is not None, f"a {kind} router reads logits: give a gate")
+    reads_none = f"a {kind} router reads no logits: give None as the gate"
+    require(learned or gate is None, reads_none)
 
 
 def capture_records(

@@ -19,8 +19,8 @@ from vmoe.nn.block import Block, BlockOutputs, rematerialized
 from vmoe.nn.heads import AttentionPool, Head
 from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.mlp import layer_norm
 from vmoe.nn.moe import MoE
-from vmoe.nn.norm import layer_norm
 from vmoe.nn.patches import Patches
 from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
 from vmoe.sharding import ONE_DEVICE, Placement
@@ -282,12 +282,7 @@ class ViT(nnx.Module):
         return [outputs[i] for i in chosen]
 
     def reset_classifier(self, num_classes: int, *, seed: int = 0) -> None:
-        """Replaces the last layer by a new one, as in timm.
-
-        Args:
-            num_classes: number of logits; 0 for none.
-            seed: seed of the new layer's parameters.
-        """
+        """Replaces the last layer by a new one, as in timm; with 0 classes by none."""
         self.config = replace(self.config, num_classes=num_classes)
         dtype = jnp.dtype(self.config.dtype)
         self.head.classes = Head(self.config, dtype=dtype, rngs=nnx.Rngs(seed)).classes
@@ -303,7 +298,6 @@ class ViT(nnx.Module):
 
 
 def _block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
-    """Numbers of blocks from 0 on."""
     if indices is None:
         return list(range(depth))
     if isinstance(indices, int):

@@ -95,7 +95,6 @@ def plan(
     """Plans a run. Call it before JAX is initialized in the process (``hypothetical_devices``).
 
     Args:
-        config: config of the run.
         devices: number of devices, as JAX counts them.
         mesh: "data=4,expert=8", or one of the two axes; if empty, every mesh that the model and the
             number of devices allow.

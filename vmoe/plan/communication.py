@@ -51,9 +51,7 @@ def communication(
     Each distinct program is compiled once, several in parallel.
 
     Args:
-        config: config of the run.
         placements: meshes of the same number of devices.
-        chip: the specification of every device.
     """
     steps = [segments(config, placement) for placement in placements]
     programs = {segment.program_key: segment for step in steps for segment in step}

@@ -53,8 +53,6 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     """The memory that a run needs on each device of a placement.
 
     Args:
-        config: config of the run.
-        placement: placement of the run; its devices are never used.
         state: shapes of the training state of this config; their shardings are ignored.
     """
     params = with_shardings(state.params, placement.params(state.params))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from vmoe import models
 from vmoe.config import MoEConfig, TrainConfig, ViTConfig, replace
 from vmoe.costs.flops import countable
+from vmoe.nn.experts.modules import Identity
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
@@ -31,12 +32,7 @@ class _BlockKind(NamedTuple):
 
 
 def segments(config: TrainConfig, placement: Placement) -> list[Segment]:
-    """The segments of a training step: the kinds of blocks in order, then embedding and head.
-
-    Args:
-        config: config of the run.
-        placement: placement of the run; its devices are never used.
-    """
+    """The segments of a training step: the kinds of blocks in order, then embedding and head."""
     model = countable(config.model)
     blocks = [
         _block_segment(config, placement, kind, _name(model, kind, indices), len(indices))
@@ -46,7 +42,6 @@ def segments(config: TrainConfig, placement: Placement) -> list[Segment]:
 
 
 def _kinds(model: ViTConfig) -> dict[_BlockKind, list[int]]:
-    """The indices of the blocks of each kind."""
     class_token_last = model.pooling == "class_token" and not model.full_last_block
     kinds: dict[_BlockKind, list[int]] = {}
     for block in range(model.depth):
@@ -69,7 +64,7 @@ def _block_segment(
     """One block of the model; its outputs are tokens and auxiliary losses."""
     model = _one_block(config.model, kind.moe)
     vit = models.build_abstract(model, placement=placement)
-    vit.norm = _Identity()
+    vit.norm = Identity()  # the last norm belongs to another segment
     graph, params, rest = nnx.split(vit, nnx.PathContains("blocks"), ...)
 
     def forward(params: Params, inputs: Inputs) -> tuple[Float[Array, "b x d"], list[Array]]:
@@ -112,13 +107,6 @@ def _one_block(model: ViTConfig, moe: MoEConfig | None) -> ViTConfig:
     """The model with one block, sparse or (if ``moe`` is None) dense."""
     sparse_blocks = () if moe is None else (0,)
     return replace(model, depth=1, sparse_blocks=sparse_blocks, moe=moe or MoEConfig())
-
-
-class _Identity(nnx.Module):
-    """Replaces the model's last norm, which belongs to another segment."""
-
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return tokens
 
 
 def _key() -> jax.ShapeDtypeStruct:

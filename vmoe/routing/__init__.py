@@ -57,12 +57,7 @@ STATE_FUNCTIONS = {"initial_state": ["config"], "next_state": ["state", "load", 
 
 
 def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type]) -> None:
-    """Checks that each router config has a module, and that each module has both functions.
-
-    Args:
-        routers: a dict such as ``ROUTERS``.
-        configs: the members of ``vmoe.config.Router``.
-    """
+    """Checks that each router config has a module, and that each module has both functions."""
     check_registered(configs, routers, "routing.ROUTERS")
     for config, module in routers.items():
         functions = FUNCTIONS | (STATE_FUNCTIONS if config.stateful else {})

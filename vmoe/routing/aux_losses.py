@@ -26,8 +26,6 @@ def losses(
 
     Args:
         router: has the loss weights, the number of experts per token, and the noise.
-        inputs: the router's inputs.
-        noisy: their noisy logits.
         gates: the gates that the routing used.
     """
     (logits, noise, valid), noise_std = inputs[:3], inputs.noise_std

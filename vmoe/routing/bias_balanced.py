@@ -31,8 +31,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e), and the state of ``initial_state``.
-        config: config of the layer, with a BiasBalanced router.
-        capacity: slots per expert and group.
     """
     router, state = config.router, inputs.state
     assert isinstance(router, BiasBalanced) and state is not None

@@ -10,7 +10,6 @@ def rounded_capacity(ideal: float, config: MoEConfig) -> int:
     """Rounds a fractional number of slots to an integer, then up to a multiple.
 
     Args:
-        ideal: slots per expert and group before rounding.
         config: the rounding rules; ``config.capacity``, if given, is returned instead.
 
     Raises:

@@ -29,8 +29,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e); the noise is added before the softmax.
-        config: config of the layer.
-        capacity: slots per expert and group, at most s.
     """
     gates = gates_of(inputs.noisy_logits)
     return Decision(gates, assign(gates, inputs.valid, c=capacity), {})
@@ -52,7 +50,6 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -
     Args:
         gates: in [0, 1].
         valid: False for padding, which is never chosen.
-        c: slots per expert and group, at most s.
     """
     g, s, e = gates.shape
     top_gates, tokens = top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)

@@ -15,7 +15,6 @@ def group(
 
     Args:
         valid: False for images that only pad the batch.
-        images_per_group: maximum number of images in a group.
         devices: number of devices, each with an equal share of the images; all images of a group
             are on one device.
 

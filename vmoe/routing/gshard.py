@@ -27,8 +27,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e); in training a draw for each token.
-        config: config of the layer.
-        capacity: slots per expert and group.
     """
     noisy = inputs.noisy_logits
     gates = gates_of(noisy)

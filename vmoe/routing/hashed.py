@@ -25,8 +25,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: the position of each token.
-        config: config of the layer, with a Hash router.
-        capacity: slots per expert and group.
     """
     assert inputs.positions is not None
     experts = table(config, inputs.positions.shape[1])[inputs.positions]

@@ -20,8 +20,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: the position of each token; in training a draw for each token.
-        config: config of the layer.
-        capacity: slots per expert and group.
     """
     e, seeds = config.num_experts, inputs.positions
     if inputs.draw is not None:

@@ -24,7 +24,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e, c). Padding has weight 0 in every slot.
-        config: unused.
         capacity: unused; slots are parameters, so their number is the same for any image size.
     """
     logits, valid = inputs.logits, inputs.valid[:, :, None, None]

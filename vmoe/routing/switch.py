@@ -17,13 +17,7 @@ capacity = token_choice.capacity
 
 
 def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently; tokens get slots by their order in the group.
-
-    Args:
-        inputs: logits (g, s, e).
-        config: config of the layer.
-        capacity: slots per expert and group.
-    """
+    """Routes every group independently; tokens get slots by their order in the group."""
     noisy = inputs.noisy_logits
     gates = gates_of(noisy)
     routing = token_choice.assign(gates, inputs.valid, k=1, c=capacity)

@@ -44,8 +44,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e); the noise is added before the softmax.
-        config: config of the layer, with a TokenChoice router.
-        capacity: slots per expert and group.
     """
     router, noisy = config.router, inputs.noisy_logits
     assert isinstance(router, TokenChoice)
@@ -91,8 +89,6 @@ def assign(
     Args:
         gates: in [0, 1].
         valid: False for padding, which never takes a slot.
-        k: experts per token, at most e.
-        c: slots per expert and group.
         priority: see ``priority_order``.
         normalize: divide a token's weights by their sum, before any is dropped.
         draw: for a random priority; see ``priority_order``.
@@ -130,7 +126,6 @@ def assign_chosen(
     Args:
         top_gates: the gate of each choice, for the priority; the first one counts as the largest.
         experts: the expert of each choice, all different for a token; e for none.
-        e: number of experts.
         weights: the combine weight of each choice; its gate if None.
 
     Raises:
@@ -157,13 +152,7 @@ def assign_chosen(
 def evenly_weighted(
     experts: Int[Array, "g s k"], valid: Bool[Array, "g s"], *, e: int, c: int
 ) -> Decision:
-    """The decision of a router without a gate, for given choices: all weights are 1/k.
-
-    Args:
-        experts: the expert of each choice, all different for a token.
-        e: number of experts.
-        c: slots per expert and group.
-    """
+    """The decision of a router without a gate, for given choices: all weights are 1/k."""
     k = experts.shape[-1]
     routing = assign_chosen(jnp.full(experts.shape, 1 / k), experts, valid, e=e, c=c)
     return Decision(jax.nn.one_hot(experts, e).sum(-2) / k, routing, {})
@@ -184,7 +173,6 @@ def queue(
 def _queue(
     experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
-    """The queues of one group."""
     s, k = experts.shape
     place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)  # s
     turn = jnp.arange(k) * s + place[:, None]  # s k: all first choices come before any second one

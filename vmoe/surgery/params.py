@@ -51,7 +51,6 @@ def initial_values(
     """Initial values of some parameters, by path.
 
     Args:
-        config: config of the model that has these parameters.
         seed: as for ``models.build``, which gives the same values; other values are not computed.
         initial: a tree to take the values from, instead of the seed.
     """

@@ -75,9 +75,7 @@ def fit(
     allows it.
 
     Args:
-        config: config of the model that has the parameters.
         params: nested dicts, unchanged.
-        target: config of the model to fit them to.
         method: how positions are resampled.
         new_head: make the head new even if it fits, as for other classes of the same number.
         partial: the parameters that may be new or dropped: True for all, which also allows another
@@ -160,7 +158,6 @@ def resize_positions(
 
     Args:
         embedding: the class token's vector, if any, then one vector per patch of ``grid`` (i, j).
-        initial: positions of the new model, for ``new_grid``.
 
     Source: the published fine-tuning of V-MoE, for aligned corners.
     """
@@ -201,9 +198,6 @@ def _refuse(new: list[str], dropped: list[str], given: Shapes, wanted: Shapes, s
     Args:
         new: parameters of the target that are not given, and may not be new.
         dropped: given parameters that the target does not have, and may not be dropped.
-        given: the shapes of all given parameters.
-        wanted: the shapes of all parameters of the target.
-        sizes: how the two models differ.
     """
     if not new and not dropped:
         return

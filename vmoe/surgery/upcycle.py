@@ -101,7 +101,6 @@ def upcycle_params(
     """``upcycle`` for parameters as nested dicts.
 
     Args:
-        moe: config of each new MoE layer.
         initial: a tree of the new model to take the routers from, instead of the seed; zeros for
             the moments of an optimizer.
     """
@@ -135,9 +134,7 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     Empty if they stay the same, up to rounding, for images of the config's size.
 
     Args:
-        config: config of the dense model.
         moe: config of each new MoE layer.
-        noise_std: as for ``upcycle``.
     """
     reasons = []
     router = moe.router

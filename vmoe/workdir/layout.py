@@ -22,7 +22,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,7 @@ def write_metadata(
     model: str,
     init: dict[str, Any] | None,
 ) -> None:
-    """Writes the metadata of a run: its config, class names, environment and model summary.
-
-    Args:
-        init: where the first parameters come from; None if they are random.
-    """
+    """Writes the metadata of a run: its config, class names, environment and model summary."""
     texts = {
         ENVIRONMENT: json.dumps(environment, indent=2),
         MODEL: model,
@@ -120,11 +116,7 @@ def read_class_names(workdir: Path) -> list[str]:
 
 def read_environment(workdir: Path) -> dict[str, Any]:
     """Versions, devices and data at the start of a run."""
-    environment = _read_json(workdir / ENVIRONMENT)
-    if not isinstance(environment, dict):
-        problem = f"{workdir / ENVIRONMENT}: corrupt; restore it, or use another workdir"
-        raise UsageError(problem).remedied_by(workdir=None)
-    return environment
+    return _read_object(workdir / ENVIRONMENT)
 
 
 def steps_of(workdir: Path, folder: str = CHECKPOINTS) -> list[int]:
@@ -153,11 +145,7 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
     """Where the first parameters of a run come from; None if they are random."""
     if not retried(workdir, (workdir / INIT).exists):
         return None
-    init = _read_json(workdir / INIT)
-    if not isinstance(init, dict) or not init.keys() >= INIT_KEYS:
-        problem = f"{workdir / INIT}: corrupt; restore it, or use another workdir"
-        raise UsageError(problem).remedied_by(workdir=None)
-    return init
+    return _read_object(workdir / INIT, INIT_KEYS)
 
 
 def check_same_run(
@@ -231,6 +219,15 @@ def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
         return
     for name, pair in pairs.items():
         yield from _differences(*pair, f"{place}.{name}".lstrip("."))
+
+
+def _read_object(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
+    """A JSON object, which has at least these keys."""
+    content = _read_json(path)
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        problem = f"{path}: corrupt; restore it, or use another workdir"
+        raise UsageError(problem).remedied_by(workdir=None)
+    return content
 
 
 def _read_json(path: Path) -> Any:

@@ -101,12 +101,7 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
 
 
 def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.export.Exported:
-    """The program (parameters by path, images f32[b h w 3]) -> logits f32[b y], for any b.
-
-    Args:
-        params: parameters by path, as arrays or their shapes.
-        image_size: side of the images in pixels.
-    """
+    """The program (parameters by path, images f32[b h w 3]) -> logits f32[b y], for any b."""
     config = config.with_layers(lambda moe: replace(moe, implementation="batched"))
 
     def logits(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:

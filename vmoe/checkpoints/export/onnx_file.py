@@ -89,8 +89,6 @@ def convert(
     """ONNX of a function of one image, applied to each of b images.
 
     Args:
-        function: a function of an image, with one array per output.
-        image_size: side of the images in pixels.
         outputs: names of the outputs.
     """
     check_installed()
@@ -150,7 +148,6 @@ class MatmulMoE(MoE):
     """An MoE layer with one image per group, and matmuls for dispatch and combine."""
 
     def __init__(self, moe: MoE):
-        """Shares the parts of an MoE layer."""
         parts = moe.experts, moe.router, moe.config
         super().__init__(*parts, shared=moe.shared, placement=moe.placement)
         self.state = moe.state

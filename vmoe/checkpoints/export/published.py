@@ -44,8 +44,6 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
     """Writes a model as a checkpoint that the authors' code can read.
 
     Args:
-        prefix: prefix of the paths of the files.
-        params: parameters as nested dicts.
         shards: number of data files, over which the experts are split.
     """
     _check_fields(config)
@@ -105,7 +103,6 @@ def write_arrays(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards
     """Writes a new checkpoint; the index is written last.
 
     Args:
-        prefix: prefix of the paths of the files.
         arrays: arrays by name; the parts of a name are joined by "/".
         shards: number of data files. Each array is split over all of them along its first axis if
             its length is a multiple of their number; otherwise it is in the smallest file.

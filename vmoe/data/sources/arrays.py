@@ -63,11 +63,7 @@ class ArraySource(BaseSource):
     """
 
     def __init__(self, read: Callable[..., Arrays], *args: Any):
-        """
-        Args:
-            read: a function of a module; a pickle of the source has its name, and no arrays.
-            args: the arguments of ``read``.
-        """
+        """A pickle has the name of ``read``, a function of a module, and its ``args``."""
         self.name, self.images, self.labels, self.class_names, self.rows = read(*args)
 
     @functools.cached_property
@@ -111,11 +107,7 @@ def rgb(gray: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:
 
 
 def open_arrays(path: str, split: str) -> ArraySource:
-    """Opens a split of a NumPy file, or of a folder of these.
-
-    Args:
-        path: the .npz file, or the folder.
-    """
+    """Opens a split of a .npz file, or of a folder of .npy files."""
     return ArraySource(_load, path, split)
 
 

@@ -41,11 +41,7 @@ MOST_BYTES = 16 + 60_000 * 28 * 28  # limit of an unpacked file
 
 
 def open_fashion_mnist(folder: str, split: str) -> ArraySource:
-    """Opens a split of Fashion-MNIST.
-
-    Args:
-        folder: the folder of the files; if empty, they are searched for, or downloaded.
-    """
+    """Opens a split; without a folder of the files they are searched for, or downloaded."""
     return ArraySource(_read, folder, split)
 
 
@@ -100,12 +96,7 @@ def _find() -> Path:
 
 
 def download(address: str, path: Path) -> None:
-    """Downloads one of the four files, with a progress bar, and keeps it only if it is intact.
-
-    Args:
-        address: the URL.
-        path: where to save the file.
-    """
+    """Downloads one of the four files, with a progress bar, and keeps it only if it is intact."""
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -36,7 +36,6 @@ def open_folder(
     """Opens splits of a folder of images, after checking that they can be read.
 
     Args:
-        path: the folder.
         whole: a split is all of the images, of a folder that is not split.
     """
     walk = functools.cache(lambda folder, class_names: list(_walk(folder, class_names)))

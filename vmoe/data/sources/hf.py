@@ -36,11 +36,7 @@ WHOLE = (0, 10)
 
 
 def open_hf(folder: str, split: str) -> "HfSource":
-    """Opens a split, after checking the labels of all its examples.
-
-    Args:
-        folder: a folder that ``save_to_disk`` has written.
-    """
+    """Opens a split of a folder of ``save_to_disk``, after checking the labels of all examples."""
     source = HfSource(folder, split)
     source.check()
     return source

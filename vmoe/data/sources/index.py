@@ -287,10 +287,6 @@ class IndexWriter:
     """Writes the columns of an index, piece by piece; a context manager that closes its files."""
 
     def __init__(self, folder: Path):
-        """
-        Args:
-            folder: an empty folder.
-        """
         self.folder = folder
         self._files: dict[str, IO[bytes]] = {}
         self._columns: dict[str, tuple[str, int]] = {}
@@ -345,11 +341,7 @@ class IndexWriter:
         return Columns(_map_all(self.folder, self._columns))
 
     def finish(self, **info: Any) -> Index:
-        """Writes the metadata, and opens the index.
-
-        Args:
-            info: JSON values, see ``Index.info``.
-        """
+        """Writes the metadata and ``Index.info``, which are JSON values, and opens the index."""
         for file in self._files.values():
             file.flush()
         written = {"columns": self._columns, "info": info}

@@ -46,11 +46,7 @@ FIELDS = ("path", "label", "labels", "split")
 def open_manifest(
     path: str, splits: Sequence[str], checks: ImageChecks = CHECKS
 ) -> list[FileSource]:
-    """Opens splits of a list of images, after checking that they can be read.
-
-    Args:
-        path: the ``.csv`` or ``.jsonl`` file.
-    """
+    """Opens splits of a ``.csv`` or ``.jsonl`` file, after checking that the images can be read."""
     file, place = Path(path), f"manifest:{path}"
     if file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{place}: give a file that ends with {' or '.join(SUFFIXES)}")
@@ -96,7 +92,6 @@ class _Line(NamedTuple):
 
 
 def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) -> None:
-    """Writes the table of a list."""
     vocabulary, splits, missing, count = Vocabulary(), set[int](), list[int](), 0
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
     with IndexWriter(target) as table, open_text(file) as text:

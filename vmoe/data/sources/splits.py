@@ -72,7 +72,6 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
     Args:
         split: the split to open.
         available: the names of the stored parts; empty if the data set is not split.
-        place: the data set, for error messages.
 
     Returns:
         the name of the part to read, "" for a data set that is not split; and the fractions to
@@ -101,10 +100,8 @@ def stratified_split(
     them, at least one; "train" gets the rest.
 
     Args:
-        labels: the class of each image.
         fractions: the fraction of each class, in (0, 1), for each split but "train".
         class_names: the names of the classes, in the order of the labels.
-        place: the data set, for error messages.
 
     Returns:
         the indices of the images of each split, in ascending order.

@@ -104,8 +104,6 @@ def _split_off(
     """The split of each row, as an index into the names.
 
     Args:
-        splits: as for ``finish_table``.
-        fractions: as for ``finish_table``.
         class_names: if given, every class is in every split.
     """
     train = len(fractions)
@@ -129,7 +127,6 @@ def _split_off(
 
 
 def _check_unique(table: Columns, identity: Callable[[str], str], place: str) -> None:
-    """Checks that no image occurs twice."""
     identities = np.empty(len(table["sizes"]), np.uint64)
     for part in parts(len(identities)):
         identities[part] = name_hashes(list(map(identity, table.texts("paths", part))))
@@ -162,7 +159,6 @@ class TableSource(BaseSource):
         """Opens a table.
 
         Args:
-            folder: folder of the table.
             split: split of the table; ignored if all rows are in one split.
             left_out: rows to leave out of the split.
         """
@@ -204,7 +200,6 @@ class FileSource(TableSource):
         """
         Args:
             index: folder of the table.
-            split: split of the table.
             folder: the folder to which the paths of the files are relative.
             bad: rows of unreadable images. The split "train" keeps them, because a reader replaces
                 them by other images.
@@ -238,11 +233,7 @@ class FileSource(TableSource):
 
 
 def open_files(place: str, folder: str, index: Path, split: str, checks: ImageChecks) -> FileSource:
-    """A split of a table of image files, after checking that they can be read.
-
-    Args:
-        place: the data set, for error messages.
-    """
+    """A split of a table of image files, after checking that they can be read."""
     columns = Index(index)
     count = len(columns["sizes"])
 

@@ -56,11 +56,7 @@ REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")  # URLs and commands that wri
 
 
 def open_tar(path: str, split: str) -> "TarSource":
-    """Opens a split of a set of shards.
-
-    Args:
-        path: a folder, a pattern of files, or a JSON index.
-    """
+    """Opens a split of a set of shards: a folder, a pattern of files, or a JSON index."""
     place = f"tar:{path}"
     shards = _find(path, place)
     by_split = _by_split(shards.names, place)
@@ -244,12 +240,7 @@ class TarSource(TableSource):
     """A split of a set of tar shards."""
 
     def __init__(self, name: str, index: str, split: str, root: str, skipped: Skipped):
-        """
-        Args:
-            index: folder of the table.
-            root: the folder to which the paths of the shards are relative.
-            skipped: other files in the folder.
-        """
+        """``index`` is the folder of the table, ``root`` the one of the shards."""
         super().__init__(name, index, split)
         self.skipped, self._root = skipped, Path(root)
         self._ends = np.array(self.index.info["ends"])

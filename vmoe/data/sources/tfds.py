@@ -60,7 +60,6 @@ def open_tfds(name: str, split: str) -> "TfdsSource":
 
     Args:
         name: NAME[/CONFIG][:VERSION], or a path.
-        split: "train", "validation", "test", or any split of TFDS.
     """
     folder = _find(name)
     source = TfdsSource(f"tfds:{name}:{split}", str(folder), split)
@@ -107,11 +106,7 @@ class TfdsSource(BaseSource):
     """A split of a TFDS data set in ArrayRecord form."""
 
     def __init__(self, name: str, folder: str, split: str):
-        """
-        Args:
-            folder: folder of a version of a data set.
-            split: as for ``open_tfds``.
-        """
+        """"""
         import tensorflow_datasets as tfds
 
         self.name, self._folder = name, folder

@@ -61,9 +61,6 @@ def make_experts(
     """The experts of a layer, with new parameters.
 
     Args:
-        width: width d of the tokens.
-        mlp_dim: hidden width f of MLPs whose config has none.
-        gelu: activation of MLPs whose config has none.
         dtype: see ``MoE.from_config``.
     """
 

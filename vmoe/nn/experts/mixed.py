@@ -34,7 +34,6 @@ class MixedExperts(Experts):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
-        """See ``Experts``."""
         first, outputs = 0, []
         for kind, kind_key in zip(self.kinds, split(key, len(self.kinds)), strict=True):
             own = slice(first, first := first + kind.num_experts)

@@ -38,7 +38,6 @@ class Cnn(nnx.Module):
     def __init__(
         self, width: int, kernel_size: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs
     ):
-        """``kernel_size``: side x of the kernel in patches."""
         keys, size = nnx.Rngs(rngs.params()), (kernel_size, kernel_size)
         self.depthwise = nnx.Conv(
             width, width, size, feature_group_count=width, dtype=dtype, rngs=keys

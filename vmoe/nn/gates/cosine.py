@@ -19,7 +19,6 @@ class Cosine(nnx.Module):
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens`` is unused."""
         gate, e = config.gate, config.num_experts
         assert isinstance(gate, CosineGate)
         x = gate.dim or max(1, e // 2)
@@ -29,7 +28,6 @@ class Cosine(nnx.Module):
         self.temperature = nnx.Param(jnp.full((), gate.temperature))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:
-        """The logits, in float32 at the highest precision."""
         projected = normalize(matmul(tokens, self.projection[...]), axis=-1)
         cosines = matmul(projected, normalize(self.kernel[...], axis=0))
         return cosines / jnp.maximum(self.temperature[...], MIN_TEMPERATURE)

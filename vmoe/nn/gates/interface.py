@@ -27,4 +27,4 @@ class Gate(Protocol):
         """``tokens``: number of tokens per image, for gates whose slots depend on it."""
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e *c"] | NoisyLogits:
-        """The logits, without noise."""
+        """The logits, without noise; ours are float32, at the highest precision."""

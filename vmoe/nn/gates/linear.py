@@ -13,12 +13,10 @@ class Linear(nnx.Module):
     """A linear layer without bias: kernel (d, e) (V-MoE, section 2.1)."""
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens`` is unused."""
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (width, config.num_experts), jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:
-        """The logits, in float32 at the highest precision."""
         return matmul(tokens, self.kernel[...])
 
 

@@ -15,7 +15,6 @@ class Mlp(nnx.Module):
     """Two linear layers with tanh between them: hidden (d, x), bias (x), kernel (x, e)."""
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens`` is unused."""
         assert isinstance(config.gate, MlpGate)
         x, init = config.gate.hidden_dim or width, nnx.initializers.lecun_normal()
         self.hidden = nnx.Param(init(rngs.params(), (width, x), jnp.float32))
@@ -23,6 +22,5 @@ class Mlp(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (x, config.num_experts), jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:
-        """The logits, in float32 at the highest precision."""
         hidden = jax.nn.tanh(matmul(tokens, self.hidden[...]) + self.bias[...])
         return matmul(hidden, self.kernel[...])

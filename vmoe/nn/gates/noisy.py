@@ -20,7 +20,6 @@ class Noisy(nnx.Module):
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens`` and ``rngs`` are unused."""
         self.kernel = nnx.Param(jnp.zeros((width, config.num_experts)))
         self.noise = nnx.Param(jnp.zeros((width, config.num_experts)))
 

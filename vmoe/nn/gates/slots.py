@@ -18,13 +18,11 @@ class Slots(nnx.Module):
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens``: number of tokens per image, which determines the number of slots."""
         shape = (width, config.num_experts, router_of(config).capacity(config, tokens))
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e c"]:
-        """The logits, in float32 at the highest precision."""
         x = normalize(tokens.astype(jnp.float32), axis=-1)
         mu = self.scale[...] * normalize(self.kernel[...], axis=0)
         return jnp.einsum("gsd,dec->gsec", x, mu, precision=jax.lax.Precision.HIGHEST)
