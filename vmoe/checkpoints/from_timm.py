@@ -42,16 +42,15 @@ PLAIN = (  # words after the size in the names of architectures that are plain V
 ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
+    *("qk_norm", "reg_tokens", "init_values", "class_token", "no_embed_class", "fc_norm"),
     *(
-        "qk_norm",
-        "reg_tokens",
-        "init_values",
-        "class_token",
-        "no_embed_class",
-        "fc_norm",
         "pre_norm",
+        "drop_rate",
+        "pos_drop_rate",
+        "patch_drop_rate",
+        "proj_drop_rate",
+        "attn_drop_rate",
     ),
-    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
     *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 }
 READ = {"num_heads", "global_pool", "act_layer", "qkv_bias"}  # model_args that are read below

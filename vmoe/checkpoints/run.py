@@ -123,12 +123,7 @@ class Checkpoints:
             name: ocp.args.StandardSave(item) for name, item in items.items()
         }
         arrays = checksums(items)
-        index: dict[str, Any] = {
-            "format": FORMAT,
-            "step": step,
-            "files": files or {},
-            "arrays": arrays,
-        }
+        index: dict[str, Any] = dict(format=FORMAT, step=step, files=files or {}, arrays=arrays)
         index["sha256"] = sha256_of(index)
         arguments["checksums"] = ocp.args.JsonSave(index)
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))

@@ -80,15 +80,8 @@ KINDS = {
                       "numbers"),
 }
 # fmt: on
-__doc__ = "\n".join(
-    [
-        *(__doc__ or "").splitlines(),
-        "",
-        *(
-            f"    {name + each.path:33}{each.images:33}{each.classes}"
-            for name, each in KINDS.items()
-        ),
-    ]
+__doc__ = f"{__doc__ or ''}\n" + "\n".join(
+    f"    {name + each.path:33}{each.images:33}{each.classes}" for name, each in KINDS.items()
 )
 # A split of TFDS begins with a letter, a version with a digit.
 TFDS = re.compile(r"(?P<name>tfds:[^:]+(:\d[^:]*)?)(:(?P<split>[A-Za-z].*))?")
