@@ -194,7 +194,7 @@ ax.grid(alpha=0.3)
 # routing further.
 
 # %%
-batches = vmoe.analysis.labeled(images, labels[:, None])
+batches = vmoe.analysis.in_batches(images, labels[:, None])
 statistics = vmoe.analysis.statistics(vmoe.analysis.collect(loaded.model, batches))
 for block, counts in statistics.items():
     print(f"block {block}: choices of each expert for the first image: {counts.uses[0]}")

@@ -51,8 +51,9 @@ import vmoe
 from vmoe.analysis import collect, concatenate, plots
 from vmoe.analysis.effects import removals, without_experts
 from vmoe.analysis.patches import find_top_patches
+from vmoe.data.reading import Reading
 from vmoe.data.sources import open_source, relabel, sample
-from vmoe.evaluate.sample import labeled_batches
+from vmoe.passes import inputs
 from vmoe.studies.routing.figures import plots_of
 from vmoe.studies.routing.measure import measure_routing
 from vmoe.studies.routing.page import write_page
@@ -90,7 +91,7 @@ for block, record in records.items():
 
 # %%
 def batches(size=64):
-    return labeled_batches(model, source, loaded.preprocessing, batch_size=min(size, images))
+    return inputs(model, source, loaded.preprocessing, Reading(min(size, images)))
 
 
 collected = concatenate(collect(model, batches()))

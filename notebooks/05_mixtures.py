@@ -55,10 +55,11 @@ from vmoe.classic import (
     plot_tree,
 )
 from vmoe.config import AuxLossWeights, MoEConfig, TokenChoice, ViTConfig
+from vmoe.data.reading import Reading
 from vmoe.data.sources import open_source, relabel, sample
-from vmoe.evaluate.sample import labeled_batches
 from vmoe.multitask import MultiTaskClassifier, plot_expert_use
 from vmoe.nn.inputs import to_float
+from vmoe.passes import inputs
 
 warnings.simplefilter("ignore", ConvergenceWarning)  # frames show EM before it has converged
 random = np.random.default_rng(0)
@@ -307,7 +308,7 @@ _ = ax.set(xlabel="digit", ylabel="test images sent", xticks=range(10))
 # %%
 loaded = vmoe.load(checkpoint)
 source = relabel(sample(open_source(data, "test"), images), loaded.class_names)
-batches = list(labeled_batches(loaded.model, source, loaded.preprocessing, batch_size=images))
+batches = list(inputs(loaded.model, source, loaded.preprocessing, Reading(images)))
 drawings = np.concatenate([batch[valid] for batch, _, valid in batches])
 collected = concatenate(collect(loaded.model, batches))
 number, block = max(collected.blocks.items())

@@ -120,9 +120,8 @@ class Miniature(Comparison):
     def probes(self, run: Path, seed: int) -> Iterator[tuple[str, float]]:
         """Accuracies of probes on the test splits, from shots of the training splits."""
         data = {vendor: f"manifest:{self.data / vendor}.csv" for vendor in VENDORS}
-        options = ("--fewshot-l2", "train", "--fewshot-seed", seed, "--json")
-        shots = ",".join(map(str, SHOTS))
-        command = ("evaluate", "--checkpoint", run, "--data", *data.values(), "--fewshot", shots)
+        options = ("--choose-l2", "train", "--seed", seed, "--json")
+        command = ("probe", "--checkpoint", run, "--data", *data.values(), "--shots", *SHOTS)
         accuracies = json.loads(self.vmoe(*command, *options))["accuracy"]
         for vendor, name in data.items():
             for number, value in zip(SHOTS, accuracies[name], strict=True):

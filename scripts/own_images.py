@@ -240,9 +240,8 @@ class OwnImages(Comparison):
 
     def probe(self, weights: str, data: str, seed: int) -> Result:
         """Test accuracies of a linear probe of the features, for each number of shots."""
-        shots = ",".join(map(str, SHOTS))
-        options = ("--fewshot", shots, "--fewshot-l2", "train", "--fewshot-seed", seed, "--json")
-        out = self.vmoe("evaluate", "--checkpoint", weights, "--data", data, *options)
+        options = ("--shots", *SHOTS, "--choose-l2", "train", "--seed", seed, "--json")
+        out = self.vmoe("probe", "--checkpoint", weights, "--data", data, *options)
         (accuracies,) = json.loads(out)["accuracy"].values()
         return {"test": accuracies}
 

@@ -14,7 +14,7 @@ docs/results/README.md repeats the answers of all pages. The rows are in scripts
     recipes.json                 accuracies of the configs with a dense counterpart
     compute.csv                  the tables of scripts/check_capacity.py
     upcycling.csv, pruning.csv   the tables of scripts/upcycle_and_prune.py
-    batch.json                   what `vmoe attack --target mates --json` prints
+    batch.json                   what `vmoe mates --json` prints
 """
 
 import argparse

@@ -23,6 +23,7 @@ from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
 from vmoe.checkpoints.restore import sha256_of
 from vmoe.data.pipeline import training_batches
+from vmoe.data.reading import Reading
 from vmoe.data.sources import open_source
 from vmoe.evaluate import evaluate
 from vmoe.train import train
@@ -175,7 +176,7 @@ def test_a_run_of_two_processes_resumes_in_one_and_evaluates_every_image_once(
     assert [row["step"] for row in ours] == ["20"] and ours[0]["weights"] == "ema"
     assert float(ours[0]["accuracy"]) == pytest.approx(float(alone[0]["accuracy"]), abs=0.01)
     loaded = vmoe.load(uninterrupted)
-    result = evaluate(loaded.model, open_source("digits", "validation"), batch_size=60)
+    result = evaluate(loaded.model, open_source("digits", "validation"), Reading(60))
     assert (loaded.step, result.images) == (20, 180)
 
 

@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 
 from vmoe import models
 from vmoe.analysis import statistics
-from vmoe.analysis.collect import Labeled, collect
+from vmoe.analysis.collect import collect
 from vmoe.analysis.effects import (
     at_capacities,
     batch_dependence,
@@ -48,7 +48,7 @@ from vmoe.analysis.effects import (
 from vmoe.analysis.interventions import limited
 from vmoe.config import ViTConfig
 from vmoe.config.routers import PRIORITIES
-from vmoe.data.pipeline import evaluation_order
+from vmoe.data.pipeline import Batch, evaluation_order
 from vmoe.evaluate.sample import Sample
 from vmoe.factory import load
 from vmoe.nn.inputs import is_label
@@ -70,7 +70,7 @@ BATCH_SIZE = 64
 
 Correct = Bool[np.ndarray, "b"]
 Figures = Iterator[tuple[str, float | Correct]]
-Batches = list[Labeled]
+Batches = list[Batch]
 
 
 def measure(run: Path, images: int) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from vmoe.analysis.collect import (
     collect,
     concatenate,
     foreground,
-    labeled,
 )
 from vmoe.analysis.statistics import BINS, KINDS, mutual_information, statistics
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
+from vmoe.data.pipeline import Batch
 from vmoe.nn.vit import ViT
+from vmoe.passes import in_batches
 
 B, N, E = 10, 17, 4
 ROUTERS: dict[str, Router] = {
@@ -52,7 +53,7 @@ def images_on_white() -> np.ndarray:
 
 @pytest.fixture(scope="module", params=ROUTERS.values(), ids=ROUTERS.keys())
 def collected(request: pytest.FixtureRequest) -> Collected:
-    batches = labeled(images_on_white(), LABELS, batch_size=6)
+    batches = in_batches(images_on_white(), LABELS, batch_size=6)
     return concatenate(collect(model_of(request.param), batches))
 
 
@@ -93,16 +94,17 @@ def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
             assert block.dropped.any() == (router.kind == "token_choice")
 
 
-def test_batches_are_collected_one_at_a_time() -> None:
+def test_at_most_two_batches_are_held() -> None:
+    """The devices compute one while the results of the other are used."""
     given = []
 
-    def batches() -> Iterator[tuple[np.ndarray, None, None]]:
-        for number in range(3):
+    def batches() -> Iterator[Batch]:
+        for number in range(4):
             given.append(number)
-            yield images_on_white()[:6], None, None
+            yield from in_batches(images_on_white()[:6], batch_size=6)
 
     for number, part in enumerate(collect(model_of(ROUTERS["token_choice"]), batches())):
-        assert given == list(range(number + 1)) and len(part.logits) == 6
+        assert given == list(range(min(number + 2, 4))) and len(part.logits) == 6
 
 
 def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collected) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labeled
+from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import (
     Removal,
@@ -38,8 +38,10 @@ from vmoe.config import (
     replace,
 )
 from vmoe.config.routers import PRIORITIES
+from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
+from vmoe.passes import in_batches
 from vmoe.routing import slots_and_factor
 
 B, E = 6, 3
@@ -60,7 +62,7 @@ def model_of(**fields: Any) -> ViT:
 
 
 def batches() -> Any:
-    return labeled(random_images(b=B), np.arange(B)[:, None] % 3, batch_size=4)
+    return in_batches(random_images(b=B), np.arange(B)[:, None] % 3, batch_size=4)
 
 
 def logits_of(model: ViT) -> np.ndarray:
@@ -126,8 +128,11 @@ def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:
     """The content of padding does not change the random logits."""
     model, images = model_of(), random_images(b=B)
     valid, other = np.arange(4) < 2, random_images(b=2)
-    padded = [(np.concatenate([images[4:], x]), None, valid) for x in (0 * other, other)]
-    result = with_random_routers(model, iter([(images[:4], None, None), *padded]), seed=1)
+    (whole,) = in_batches(images[:4], batch_size=4)
+    padded = [
+        Batch(np.concatenate([images[4:], x]), whole.labels, valid) for x in (0 * other, other)
+    ]
+    result = with_random_routers(model, iter([whole, *padded]), seed=1)
     own = logits_of(model)
     assert result.keys() == {0, 1}
     assert all(np.abs(logits[:B] - own).max() > 1e-3 for logits in result.values())
@@ -233,7 +238,7 @@ def test_two_crops_are_compared_where_they_show_the_same() -> None:
     side = config.image_size // p
     images = random_images((side + 1) * p, b=B)
     left, right = (
-        concatenate(collect(model, labeled(images[:, p:, x : x + side * p], batch_size=4)))
+        concatenate(collect(model, in_batches(images[:, p:, x : x + side * p], batch_size=4)))
         for x in (0, p)
     )
     places = np.arange(side * side).reshape(side, side)

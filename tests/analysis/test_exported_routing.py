@@ -10,10 +10,11 @@ from safetensors.numpy import load_file
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import Collected, collect, concatenate, labeled
+from vmoe.analysis import Collected, collect, concatenate
 from vmoe.analysis.export import MEANING, export
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
 from vmoe.errors import UsageError
+from vmoe.passes import in_batches
 
 B, N = 5, 17
 
@@ -28,7 +29,7 @@ def parts() -> list[Collected]:
     dense = models.model_config("vit_test", depth=3)
     config = replace(dense, sparse_blocks=(0, 2), moe=layers)
     model = models.with_params(config, random_params(config))
-    return list(collect(model, labeled(random_images(b=B), np.arange(B)[:, None], batch_size=2)))
+    return list(collect(model, in_batches(random_images(b=B), np.arange(B)[:, None], batch_size=2)))
 
 
 def test_an_exported_file_holds_every_decision_and_says_what_it_means(
@@ -65,7 +66,7 @@ def test_of_soft_routers_the_gates_are_exported(tmp_path: Path) -> None:
     moe = MoEConfig(num_experts=3, router=Soft(), images_per_group=1)
     config = replace(dense, sparse_blocks=(0,), moe=moe)
     model = models.with_params(config, random_params(config))
-    (part,) = collect(model, labeled(random_images(b=B)))
+    (part,) = collect(model, in_batches(random_images(b=B)))
     arrays = load_file(export(tmp_path / "a.safetensors", [part]))
     np.testing.assert_array_equal(arrays["gates"], part.blocks[0].gates.reshape(-1, 1, 3))
     assert arrays["experts"].shape == (B * N, 1, 0) and (arrays["labels"] == -1).all()

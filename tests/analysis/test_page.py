@@ -38,6 +38,7 @@ from vmoe.config import (
 from vmoe.config import fields as config_fields
 from vmoe.config.routers import Priority
 from vmoe.nn.inputs import is_label
+from vmoe.passes import in_batches
 from vmoe.routing import ROUTERS
 from vmoe.routing.token_choice import assign
 
@@ -114,7 +115,7 @@ def invented(
     removed = {each: logits() for each in removals(config)}
     maps = rng.integers(0, 256, (3, shape[1], shape[1]), np.uint8)
     attention = dict.fromkeys(config.sparse_blocks, maps)
-    sums, images = statistics([routing]), [(IMAGES, LABELS, None)]
+    sums, images = statistics([routing]), list(in_batches(IMAGES, LABELS, batch_size=len(IMAGES)))
     best = find_top_patches(images, [routing], config.patch_size, top=3)
     return page.ModelOnImages(name, config, routing, sums, grid, removed, best, attention)
 
@@ -123,7 +124,8 @@ def observed(
     config: ViTConfig, *, remove: bool = False, on_step: Callable[[], None] = lambda: None
 ) -> page.ModelOnImages:
     """A real model with random parameters."""
-    model, batch = models.with_params(config, random_params(config)), [(IMAGES, LABELS, None)]
+    model = models.with_params(config, random_params(config))
+    batch = list(in_batches(IMAGES, LABELS, batch_size=len(IMAGES)))
     parts = list(collect(model, batch))
     best = find_top_patches(batch, parts, config.patch_size, top=3)
     gated = {i: best[i] for i, moe in config.moe_blocks.items() if moe.router.learned}

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import BlockStatistics, Collected, collect, concatenate, labeled, statistics
+from vmoe.analysis import BlockStatistics, Collected, collect, concatenate, statistics
 from vmoe.analysis.colors import COLORS, expert_colors, text_color
 from vmoe.analysis.patches import find_top_patches
 from vmoe.analysis.plots import (
@@ -24,6 +24,7 @@ from vmoe.analysis.plots import (
 )
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
 from vmoe.errors import UsageError
+from vmoe.passes import in_batches
 
 B, N, P, TOP = 7, 16, 8, 5
 IMAGES = random_images(b=B)
@@ -33,7 +34,7 @@ TOKENS, EXPERTS, SOFT, ONE = range(4)  # blocks by router; the last one has a si
 
 
 def batches() -> Any:
-    return labeled(IMAGES, LABELS, batch_size=4)
+    return in_batches(IMAGES, LABELS, batch_size=4)
 
 
 @pytest.fixture(scope="module")

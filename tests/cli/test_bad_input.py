@@ -317,11 +317,16 @@ CASES: dict[str, tuple[list[str], str]] = {
         "halves has no split 'test': choose from train, validation\n",
     ),
     "no training split for a probe": (
-        ["evaluate", "--checkpoint", "vmoe_emoji", "--data", "emoji_sample", "--fewshot", "1"],
+        ["probe", "--checkpoint", "vmoe_emoji", "--data", "emoji_sample", "--shots", "1"],
         "name them as NAME:TRAIN,TEST (--data NAME:TRAIN,TEST)",
     ),
-    "several data sets": ([*EVALUATE, "--data", "digits", "emoji_sample"], "several need fewshot"),
-    "shots": ([*EVALUATE, "--fewshot", "1,x"], "fewshot=1,x: give numbers of images per class"),
+    "several data sets": (
+        [*EVALUATE, "--data", "digits", "emoji_sample"],
+        "Unrecognized options: emoji_sample",
+    ),
+    "shots": (["probe", *EVALUATE[1:], "--shots", "1", "x"], "--shots"),
+    "no shots": (["probe", *EVALUATE[1:], "--shots"], "shots=(): give at least one (--shots)"),
+    "no epsilon": (["attack", *EVALUATE[1:], "--epsilon"], "epsilon=(): give at least one"),
     # options without an effect
     "seed of a rule": (
         ["prune", "{run}", "new", "--num_experts", "2", "--seed", "5"],
@@ -467,18 +472,6 @@ CASES: dict[str, tuple[list[str], str]] = {
         "evaluations, set 'one': routing.k=1: no block of this model is sparse",
     ),
     # options without an effect
-    "classes of a probe": (
-        [*EVALUATE, "--fewshot", "1", "--per-class"],
-        "vmoe: --per-class has no effect with --fewshot: leave it out",
-    ),
-    "seed of no probe": (
-        [*EVALUATE, "--fewshot-seed", "7"],
-        "vmoe: --fewshot-seed 7 has no effect without --fewshot: give both or neither",
-    ),
-    "preprocessing of no probe": (
-        [*EVALUATE, "--fewshot-preprocessing", "paper"],
-        "vmoe: --fewshot-preprocessing paper has no effect without --fewshot: give both or neither",
-    ),
     "new head of no other model": (
         [*TINY_TRAIN, "--init-new-head"],
         "vmoe: --init-new-head has no effect without --init",

@@ -253,7 +253,7 @@ def test_evaluate_uses_the_test_split_of_a_run_on_a_named_split(
     (workdir / "config.json").write_text(json.dumps(config))
     report = json.loads(vmoe("evaluate", "--checkpoint", workdir, "--json").stdout)
     assert report["data"] == "digits:test"
-    result = vmoe("evaluate", "--checkpoint", workdir, "--fewshot", "1")
+    result = vmoe("probe", "--checkpoint", workdir, "--shots", "1")
     assert result.returncode == 0 and "1 shot" in result.stdout, result.stderr
 
 

@@ -72,7 +72,7 @@ REFUSED = {
         **dict.fromkeys(("expert_choice", "soft"), "block 0: router {} has no k and no priority"),
         **dict.fromkeys(("random", "hash"), NO_PRIORITY),
     },
-    "attack --target mates": {
+    "mates": {
         "expert_choice": "router {} drops no choice that others take: no mate can attack",
         "soft": "router {} routes each image alone: no mate can attack",
         **dict.fromkeys(("switch", "gshard"), "router {} has no priority, which this attack"),
@@ -195,7 +195,7 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     data = ("--data", "digits:test", "--batch-size", "4", "--json")
     sample = ("--checkpoint", "model", *data, "--images", str(IMAGES))
     page = ("--out", "page.html", "--page-images", "4", "--export", "routing.safetensors")
-    mates = "--mates.victims 2 --mates.draws 2 --mates.capacity-factor .5 --mates.priority order"
+    mates = "--victims 2 --draws 2 --capacity-factor .5 --priority order"
     commands = {
         "routing": (*sample, *page),
         "capacity": (*sample, "--budget", "0.99x", "--out", "routing.json"),
@@ -209,7 +209,7 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     }
     if name not in ("gates", "experts"):  # what follows depends on the router
         commands["routing"] += ("--plots", "plots")
-        commands["attack --target mates"] = (*sample, "--steps", "1", *mates.split())
+        commands["mates"] = (*sample, "--steps", "1", *mates.split())
     reports = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

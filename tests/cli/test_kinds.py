@@ -137,7 +137,7 @@ def test_every_router_works_in_a_command(
             "{run}: block 0: router switch has no k and no priority to choose",
         ),
         (
-            "attack --checkpoint {run} --target mates",
+            "mates --checkpoint {run}",
             "{run}: router switch has no priority, which this attack compares",
         ),
         (

@@ -16,7 +16,7 @@ from vmoe.checkpoints import write
 from vmoe.config import Soft
 from vmoe.data.sources import open_source
 from vmoe.evaluate import evaluate
-from vmoe.evaluate.sample import labeled_batches
+from vmoe.passes import inputs
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     assert (report["before"]["experts"], report["after"]["experts"]) == ("4", "2")
     loaded = library.load(tiny_run)
     source = open_source("digits", "validation")
-    batches = labeled_batches(loaded.model, source, loaded.preprocessing)
+    batches = inputs(loaded.model, source, loaded.preprocessing)
     (block,) = statistics(collect(loaded.model, batches)).values()
     loads = block.choices
     assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens

@@ -31,6 +31,7 @@ from vmoe.data.pipeline import (
     evaluation_order,
     training_batches,
 )
+from vmoe.data.reading import Reading
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
 from vmoe.data.unreadable import Refused, Unreadable
@@ -98,7 +99,7 @@ def test_batches_are_read_into_memory_that_the_process_already_has() -> None:
 @pytest.mark.parametrize("batch_size", [1, 64, 360, 500])
 def test_an_evaluation_reads_every_image_once_at_any_batch_size(batch_size: int) -> None:
     source = open_source("digits", "test")
-    batches = list(evaluation_batches(source, batch_size=batch_size, preprocessing=SMALL))
+    batches = list(evaluation_batches(source, SMALL, Reading(batch_size)))
     assert {len(batch.images) for batch in batches} == {batch_size}
     valid = np.concatenate([batch.valid for batch in batches])
     images = np.concatenate([batch.images for batch in batches])[valid]
@@ -156,9 +157,7 @@ def test_training_and_evaluation_resize_images_in_the_same_way() -> None:
     source = open_source("digits", "validation")
     config = replace(CONFIG, batch_size=20, model=dict(image_size=16))
     expected = np.stack([resize_and_crop(image, Preprocessing(16)) for image in source.images])
-    images = next(
-        evaluation_batches(source, batch_size=180, preprocessing=Preprocessing(16))
-    ).images
+    images = next(evaluation_batches(source, Preprocessing(16), Reading(180))).images
     np.testing.assert_array_equal(images, expected[evaluation_order(180)])
     seen = np.concatenate([batch_of(source, config, i).images for i in range(9)])
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
@@ -177,9 +176,8 @@ def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
 
 def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once() -> None:
     source = open_source("digits", "validation")
-    sizes = dict(batch_size=48, preprocessing=SMALL)
-    one_process = list(evaluation_batches(source, **sizes))
-    shards = [list(evaluation_batches(source, **sizes, shard=(i, 4))) for i in range(4)]
+    one_process = list(evaluation_batches(source, SMALL, Reading(48)))
+    shards = [list(evaluation_batches(source, SMALL, Reading(48), shard=(i, 4))) for i in range(4)]
     assert {len(shard) for shard in shards} == {len(one_process)} == {4}
     for oracle, *parts in zip(one_process, *shards, strict=True):
         for ours, values in zip(zip(*parts, strict=True), oracle, strict=True):
@@ -214,7 +212,7 @@ def test_any_object_with_the_methods_of_a_source_gives_batches() -> None:
     source = Squares()
     assert isinstance(source, Source) and not isinstance([], Source)
     train = batch_of(source, replace(CONFIG, batch_size=20))
-    test = next(evaluation_batches(source, batch_size=20, preprocessing=SMALL))
+    test = next(evaluation_batches(source, SMALL, Reading(20)))
     for batch in (train, test):
         order = batch.images[:, 0, 0, 0].argsort()
         expected = np.broadcast_to(10 * np.arange(20)[:, None, None, None], (20, 8, 8, 3))
@@ -228,7 +226,7 @@ def test_more_images_than_can_be_shuffled_are_refused() -> None:
     with pytest.raises(UsageError, match="has 4,294,967,296 images: at most 4,294,967,295 can be"):
         training_batches(open_source(f"synthetic:{2**32}", "train"), config)
     evaluated = (
-        next(evaluation_batches(open_source(name, "train"), batch_size=2, preprocessing=SMALL))
+        next(evaluation_batches(open_source(name, "train"), SMALL, Reading(2)))
         for name in (f"synthetic:{2**32 - 1}", f"synthetic:{2**32}")
     )
     assert next(evaluated).valid.all()
@@ -242,7 +240,7 @@ def test_images_have_as_many_columns_of_labels_as_any_has_labels() -> None:
     source[4] = dataclasses.replace(source[4], labels=(1, 0))
     source[5] = dataclasses.replace(source[5], labels=())
     config = replace(CONFIG, batch_size=20)
-    test = next(evaluation_batches(source, batch_size=22, preprocessing=SMALL))
+    test = next(evaluation_batches(source, SMALL, Reading(22)))
     for batch in (test, batch_of(source, config)):
         rows = {image[0, 0, 0] // 10: row.tolist() for image, row, _ in zip(*batch, strict=True)}
         assert rows[4] == [1, 0, -1] and rows[5] == [-1, -1, -1] and rows[6] == [0, -1, -1]
@@ -313,11 +311,7 @@ def test_the_exif_orientation_is_applied_unless_the_config_ignores_it() -> None:
         config = replace(CONFIG, batch_size=20, data=data)
         for images in (
             batch_of(source, config).images,
-            next(
-                evaluation_batches(
-                    source, batch_size=20, preprocessing=data.preprocessing.of_size(8)
-                )
-            ).images,
+            next(evaluation_batches(source, data.preprocessing.of_size(8), Reading(20))).images,
         ):
             top_right, bottom_left = images[0, 0, -1, 0], images[0, -1, 0, 0]
             assert (top_right, bottom_left) == ((0, 255) if apply else (255, 0))
@@ -338,7 +332,7 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         _ = batches[0]
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
-        list(evaluation_batches(test, batch_size=8, preprocessing=SMALL))
+        list(evaluation_batches(test, SMALL, Reading(8)))
 
 
 def test_max_pixels_bounds_the_images_of_every_reader(tmp_path: Path) -> None:
@@ -360,7 +354,7 @@ def test_max_pixels_bounds_the_images_of_every_reader(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f".png: {large}"):
             batch_of(source, config)
     with pytest.raises(UsageError, match=f".png: {large}"):
-        list(evaluation_batches(source, batch_size=2, preprocessing=config.preprocessing))
+        list(evaluation_batches(source, config.preprocessing, Reading(2)))
 
 
 @pytest.fixture(params=["folder", "tar"])
@@ -387,13 +381,11 @@ def test_images_that_cannot_be_read_now_are_neither_replaced_nor_left_out(
     six: Callable[[], Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "PAUSES", (0, 0, 0))
-    list(evaluation_batches(six(), batch_size=6, preprocessing=SMALL))  # imports what it needs
+    list(evaluation_batches(six(), SMALL, Reading(6)))  # imports what it needs
     source, left_out = six(), list[str]()
     config = replace(CONFIG, batch_size=6, data=DataConfig(on_error="replace"))
     training = training_batches(source, config)
-    evaluation = evaluation_batches(
-        source, batch_size=6, preprocessing=SMALL, on_unreadable=left_out.append
-    )
+    evaluation = evaluation_batches(source, SMALL, Reading(6, on_unreadable=left_out.append))
     files, _, _ = image_files_below(tmp_path)
     message = r"cannot be read now \(Too many open files\); run the same command again"
     for read in (
@@ -430,9 +422,8 @@ def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
     source = Squares()
     source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
     left_out = Unreadable("left out")
-    sizes = dict(batch_size=8, preprocessing=SMALL)
-    batches = list(evaluation_batches(source, **sizes, on_unreadable=left_out.add))
-    whole = list(evaluation_batches(Squares(), **sizes))
+    batches = list(evaluation_batches(source, SMALL, Reading(8, on_unreadable=left_out.add)))
+    whole = list(evaluation_batches(Squares(), SMALL, Reading(8)))
     valid = np.concatenate([batch.valid for batch in batches])
     seventh = int(np.argsort(evaluation_order(20))[7])
     assert np.flatnonzero(~valid).tolist() == [seventh, 20, 21, 22, 23]

@@ -1,5 +1,6 @@
 """Reading ahead, in threads and in worker processes that die, hang or outlive their parent."""
 
+import dataclasses
 import gc
 import os
 import signal
@@ -16,7 +17,7 @@ from tests.data.numbered import Failing, Numbers
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import evaluation_batches, training_batches
-from vmoe.data.reading import read_ahead
+from vmoe.data.reading import Reading, read_ahead
 from vmoe.data.sources import open_source
 from vmoe.data.workers import WorkerDied, Workers, check_shared_memory
 from vmoe.errors import UsageError
@@ -62,12 +63,15 @@ def test_a_worker_reads_the_batches_that_the_steps_define() -> None:
     config = TrainConfig(model=model, data=data, seed=3)
     train, validation = (open_source("digits", split) for split in ("train", "validation"))
     batches = training_batches(train, config)
-    sizes = dict(batch_size=100, preprocessing=Preprocessing(16))
+    size, reading = Preprocessing(16), Reading(100)
     with Workers(1) as workers:
         with read_ahead(batches, 40, 3, workers) as reader:
             ours = [read.batch for read in reader]
-        ours += evaluation_batches(validation, **sizes, workers=workers)
-    oracle = [batches[i].batch for i in (40, 41, 42)] + [*evaluation_batches(validation, **sizes)]
+        together = dataclasses.replace(reading, workers=workers)
+        ours += evaluation_batches(validation, size, together)
+    oracle = [batches[i].batch for i in (40, 41, 42)] + [
+        *evaluation_batches(validation, size, reading)
+    ]
     for one, other in zip(ours, oracle, strict=True):
         for x, y in zip(one, other, strict=True):
             np.testing.assert_array_equal(x, y)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vmoe import models
-from vmoe.analysis import capture, collect, concatenate, labeled
+from vmoe.analysis import capture, collect, concatenate
 from vmoe.config import (
     AuxLossWeights,
     BiasBalanced,
@@ -39,6 +39,7 @@ from vmoe.costs.hlo import Program, replica_group
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.mesh import place
+from vmoe.passes import in_batches
 from vmoe.routing.load import expert_use
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.optim import optimizer
@@ -465,7 +466,7 @@ def test_routing_collected_on_two_devices_is_assigned_to_the_right_image_in_padd
     sharded = models.with_params(config, jax.device_put(params, own), placement=two)
     single = replace(config, moe=dict(images_per_group=1))
     ours, alone = (
-        concatenate(collect(model, labeled(images(10), batch_size=10)))
+        concatenate(collect(model, in_batches(images(10), batch_size=10)))
         for model in (sharded, models.with_params(single, params))
     )
     np.testing.assert_allclose(ours.logits, alone.logits, atol=1e-5)

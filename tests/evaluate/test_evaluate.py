@@ -31,6 +31,7 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.pipeline import evaluation_order
+from vmoe.data.reading import Reading
 from vmoe.data.sources import Example, Fingerprint, Source, open_source, sample
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import Failure, UsageError
@@ -68,7 +69,7 @@ def test_metrics_equal_numpy_and_scikit_learn_at_any_batch_size() -> None:
     correct = logits.argmax(1) == source.labels
     log_probability = scipy.special.log_softmax(logits, axis=1)[np.arange(360), source.labels]
     for batch_size in (7, 256):
-        result = evaluate(net, source, batch_size=batch_size)
+        result = evaluate(net, source, Reading(batch_size))
         assert result.images == 360 and result.dropped == 0
         assert result.accuracy == pytest.approx(correct.mean())
         assert result.cross_entropy == pytest.approx(-log_probability.mean(), rel=1e-5)
@@ -201,7 +202,7 @@ def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
 def test_dropped_is_the_fraction_of_choices_without_a_slot() -> None:
     source = open_source("digits", "test")
     full = model(2, capacity=1, images_per_group=1)  # 5 tokens, 2 choices each, 4 slots
-    result = evaluate(full, source, batch_size=64)
+    result = evaluate(full, source, Reading(64))
     _, records = forward(full, to_float(source.images))
     kept = np.mean([np.asarray(record.routing.kept).mean() for record in records.values()])
     assert result.dropped == pytest.approx(1 - kept) and result.dropped >= 0.6
@@ -218,7 +219,7 @@ def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(
 ) -> None:
     source, capacity = open_source("digits", "test"), None if router.kind == "soft" else 1
     net = model(blocks, router=router, capacity=capacity, images_per_group=1)
-    result = evaluate(net, source, batch_size=64)
+    result = evaluate(net, source, Reading(64))
     _, records = forward(net, to_float(source.images))
     shares = [
         1 - np.asarray(record.routing.kept).any(-1).mean() if router.kind != "soft" else 0.0
@@ -243,7 +244,7 @@ def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(
 
 def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> None:
     dropless, source = model(dropless=True), open_source("digits", "test")
-    one, other = (evaluate(dropless, source, batch_size=b) for b in (256, 7))
+    one, other = (evaluate(dropless, source, Reading(b)) for b in (256, 7))
     assert one.dropped == other.dropped == 0 and one.capacity_factor == {0: None}
     np.testing.assert_allclose(
         one.per_example.cross_entropy, other.per_example.cross_entropy, atol=1e-5
@@ -282,13 +283,13 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new_af
 
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:
     source, net = open_source("digits", "test"), model()
-    result = evaluate(net, source, image_size=16)
+    result = evaluate(net, source, preprocessing=Preprocessing(16))
     images = np.stack([resize_and_crop(image, Preprocessing(16)) for image in source.images])
     logits = logits_of(net, images)
     assert result.image_size == 16
     assert result.accuracy == pytest.approx((logits.argmax(1) == source.labels).mean())
     with pytest.raises(UsageError, match="patches"):
-        evaluate(net, source, image_size=10)
+        evaluate(net, source, preprocessing=Preprocessing(10))
 
 
 def test_a_preprocessing_prepares_the_images_and_scales_to_another_size() -> None:
@@ -296,8 +297,8 @@ def test_a_preprocessing_prepares_the_images_and_scales_to_another_size() -> Non
     resized = Preprocessing(8, resize_to=10, keep_aspect=True)
     exact = dataclasses.replace(resized, interpolation="tf_area")
     larger = dataclasses.replace(resized, image_size=16, resize_to=20)
-    for size, given, used in ((None, exact, exact), (16, resized, larger)):
-        result = evaluate(net, source, image_size=size, preprocessing=given)
+    for size, given, used in ((8, exact, exact), (16, resized, larger)):
+        result = evaluate(net, source, preprocessing=given.scaled(size))
         images = np.stack([resize_and_crop(image, used) for image in source.images])
         log_probabilities = scipy.special.log_softmax(logits_of(net, images), axis=1)
         expected = -log_probabilities[np.arange(len(source)), source.labels]
@@ -412,7 +413,7 @@ def test_an_exception_between_batches_ends_an_evaluation() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model(), open_source("digits", "train"), on_batch=on_batch)
+        evaluate(model(), open_source("digits", "train"), Reading(on_batch=on_batch))
     assert len(calls) == 3
 
 

@@ -23,6 +23,7 @@ from vmoe.config import FewShotConfig
 from vmoe.config.fewshot import PAPER_DATA
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
+from vmoe.data.reading import Reading
 from vmoe.data.sources import Example, Source, open_source, sample
 from vmoe.data.sources.views import View
 from vmoe.errors import Failure, UsageError
@@ -235,7 +236,7 @@ def test_an_unreadable_image_is_left_out_and_reported_or_raised(tmp_path: Path) 
     (data,) = open_fewshot(config)
     broken = Path(data.train[0].origin)
     broken.write_bytes(broken.read_bytes()[:100])
-    fewshot(model(), [data], config, OWN, on_unreadable=reasons.append)
+    fewshot(model(), [data], config, OWN, Reading(on_unreadable=reasons.append))
     assert [str(broken) in str(reason) for reason in reasons] == [True]
     with pytest.raises(UsageError, match=broken.name):
         fewshot(model(), [data], config, OWN)
@@ -293,9 +294,9 @@ def test_the_command_prints_a_table_or_json(tiny_run: Path, tmp_path: Path) -> N
 
     Copies of these are measured as they are, also a copy of a copy.
     """
-    options = ("--fewshot", "1,5", "--data", "digits")
-    line = ("evaluate", "--checkpoint", tiny_run, *options)
-    as_json = command(*line, "digits:validation,test", "--fewshot-l2", "train", "--json")
+    options = ("--shots", "1", "5", "--data", "digits")
+    line = ("probe", "--checkpoint", tiny_run, *options)
+    as_json = command(*line, "digits:validation,test", "--choose-l2", "train", "--json")
     assert as_json.returncode == 0, as_json.stderr
     found = json.loads(as_json.stdout)
     assert (found["shots"], found["l2_chosen_on"]) == ([1, 5], "train")
@@ -303,11 +304,11 @@ def test_the_command_prints_a_table_or_json(tiny_run: Path, tmp_path: Path) -> N
     assert found["mean"] == pytest.approx(np.mean(list(found["accuracy"].values()), axis=0))
     assert found["preprocessing"] == "model"
     published = write(read(tiny_run), tmp_path / "published", format="published")
-    as_json = command("evaluate", "--checkpoint", published, *options, "--json")
+    as_json = command("probe", "--checkpoint", published, *options, "--json")
     assert as_json.returncode == 0, as_json.stderr
     copy = write(read(published), tmp_path / "copy", format="vmoe")
     again = write(read(copy), tmp_path / "again", format="vmoe")
-    table = command("evaluate", "--checkpoint", again, *options)
+    table = command("probe", "--checkpoint", again, *options)
     assert table.returncode == 0, table.stderr
     for accuracy in json.loads(as_json.stdout)["accuracy"]["digits"]:
         assert f"{accuracy:.2%}" in table.stdout
@@ -333,7 +334,7 @@ def test_a_run_probes_its_moving_average_as_the_command_does_afterwards(tmp_path
         (step, "ema", "digits", shots) for step in ("20", "40") for shots in ("1", "5")
     ]
     assert "step 40/40  few-shot (EMA)  1: " in result.stderr
-    after = command("evaluate", "--checkpoint", tmp_path / "run", "--fewshot", "1,5", "--json")
+    after = command("probe", "--checkpoint", tmp_path / "run", "--shots", "1", "5", "--json")
     assert after.returncode == 0, after.stderr
     found = json.loads(after.stdout)
     for i, row in enumerate(rows[2:]):

@@ -13,6 +13,7 @@ import pytest
 
 from tests import script
 from vmoe.data.pipeline import ORDER
+from vmoe.data.reading import Reading
 from vmoe.data.sources import open_source, sample
 from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
@@ -169,7 +170,7 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
     np.testing.assert_array_equal(correct["attack.0"], correct["accuracy"])  # the same 64 images
     np.testing.assert_array_equal(correct["capacity.0.order"], correct["capacity.0.random"])
     images = sample(open_source("digits", "test"), 64)
-    per_example = evaluate(load(tiny_run).model, images, batch_size=64).per_example
+    per_example = evaluate(load(tiny_run).model, images, Reading(64)).per_example
     np.testing.assert_array_equal(correct["accuracy"], per_example.correct)  # in the data's order
 
 

@@ -250,9 +250,9 @@ def test_an_attack_along_a_path_needs_routers_that_drop() -> None:
 
 @pytest.mark.slow
 def test_mates_are_attacked_at_every_capacity_and_priority(tiny_run: Path) -> None:
-    mates = ("--mates.victims", "2", "--mates.draws", "3", "--mates.capacity-factor", "0.25")
-    arguments = ("--target", "mates", *mates, "--steps", "2", "--images", "16", "--json")
-    result = vmoe("attack", "--checkpoint", tiny_run, "--data", "digits", *arguments)
+    mates = ("--victims", "2", "--draws", "3", "--capacity-factor", "0.25")
+    arguments = (*mates, "--steps", "2", "--images", "16", "--json")
+    result = vmoe("mates", "--checkpoint", tiny_run, "--data", "digits", *arguments)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     assert len(rows) == 4 * 6  # order, largest_gate and two immune settings
@@ -273,21 +273,13 @@ def test_mates_are_attacked_at_every_capacity_and_priority(tiny_run: Path) -> No
             ("--checkpoint", "vit_fashion_mnist"),
             "vit_fashion_mnist: no block of this model is sparse, so no image depends on its batch",
         ),
-        (
-            ("--gradient-path", "routers"),
-            "--gradient-path routers has no effect with --target mates: leave it out",
-        ),
-        (("--project",), "--project has no effect with --target mates: leave it out"),
-        (("--routing.dropless", "True"), "routing.dropless=True with target=mates: use --mates."),
-        (
-            ("--target", "images", "--mates.draws", "3"),
-            "--mates.* has no effect without --target mates",
-        ),
+        (("--routing.dropless", "True"), "routing.dropless=True: use --capacity-factor and"),
+        (("--index", "9"), "mates.index=9: use 0 to 7 (--index)"),
     ],
 )
 def test_what_does_not_fit_an_attack_by_mates_is_refused(
     arguments: tuple[str, ...], message: str
 ) -> None:
-    result = vmoe("attack", *MODEL[1:], "--target", "mates", *arguments)
+    result = vmoe("mates", *MODEL[1:], *arguments)
     assert result.returncode == 2 and message in result.stderr
     assert result.stderr.count("\n") == 1

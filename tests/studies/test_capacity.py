@@ -22,6 +22,7 @@ from vmoe.config import (
 )
 from vmoe.config.routing_file import LayerSetting
 from vmoe.costs.flops import flops_to_logits
+from vmoe.data.pipeline import Batch
 from vmoe.errors import Failure, UsageError
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -46,11 +47,11 @@ def model_of(config: ViTConfig) -> ViT:
     return models.with_params(config, random_params(config))
 
 
-def batches() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches() -> list[Batch]:
     """The last image of the second batch is padding."""
     parts = [slice(0, 4), slice(4, 8)]
     valid = np.arange(B) < B - 1
-    return [(random_images(b=B)[part], LABELS[part], valid[part]) for part in parts]
+    return [Batch(random_images(b=B)[part], LABELS[part], valid[part]) for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -230,12 +231,12 @@ def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergen
     config = replace(config_of(), pooling="mean")
     model, levels = model_of(config), levels_of(config)
     first, second = batches()
-    (images, _, valid), unlabeled = first, np.full((4, 2), -1)
+    images, _, valid = first
     right = np.asarray(outputs(model, images)).argmax(-1)
-    given = [(images, np.stack([(right + 1) % 10, right], 1), valid)]
-    given += [(second[0], unlabeled, second[2])]
+    given = [Batch(images, np.stack([(right + 1) % 10, right], 1), valid)]
+    given += [second._replace(labels=np.full((4, 2), -1))]
     scores = Scores(model, given, levels)
-    every = [(images, right[:, None].repeat(2, 1), valid) for images, _, valid in given]
+    every = [batch._replace(labels=right[:, None].repeat(2, 1)) for batch in given]
     plain = Scores(model, every, levels)
     assert (scores.trained, scores.images) == (1.0, 7)
     tight = (levels[0][0][1, "order"],) * 2

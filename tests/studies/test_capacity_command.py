@@ -12,7 +12,7 @@ import vmoe as library
 from tests.command import vmoe
 from tests.random_models import stored_of
 from vmoe.checkpoints import write
-from vmoe.cli.routing_file import load_with_routing
+from vmoe.cli.model import ModelArgs
 from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, ViTConfig
 from vmoe.errors import UsageError
 
@@ -65,7 +65,7 @@ def test_without_the_file_a_model_is_the_one_that_was_trained(
     run: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained, chosen = (
-        load_with_routing(run, given, use_ema=True).model.config for given in ("none", "")
+        ModelArgs(checkpoint=run, routing_file=given).load().model.config for given in ("none", "")
     )
     assert trained == library.load(tiny_run).model.config != chosen
     (message,) = capsys.readouterr().err.splitlines()
@@ -80,7 +80,7 @@ def test_the_file_of_an_older_version_is_used_and_that_is_said(
     older = tmp_path / "run"
     shutil.copytree(tiny_run, older)
     (older / "inference.json").write_text(json.dumps(content))
-    chosen, newer = (load_with_routing(path, "", use_ema=True) for path in (older, run))
+    chosen, newer = (ModelArgs(checkpoint=path).load() for path in (older, run))
     assert chosen.routing_file is not None and newer.routing_file is not None
     assert chosen.routing_file[1] == newer.routing_file[1]
     assert chosen.model.config == newer.model.config
@@ -97,7 +97,7 @@ def test_a_file_whose_accuracies_are_of_images_in_another_order_is_used_and_that
     del content["order"]  # as an older version wrote it
     file = tmp_path / "older.json"
     file.write_text(json.dumps(content))
-    load_with_routing(run, str(file), use_ema=True)
+    ModelArgs(checkpoint=run, routing_file=str(file)).load()
     used, said = capsys.readouterr().err.splitlines()
     assert used.startswith(f"routing of {file}: ")
     assert said == (

@@ -10,8 +10,7 @@ import pytest
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import collect, concatenate, labeled, statistics
-from vmoe.analysis.collect import Labeled
+from vmoe.analysis import collect, concatenate, statistics
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.patches import find_top_patches
 from vmoe.checkpoints.stored import Origin
@@ -27,7 +26,9 @@ from vmoe.config import (
     replace,
 )
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.pipeline import Batch
 from vmoe.factory import Loaded
+from vmoe.passes import in_batches
 from vmoe.studies.routing import report
 from vmoe.studies.routing.figures import OF_CLASSES, plots_of, write_plots
 from vmoe.studies.routing.measure import MeasuredRouting, measure_routing
@@ -44,8 +45,8 @@ def loaded_of(*layers: MoEConfig) -> Loaded:
     return Loaded(model, ("a", "b", "c"), Preprocessing(32), None, Origin("vmoe", "random"))
 
 
-def batches_of(labels: np.ndarray | None = None) -> Callable[[], Iterator[Labeled]]:
-    return functools.partial(labeled, IMAGES, labels, batch_size=8)
+def batches_of(labels: np.ndarray | None = None) -> Callable[[], Iterator[Batch]]:
+    return functools.partial(in_batches, IMAGES, labels, batch_size=8)
 
 
 def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRouting:
@@ -72,7 +73,7 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     by_gate = {} if isinstance(router, ExpertChoice) else {"priority": "largest_gate"}
     few = RoutingOverrides(capacity=slots[-1], **by_gate).apply(config)
     limited = models.with_params(few, models.params_of(model))
-    kept = concatenate(collect(limited, labeled(IMAGES, batch_size=8))).blocks[0].kept[:, 1:]
+    kept = concatenate(collect(limited, in_batches(IMAGES, batch_size=8))).blocks[0].kept[:, 1:]
     crosses = [len(ax.collections[0].get_offsets()) for ax in figure.axes[3::4]]
     shown = np.unique(np.linspace(0, 7, 6).round().astype(int))
     assert crosses == (~kept.any(-1)).sum(1)[shown].tolist() and sum(crosses) > 0
@@ -117,7 +118,7 @@ def test_without_a_gate_no_patch_is_shown_as_the_one_with_the_largest_gate() -> 
     hashed = replace(LAYERS[0], router=Hash(k=1))
     for layers, learned in (((hashed, LAYERS[0]), [1]), ((hashed,), [])):
         loaded = loaded_of(*layers)
-        few = labeled(IMAGES[:4], batch_size=4)
+        few = in_batches(IMAGES[:4], batch_size=4)
         routing = measure_routing(loaded, "random", batches_of(), few, batch_size=4)
         assert list(routing.top_patches) == learned
         assert ("top_patches" in plots_of(loaded.model.config)) == bool(learned)
@@ -126,11 +127,11 @@ def test_without_a_gate_no_patch_is_shown_as_the_one_with_the_largest_gate() -> 
 def test_statistics_predictions_and_top_patches_are_measured_in_one_pass() -> None:
     loaded, passes = loaded_of(LAYERS[0]), []
 
-    def batches() -> Iterator[Labeled]:
+    def batches() -> Iterator[Batch]:
         passes.append(1)
-        return labeled(IMAGES, batch_size=3)  # the last one is padded
+        return in_batches(IMAGES, batch_size=3)  # the last one is padded
 
-    reordered = labeled(IMAGES[:4], batch_size=4)
+    reordered = in_batches(IMAGES[:4], batch_size=4)
     routing = measure_routing(loaded, "random", batches, reordered, batch_size=4)
     assert len(passes) == 1
     parts = list(collect(loaded.model, batches()))

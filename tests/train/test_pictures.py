@@ -14,6 +14,7 @@ from vmoe.config import RoutingOverrides
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.data.pipeline import training_batches
+from vmoe.data.reading import Reading
 from vmoe.data.sources import Example, Source, open_source
 from vmoe.data.sources.views import View
 from vmoe.errors import UsageError
@@ -158,7 +159,7 @@ def test_images_that_an_evaluation_could_not_read_do_not_shift_the_others(
     loaded: Loaded, digits: Source, errors: dict[int, Tile]
 ) -> None:
     broken = Unreadable(digits, (0, next(iter(errors))))
-    result = evaluate(loaded.model, broken, on_unreadable=lambda error: None)
+    result = evaluate(loaded.model, broken, Reading(on_unreadable=lambda error: None))
     expected = [tile for i, tile in errors.items() if i not in broken.indices]
     assert_tiles(worst_errors(result, broken, SIZE_8), expected[:ERRORS])
 
@@ -167,7 +168,7 @@ def test_an_image_that_cannot_be_read_again_is_reported_and_left_out(
     digits: Source, result: Evaluation, errors: dict[int, Tile]
 ) -> None:
     broken, messages = Unreadable(digits, (next(iter(errors)),)), []
-    tiles = worst_errors(result, broken, SIZE_8, on_unreadable=messages.append)
+    tiles = worst_errors(result, broken, SIZE_8, Reading(on_unreadable=messages.append))
     assert_tiles(tiles, list(errors.values())[1:ERRORS])
     assert messages == [f"image {broken.indices[0]}: cannot be read"]
     with pytest.raises(UsageError, match="cannot be read"):

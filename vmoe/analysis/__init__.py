@@ -7,10 +7,10 @@ from vmoe.analysis.collect import (
     collect,
     concatenate,
     foreground,
-    labeled,
 )
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.statistics import BlockStatistics, statistics
+from vmoe.passes import in_batches
 from vmoe.routing.load import block_measures, expert_totals
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "expert_totals",
     "feature_names",
     "foreground",
-    "labeled",
+    "in_batches",
     "saturation",
     "statistics",
 ]

@@ -10,8 +10,9 @@ import numpy as np
 from einops import reduce
 from jaxtyping import Bool, Float, Int
 
-from vmoe import models
-from vmoe.axes import Images, Record, Route, SoftRouting, Valid
+from vmoe import models, passes
+from vmoe.axes import Images, Record, Route, SoftRouting
+from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
@@ -85,52 +86,41 @@ class Collected(NamedTuple):
     foreground: Bool[np.ndarray, "b i j"]
 
 
-Labeled = tuple[Images, Int[np.ndarray, "b l"] | None, Valid | None]
-"""Images, their classes (padded with -1; None if unknown), and a mask that is False for padding
-(None without padding)."""
-
-
-def without_padding(batch: Labeled) -> Float[np.ndarray, "x h w 3"]:
-    """The images of a batch without the padding."""
-    images, _, valid = batch
-    return np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
-
-
 def collect(
-    model: ViT, batches: Iterable[Labeled], *, decide: Mapping[int, Route] | None = None
+    model: ViT, batches: Iterable[Batch], *, decide: Mapping[int, Route] | None = None
 ) -> Iterator[Collected]:
     """Yields the logits and the routing of every image, without padding, batch by batch.
 
     Args:
-        batches: batches of any size. Only images of one batch can compete for slots.
+        batches: batches of any size, of images in [-1, 1]; ``vmoe.passes.in_batches`` makes them of
+            arrays. Only images of one batch can compete for slots.
         decide: see ``capture``.
 
     Raises:
         UsageError: labels are not an array (b, l), or a label is not a class of the model.
     """
-    run = _run(model, tuple((decide or {}).items()))
+    program = _run(model, tuple((decide or {}).items()))
     first = dict.fromkeys(model.config.sparse_blocks, 0)  # number of the batch's first group
-    for images, labels, valid in batches:
-        real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
-        logits, blocks = jax.device_get(run(images, real))
-        labels = np.full((len(images), 1), -1) if labels is None else np.asarray(labels)
-        check_labels(labels, model.config.num_classes)
+    for batch, valid, (logits, blocks), groups in passes.run(program, batches, model.placement):
+        check_labels(batch.labels, model.config.num_classes)
         own = {}
         for i, fields in blocks.items():
-            block = BlockRouting(*(array[real] for array in fields))
+            block = BlockRouting(*fields)
             own[i] = block._replace(groups=block.groups + first[i])
-            first[i] += fields[-1].max(initial=-1) + 1
-        shown = foreground(np.asarray(images)[real], model.config.patch_size)
-        yield Collected(logits[real], labels[real], own, shown)
+            first[i] += int(groups[i])
+        shown = foreground(batch.images[valid], model.config.patch_size)
+        yield Collected(logits, batch.labels[valid], own, shown)
 
 
 @models.compiled  # once for all passes over a data set
 def _run(
-    model: ViT, decide: tuple[tuple[int, Route], ...], images: jax.Array, valid: jax.Array
-) -> tuple[jax.Array, dict[int, tuple[jax.Array, ...]]]:
-    logits, records = model.forward(images, valid=valid, decide=dict(decide))
+    model: ViT, decide: tuple[tuple[int, Route], ...], batch: Batch
+) -> tuple[tuple[jax.Array, dict[int, tuple[jax.Array, ...]]], dict[int, int]]:
+    images = jnp.asarray(batch.images)
+    logits, records = model.forward(images, valid=batch.valid, decide=dict(decide))
     devices = model.placement.devices
-    return logits, {i: _by_image(record, len(images), devices) for i, record in records.items()}
+    blocks = {i: _by_image(record, len(images), devices) for i, record in records.items()}
+    return (logits, blocks), {i: len(record.gates) for i, record in records.items()}
 
 
 def _by_image(record: Record, b: int, devices: int) -> tuple[jax.Array, ...]:
@@ -165,25 +155,6 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
         {i: BlockRouting(*map(np.concatenate, fields)) for i, fields in blocks.items()},
         np.concatenate([part.foreground for part in every]),
     )
-
-
-def labeled(
-    images: np.ndarray, labels: Int[np.ndarray, "b l"] | None = None, *, batch_size: int = 64
-) -> Iterator[Labeled]:
-    """Splits an array of images into batches of one size; the last batch is padded.
-
-    Args:
-        labels: the classes of each image; padded with -1.
-    """
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        missing = batch_size - len(part)
-        valid = np.arange(batch_size) < len(part)
-        padded = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-        own = None if labels is None else labels[start : start + batch_size]
-        if own is not None:
-            own = np.pad(own, ((0, missing), (0, 0)), constant_values=-1)
-        yield padded, own, valid
 
 
 def foreground(

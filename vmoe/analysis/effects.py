@@ -3,23 +3,25 @@
 Each function compiles one program for all values of its setting; ``at_k`` compiles one per k.
 """
 
-import collections
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vmoe import models
-from vmoe.analysis.collect import Labeled, labeled
+from vmoe import models, passes
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES, Priority
+from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
+from vmoe.passes import in_batches
+from vmoe.sharding import Placement
 
 Way = Literal["ablated", "masked"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -58,7 +60,7 @@ def removals(config: ViTConfig) -> list[Removal]:
 
 def without_experts(
     model: ViT,
-    batches: Iterable[Labeled],
+    batches: Iterable[Batch],
     which: Sequence[Removal],
     *,
     on_step: Callable[[], None] = lambda: None,
@@ -94,7 +96,7 @@ def without_experts(
 
 
 def with_random_routers(
-    model: ViT, batches: Iterable[Labeled], *, seed: int = 0
+    model: ViT, batches: Iterable[Batch], *, seed: int = 0
 ) -> dict[int, Logits]:
     """The logits of all images with a random router in one sparse block at a time.
 
@@ -120,7 +122,7 @@ def can_be_limited(config: ViTConfig) -> bool:
 
 def at_capacities(
     model: ViT,
-    batches: Iterable[Labeled],
+    batches: Iterable[Batch],
     slots: Sequence[int],
     priorities: Sequence[Priority] = PRIORITIES,
     *,
@@ -155,7 +157,7 @@ def at_capacities(
 
 def at_k(
     model: ViT,
-    batches: Iterable[Labeled],
+    batches: Iterable[Batch],
     ks: Sequence[int],
     *,
     on_step: Callable[[], None] = lambda: None,
@@ -175,7 +177,7 @@ def at_k(
     for k, config in configs.items():
         changed = models.with_params(config, params, placement=model.placement)
         runs[k] = functools.partial(_program(changed, lambda _: {}), None)
-    return _of_batches(batches, runs, on_step)
+    return _of_each(runs, batches, model.placement, on_step)
 
 
 class BatchDependence(NamedTuple):
@@ -207,7 +209,9 @@ def batch_dependence(
     rng, b = np.random.default_rng(seed), len(images)
     every = [np.arange(b), *(rng.permutation(b) for _ in range(orders - 1))]
     batches = (
-        batch for order in every for batch in labeled(images[order], batch_size=min(batch_size, b))
+        batch
+        for order in every
+        for batch in in_batches(images[order], batch_size=min(batch_size, b))
     )
     (in_order,) = _logits(model, batches, lambda _: {}, {"as it is": None}).values()
     parts = np.split(in_order, orders)
@@ -220,7 +224,7 @@ def batch_dependence(
 
 def _logits(
     model: ViT,
-    batches: Iterable[Labeled],
+    batches: Iterable[Batch],
     decide: Callable[[Any], Mapping[int, Route]],
     settings: Mapping[Any, Any],
     on_step: Callable[[], None] = lambda: None,
@@ -228,30 +232,34 @@ def _logits(
     """The logits of all images under each setting; ``decide`` is traced once for all of them."""
     run = _program(model, decide)
     runs = {name: functools.partial(run, setting) for name, setting in settings.items()}
-    return _of_batches(batches, runs, on_step)
+    return _of_each(runs, batches, model.placement, on_step)
 
 
 def _program(model: ViT, decide: Callable[[Any], Mapping[int, Route]]) -> Callable[..., jax.Array]:
-    """A compiled function of a setting, images and a mask that is False for padding."""
+    """A compiled function of a setting and a batch."""
 
     @models.compiled
-    def run(model: ViT, setting: Any, images: jax.Array, valid: jax.Array) -> jax.Array:
-        return model.forward(images, valid=valid, decide=decide(setting))[0]
+    def run(model: ViT, setting: Any, batch: Batch) -> jax.Array:
+        images = jnp.asarray(batch.images)
+        return model.forward(images, valid=batch.valid, decide=decide(setting))[0]
 
     return run(model)
 
 
-def _of_batches(
-    batches: Iterable[Labeled],
-    runs: Mapping[Any, Callable[..., jax.Array]],
+def _of_each(
+    runs: Mapping[Any, Callable[[Batch], jax.Array]],
+    batches: Iterable[Batch],
+    placement: Placement,
     on_step: Callable[[], None],
 ) -> dict[Any, Logits]:
-    """The logits of all images from each function, computed batch by batch."""
-    parts = collections.defaultdict(list)
-    for images, _, valid in batches:
-        real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
-        on_device = jax.device_put(images)  # once, for all settings
-        for name, run in runs.items():
-            parts[name].append(np.asarray(run(on_device, real))[real])
+    """The logits of all images from each function; a batch is uploaded once for all of them."""
+
+    def program(batch: Batch) -> tuple[list[jax.Array], None]:
+        logits = []
+        for run in runs.values():
+            logits.append(jax.block_until_ready(run(batch)))
             on_step()
-    return {name: np.concatenate(logits) for name, logits in parts.items()}
+        return logits, None
+
+    parts = [part.outputs for part in passes.run(program, batches, placement)]
+    return dict(zip(runs, map(np.concatenate, zip(*parts, strict=True)), strict=True))

@@ -7,8 +7,9 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 
-from vmoe.analysis.collect import Collected, Labeled, without_padding
+from vmoe.analysis.collect import Collected
 from vmoe.config.fields import at_least
+from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 
 
@@ -52,7 +53,7 @@ class TopPatches(NamedTuple):
 
 
 def find_top_patches(
-    batches: Iterable[Labeled], parts: Iterable[Collected], patch_size: int, *, top: int = 10
+    batches: Iterable[Batch], parts: Iterable[Collected], patch_size: int, *, top: int = 10
 ) -> dict[int, TopPatches]:
     """By sparse block, the patches with the largest gates of each expert, at most one per image.
 
@@ -80,7 +81,7 @@ def find_top_patches(
 
 def with_top_patches(
     best: dict[int, TopPatches],
-    batches: Iterable[Labeled],
+    batches: Iterable[Batch],
     parts: Iterable[Collected],
     patch_size: int,
     *,
@@ -93,7 +94,7 @@ def with_top_patches(
     """
     first = 0  # number of the batch's first image
     for batch, part in zip(batches, parts, strict=True):
-        images = without_padding(batch)
+        images = batch.images[batch.valid]
         numbers = np.arange(len(images))
         for i, block in part.blocks.items() if len(images) else ():
             scores = rearrange(on_grid(block.gates, images, patch_size), "b i j e -> e b (i j)")

@@ -121,7 +121,7 @@ def _given(args: Any, name: str) -> bool:
 
 
 def _option(name: str) -> str:
-    return f"--{name.removeprefix('method.').replace('_', '-')}"  # its fields have no prefix
+    return f"--{name.replace('_', '-')}"
 
 
 def _as_given(args: Any, name: str) -> str:

@@ -35,6 +35,7 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
     "Use a trained model": {
         "predict": "classify image files, and show the experts used",
         "evaluate": "evaluate a trained model on a whole split",
+        "probe": "evaluate its features by linear probes on a few images of each class",
         "models": "list the named models, their parameters and FLOPs",
         "summary": "show the parameters and FLOPs of one model",
     },
@@ -42,6 +43,7 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
         "routing": "show how a trained model uses its experts, and whether that is healthy",
         "capacity": "search k, capacity factor and priority per block within a FLOPs budget",
         "attack": "measure robustness to adversarial images",
+        "mates": "measure how far the other images of a group change a prediction",
     },
     "Convert it": {
         "convert": "write a trained model in another format",
@@ -66,7 +68,12 @@ MEMORY = {  # what helps when a command runs out of memory; others: a smaller ba
     **dict.fromkeys(("convert", "inspect", "upcycle"), "use a machine with more memory"),
 }
 COMMANDS = [command for group in GROUPS.values() for command in group]
-STUDIES = ("routing", "capacity", "attack")
+STUDIES = {
+    "routing": "routing.command",
+    "capacity": "capacity.command",
+    "attack": "attack.command",
+    "mates": "attack.mates_command",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +137,7 @@ def _dispatch(argv: Sequence[str]) -> None:
 
 def module_of(command: str) -> ModuleType:
     """The module of a command; imported on demand, without those of the other commands."""
-    location = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
+    location = f"studies.{STUDIES[command]}" if command in STUDIES else f"cli.{command}"
     return importlib.import_module(f"vmoe.{location}")
 
 

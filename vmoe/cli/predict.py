@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import tyro
 
 from vmoe.cli.arguments import check_outputs, parse
+from vmoe.cli.model import ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
-from vmoe.cli.routing_file import load_with_routing
-from vmoe.config import RoutingOverrides
 from vmoe.errors import Failure, UsageError, listed, one_line
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 LISTED = 20  # unreadable images that an error names
 
 
-@dataclasses.dataclass(frozen=True)
-class PredictArgs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictArgs(ModelArgs):
     """Classify image files: a line for each, or for one image the experts that process it, too.
 
     Each image is a group of its own, so its prediction does not depend on the other images.
@@ -33,23 +32,11 @@ class PredictArgs:
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""
-    checkpoint: Path
-    """Trained model: a run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in it;
-    a file or folder of other weights, their URL, or a name of `vmoe models --pretrained`."""
     top: int | None = None
     """Number of classes shown per image; if None, 1 in a line of several images, and otherwise
     5."""
     experts: bool = False
     """Show for several images what is shown for one: a table of classes, and the experts used."""
-    image_size: int | None = None
-    """Input resolution in pixels; if None, the resolution of the training. Resize and crop sizes
-    scale with it, and position embeddings are resampled."""
-    routing: RoutingOverrides = RoutingOverrides()
-    routing_file: str = ""
-    """Use the routing in this file, which `vmoe capacity` wrote; `none` for the routing as trained.
-    If empty, routing.json of the run folder is used, if it exists and no --routing is given."""
-    use_ema: bool = True
-    """Use the moving average of the parameters, if the run has one."""
     json: bool = False
     """Print one JSON list and nothing else."""
     predictions: Path | None = None
@@ -74,13 +61,8 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.evaluate.table import write_predicted
 
     paths, skipped = image_files(args.images)
-    loaded = load_with_routing(
-        args.checkpoint, args.routing_file, routing=args.routing, use_ema=args.use_ema
-    )
-    if args.image_size is not None:
-        scaled = loaded.preprocessing.scaled(args.image_size)
-        loaded = dataclasses.replace(loaded, preprocessing=scaled)
-    unreadable: list[UsageError] = []
+    loaded = args.load()
+    unreadable: list[str] = []
     several = len(paths) > 1
     add = unreadable.append if several else None  # the only image: its error is raised
     lines = several and not args.experts
@@ -101,7 +83,7 @@ def run(argv: Sequence[str]) -> None:
     if several and not args.json:
         print_messages([_summary(len(done), len(paths), skipped)])
     if unreadable:
-        reasons = listed(list(map(str, unreadable)), LISTED, separator="; ")
+        reasons = listed(unreadable, LISTED, separator="; ")
         raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")
 
 

@@ -1,7 +1,7 @@
 """``vmoe prune``."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
     from vmoe.checkpoints import StoredModel
+    from vmoe.data.reading import Reading
     from vmoe.data.sources import Source
     from vmoe.evaluate import Evaluation
     from vmoe.surgery.experts import Selection
@@ -71,6 +72,7 @@ def run(argv: Sequence[str]) -> None:
         )
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.vmoe_format import check_empty
+    from vmoe.data.reading import Reading
     from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.sample import open_data
     from vmoe.surgery.experts import average_experts, most_loaded, prune_experts
@@ -83,8 +85,8 @@ def run(argv: Sequence[str]) -> None:
     kept = _kept_without_data(args, stored)
     source, replace = open_data(args.data, stored, split="validation")
     left_out = Unreadable("left out")
-    on_unreadable = left_out.add if replace else None
-    before = _evaluate(stored, source, args, on_unreadable)
+    reading = Reading(args.batch_size, on_unreadable=left_out.add if replace else None)
+    before = _evaluate(stored, source, reading)
     if args.rule == "average":
         config, params = average_experts(stored.config, stored.params)
     else:
@@ -92,7 +94,7 @@ def run(argv: Sequence[str]) -> None:
         kept = kept or most_loaded(loads, args.num_experts)
         config, params = prune_experts(stored.config, stored.params, kept, k=args.k)
     pruned = stored._replace(config=config, params=params)
-    after = _evaluate(pruned, source, args, on_unreadable)
+    after = _evaluate(pruned, source, reading)
     rows = {"before": _row(stored, before), "after": _row(pruned, after)}
     print_messages(left_out.news())
     try:
@@ -137,21 +139,11 @@ def _kept_without_data(args: PruneArgs, stored: "StoredModel") -> "Selection | N
     )
 
 
-def _evaluate(
-    stored: "StoredModel",
-    source: "Source",
-    args: PruneArgs,
-    on_unreadable: Callable[[str], None] | None,
-) -> "Evaluation":
+def _evaluate(stored: "StoredModel", source: "Source", reading: "Reading") -> "Evaluation":
     from vmoe.evaluate import evaluate
 
     return evaluate(
-        stored.model(),
-        source,
-        batch_size=args.batch_size,
-        preprocessing=stored.preprocessing,
-        loss=stored.loss,
-        on_unreadable=on_unreadable,
+        stored.model(), source, reading, preprocessing=stored.preprocessing, loss=stored.loss
     )
 
 

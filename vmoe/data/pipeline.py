@@ -10,7 +10,7 @@ batch, and any process can read it (``vmoe/data/reading.py``). All other command
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import grain
@@ -19,16 +19,17 @@ from grain.experimental import index_shuffle
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from vmoe.config import DataConfig, TrainConfig
+from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.augment import augment
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode
 from vmoe.data.fast_decode import decode_crop_and_resize
 from vmoe.data.random_crop import Box, random_box
-from vmoe.data.reading import OnWait, print_wait, read_ahead
+from vmoe.data.reading import READING, Reading, read_ahead
 from vmoe.data.resize import Resized, resize
 from vmoe.data.sources import Example, Source
-from vmoe.data.workers import IN_THREADS, Batches, Workers
+from vmoe.data.workers import Batches
 from vmoe.errors import UsageError
 
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
@@ -43,7 +44,8 @@ class Batch(NamedTuple):
     """Images and labels for one step of training or evaluation.
 
     Attributes:
-        images: pixels in [0, 255]; float32 only for the interpolation ``tf_area``.
+        images: pixels in [0, 255], float32 only for the interpolation ``tf_area``; or the inputs of
+            a model, float32 in [-1, 1].
         labels: classes; padded with -1 for images with fewer labels than others.
         valid: False for padding.
     """
@@ -188,50 +190,49 @@ def _shuffled(count: int, place: int) -> int:
 
 def evaluation_batches(
     source: Source,
-    *,
-    batch_size: int,
     preprocessing: Preprocessing,
+    reading: Reading = READING,
+    *,
     shard: tuple[int, int] = (0, 1),
-    on_unreadable: Callable[[str], None] | None = None,
-    workers: Workers = IN_THREADS,
-    on_wait: OnWait = print_wait,
+    shuffled: bool = True,
 ) -> Iterator[Batch]:
-    """Every image once, in the order of ``evaluation_order``; the last batch is padded.
+    """Every image once; the last batch is padded, and an image that cannot be read is padding.
 
     Args:
         shard: (i, n): return the i-th of n equal shards of each batch.
-        on_unreadable: called with the reason if an image cannot be read; the image becomes padding.
-            If None, the reason is raised.
-        workers: processes that read.
-        on_wait: see ``read_ahead``.
+        shuffled: read in the order of ``evaluation_order``, not in that of the source.
 
     Returns:
         an iterator over the batches; every shard has the same number of them.
 
     Raises:
-        UsageError: an image cannot be read, or there are too many to shuffle.
+        UsageError: an image cannot be read, there are too many to shuffle, or the batch size is
+            below 1.
     """
+    at_least(1).check(batch_size=reading.batch_size)
     _check_length(source)
     index, count = shard
-    rows = batch_size // count
+    rows, leave_out = reading.batch_size // count, reading.on_unreadable is not None
+    indices = grain.MapDataset.range(len(source))
+    if shuffled:
+        indices = indices.map(functools.partial(_shuffled, len(source)))
     batches = (
-        grain.MapDataset.range(len(source))
-        .map(functools.partial(_shuffled, len(source)))
-        .map(functools.partial(_evaluation_image, source, preprocessing, on_unreadable is not None))
-        .batch(
+        indices.map(functools.partial(_evaluation_image, source, preprocessing, leave_out)).batch(
             rows,
             drop_remainder=False,
             batch_fn=functools.partial(_collate, rows, source.max_labels, preprocessing),
         )
     )[index::count]
     numbered = cast(Batches[Read], batches)
-    with read_ahead(numbered, 0, len(batches), workers, on_wait=on_wait) as reader:
+    with read_ahead(numbered, 0, len(batches), reading.workers, on_wait=reading.on_wait) as reader:
         for read in reader:
-            if on_unreadable:
+            if reading.on_unreadable:
                 for reason in read.unreadable:
-                    on_unreadable(reason)
+                    reading.on_unreadable(reason)
+            reading.on_batch()
             yield read.batch
-    for _ in range(len(batches), -(-len(source) // batch_size)):
+    for _ in range(len(batches), -(-len(source) // reading.batch_size)):
+        reading.on_batch()
         yield empty_batch(rows, source.max_labels, preprocessing)
 
 

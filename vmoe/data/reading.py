@@ -5,6 +5,7 @@ a worker process (``vmoe/data/workers.py``). ``on_wait`` is called while a batch
 shows that a source or a worker hangs, and can end the wait. Threads do not keep the process alive.
 """
 
+import dataclasses
 import sys
 import threading
 import time
@@ -39,6 +40,26 @@ def print_wait(seconds: int) -> None:
     """Prints the messages about a wait."""
     if message := wait_message(seconds):
         print(message, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a pass over images reads them, and who watches it."""
+
+    batch_size: int = 256
+    """Images per batch, over all devices; rounded up to a multiple of the devices."""
+    workers: Workers = IN_THREADS
+    """Processes that read the images."""
+    on_batch: Callable[[], None] = lambda: None
+    """Called when a batch has been read; an exception that it raises ends the pass."""
+    on_unreadable: Callable[[str], None] | None = None
+    """Called with the reason for each image that is left out because it cannot be read; if None,
+    the reason is raised."""
+    on_wait: OnWait = print_wait
+    """Called while a batch is awaited."""
+
+
+READING = Reading()
 
 
 class Reader(Generic[T_co]):

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from vmoe import distributed, models
+from vmoe import distributed, models, passes
 from vmoe.analysis.statistics import error_of_difference
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.evaluation import Weights
@@ -24,12 +23,9 @@ from vmoe.data.pipeline import (
     check_classes,
     check_labeled,
     empty_batch,
-    evaluation_batches,
-    evaluation_order,
 )
-from vmoe.data.reading import OnWait, print_wait
+from vmoe.data.reading import READING, Reading
 from vmoe.data.sources import Source
-from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import PerExample, calibration_error, check_finite, per_example
 from vmoe.nn.inputs import has_label, to_float
@@ -41,7 +37,7 @@ from vmoe.routing.load import (
     ExpertTotals,
     dropped_and_unprocessed,
     expert_totals,
-    sum_totals,
+    totals_of,
 )
 
 
@@ -135,79 +131,47 @@ class NamedEvaluation(NamedTuple):
 def evaluate(
     model: ViT,
     source: Source,
+    reading: Reading = READING,
     *,
-    batch_size: int = 256,
-    image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
     loss: Loss = "softmax",
-    on_batch: Callable[[], None] = lambda: None,
-    on_unreadable: Callable[[str], None] | None = None,
-    workers: Workers = IN_THREADS,
-    on_wait: OnWait = print_wait,
 ) -> Evaluation:
     """Evaluates a model on every image of a source.
 
     Args:
-        batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        image_size: side of the model's input in pixels; the preprocessing is scaled to it. If None,
-            the size of the preprocessing. Learned positions are resampled for other sizes.
+        reading: how the images are read. ``on_batch`` is also called before compiling.
         preprocessing: how the images are prepared; if None, they are resized to the image size of
-            the model, as in training.
+            the model, as in training. Learned positions are resampled for other sizes.
         loss: the loss that trained the model; it determines the probabilities.
-        on_batch: called before compiling and before each batch; an exception that it raises ends
-            the evaluation.
-        on_unreadable: called with the reason for each image that is left out because it cannot be
-            read; if None, the reason is raised.
-        workers: processes that read the images.
-        on_wait: called while a batch is awaited; see ``read_ahead``.
 
     Raises:
-        UsageError: the source has more classes than the model, image_size is not a multiple of the
-            patch size, batch_size or image_size is below 1, no image can be read, or no image has
-            a label.
+        UsageError: the source has more classes than the model, the image size is not a multiple of
+            the patch size, no image can be read, or no image has a label.
         Failure: a logit is NaN or infinite, or a worker died.
     """
-    config = model.config
+    config, placement = model.config, model.placement
     preprocessing = preprocessing or Preprocessing(config.image_size)
-    if image_size is not None:
-        preprocessing = preprocessing.scaled(image_size)
     image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
     check_labeled(source)
-    at_least(1).check(batch_size=batch_size)
-    on_batch()
-    placement = model.placement
-    batch_size = placement.round_up(batch_size)
-    shard, shards = placement.process_shard()
-    run = _measure(model, loss)
+    at_least(1).check(batch_size=reading.batch_size)
+    reading.on_batch()
+    batch_size = placement.round_up(reading.batch_size)
+    _, shards = placement.process_shard()
+    program = _measure(model, loss)
     empty = empty_batch(batch_size // shards, source.max_labels, preprocessing)
-    jax.block_until_ready(run(placement.make_global_array(empty)))  # compiles
+    jax.block_until_ready(program(placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
-    results, shown, used = [], [], []
-    for batch in evaluation_batches(
-        source,
-        batch_size=batch_size,
-        preprocessing=preprocessing,
-        shard=(shard, shards),
-        on_unreadable=on_unreadable,
-        workers=workers,
-        on_wait=on_wait,
-    ):
-        on_batch()
-        result, valid, totals = jax.device_get(run(placement.make_global_array(batch)))
-        results.append(PerExample(*(values[valid] for values in result)))
-        shown.append(valid)
-        used.append(totals)
+    measured = passes.measure(program, source, preprocessing, reading, placement)
     seconds = time.perf_counter() - start
-    in_order, indices = in_source_order(source, shown)
-    images = PerExample(*(np.concatenate(x)[in_order] for x in zip(*results, strict=True)))
+    images = measured.outputs
     check_finite(images.cross_entropy, source.name)
     labeled = has_label(np.asarray(images.labels))
     if not labeled.any():
         raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))
     known = PerExample(*(np.asarray(values)[labeled] for values in images))
     unlabeled = len(labeled) - len(known.labels)
-    blocks = {i: sum_totals([totals[i] for totals in used]) for i in config.sparse_blocks}
+    blocks = {i: totals_of(sums) for i, sums in measured.sums.items()}
     dropped, unprocessed = map(float, dropped_and_unprocessed(map(vars, blocks.values())))
     return Evaluation(
         data=source.name,
@@ -234,7 +198,7 @@ def evaluate(
         images_per_second=len(labeled) / seconds,
         class_names=source.class_names,
         per_example=images,
-        indices=indices,
+        indices=measured.indices,
         totals=blocks,
     )
 
@@ -279,27 +243,6 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     return Difference(difference, error_of_difference(of_first, of_second))
 
 
-def in_source_order(
-    source: Source, valid: list[np.ndarray]
-) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
-    """The permutation that sorts results of evaluated images into the order of the source.
-
-    Args:
-        valid: for each batch of ``evaluation_batches``, a mask that is False for padding.
-
-    Returns:
-        the permutation, and the index in the source of each image, ascending.
-
-    Raises:
-        UsageError: no image was read; every process raises it.
-    """
-    read = evaluation_order(len(source))[np.flatnonzero(np.concatenate(valid))]
-    if not len(read):
-        raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
-    in_order = np.argsort(read)
-    return in_order, read[in_order]
-
-
 def check_evaluation(
     model: ViT, *, batch_size: int, preprocessing: Preprocessing, loss: Loss, max_labels: int
 ) -> None:
@@ -321,14 +264,10 @@ def check_evaluation(
 @models.compiled
 def _measure(
     model: ViT, loss: Loss, batch: Batch
-) -> tuple[PerExample, jax.typing.ArrayLike, dict[int, dict[str, jax.Array]]]:
+) -> tuple[PerExample, dict[int, dict[str, jax.Array]]]:
     logits, records = model.forward(to_float(batch.images), valid=batch.valid)
-    measured = (
-        per_example(logits, jnp.asarray(batch.labels), loss),
-        batch.valid,
-        {i: expert_totals(record) for i, record in records.items()},
-    )
-    return model.placement.replicate(measured)
+    totals = {i: expert_totals(record) for i, record in records.items()}
+    return model.placement.replicate((per_example(logits, jnp.asarray(batch.labels), loss), totals))
 
 
 def _capacity_factor(config: ViTConfig, moe: MoEConfig, b: int, image_size: int) -> float | None:

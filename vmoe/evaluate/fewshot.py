@@ -14,26 +14,21 @@ but pixels only of the shots and the test images. Images with several labels or 
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vmoe import distributed, models
+from vmoe import distributed, models, passes
 from vmoe.config.data import CHECKS, ImageChecks
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import empty_batch, evaluation_batches
-from vmoe.data.reading import OnWait, print_wait
+from vmoe.data.pipeline import Batch, empty_batch
+from vmoe.data.reading import READING, Reading
 from vmoe.data.sources import Source, name_and_split, open_splits, relabel
 from vmoe.data.sources.splits import NoSplit
 from vmoe.data.sources.views import Subset
-from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import UsageError
-from vmoe.evaluate.classification import in_source_order
 from vmoe.evaluate.metrics import check_finite
 from vmoe.evaluate.probe import L2, Probe, choose_l2, draw, fit, place_in_class
 from vmoe.nn.inputs import to_float
@@ -188,49 +183,40 @@ def fewshot(
     data: Sequence[FewShotData],
     config: FewShotConfig,
     preprocessing: Preprocessing,
-    *,
-    image_size: int | None = None,
-    on_batch: Callable[[], None] = lambda: None,
-    on_unreadable: Callable[[str], None] | None = None,
-    workers: Workers = IN_THREADS,
-    on_wait: OnWait = print_wait,
+    reading: Reading = READING,
 ) -> FewShotResult:
     """Probes a model on data sets.
 
     Args:
         data: as ``open_fewshot`` opens it with the same config.
         preprocessing: the model's own, which is used unless the config has another one.
-        image_size: side of the model's input in pixels; the preprocessing is scaled to it. If None,
-            the size of the preprocessing.
-        on_batch: called before each batch and each fit; an exception that it raises ends the probe.
-        on_unreadable: called with the reason for each image that is left out because it cannot be
-            read; if None, the reason is raised.
-        workers: as for ``evaluation_batches``.
-        on_wait: as for ``evaluation_batches``.
+        reading: how the images are read, in batches of the config's size. ``on_batch`` is also
+            called before each fit.
 
     Raises:
-        UsageError: image_size is not a multiple of the patch size; no image of a split can be
+        UsageError: the image size is not a multiple of the patch size; no image of a split can be
             read; or no image is left to choose the L2.
         Failure: a feature is NaN or infinite.
     """
-    size = preprocessing.image_size if image_size is None else image_size
-    read = functools.partial(
-        _read,
-        model,
-        preprocessing=config.prepare(preprocessing.scaled(size)),
-        batch_size=config.batch_size,
-        on_batch=on_batch,
-        on_unreadable=on_unreadable,
-        workers=workers,
-        on_wait=on_wait,
-    )
+    preprocessing = config.prepare(preprocessing)
+    reading = dataclasses.replace(reading, batch_size=config.batch_size)
+
+    def features_of(
+        source: Source, labels: Int[np.ndarray, "b"]
+    ) -> tuple[Float[np.ndarray, "x r"], Int[np.ndarray, "x"]]:
+        """Features and labels of all readable images, in order; the same on every process."""
+        program = _features(model)
+        measured = passes.measure(program, source, preprocessing, reading, model.placement)
+        check_finite(measured.outputs, source.name, "features")
+        return measured.outputs, labels[measured.indices]
+
     on_test, to_choose = {}, []
     for each in data:
-        features, labels = read(each.train, each.train_labels)
-        test = read(each.test, each.test_labels)
+        features, labels = features_of(each.train, each.train_labels)
+        test = features_of(each.test, each.test_labels)
         place, probes = place_in_class(labels), []
         for count in config.shots:
-            on_batch()
+            reading.on_batch()
             used = place < count
             probes.append(fit(features[used], labels[used], each.num_classes))
         on_test[each.name] = _accuracies(probes, *test)
@@ -258,35 +244,6 @@ def _accuracies(
     return np.array([[probe.accuracy(features, labels, l2) for l2 in L2] for probe in probes])
 
 
-def _read(
-    model: ViT,
-    source: Source,
-    labels: Int[np.ndarray, "b"],
-    *,
-    batch_size: int,
-    on_batch: Callable[[], None],
-    **reading: Any,
-) -> tuple[Float[np.ndarray, "x r"], Int[np.ndarray, "x"]]:
-    """Features and labels of all readable images, in order; the same on every process."""
-    placement, run = model.placement, _features(model)
-    features, read = [], []
-    for batch in evaluation_batches(
-        source,
-        batch_size=placement.round_up(batch_size),
-        shard=placement.process_shard(),
-        **reading,
-    ):
-        on_batch()
-        arrays = placement.make_global_array((batch.images, batch.valid))
-        outputs, valid = jax.device_get(run(*arrays))
-        features.append(outputs[valid])
-        read.append(valid)
-    in_order, indices = in_source_order(source, read)
-    every = np.concatenate(features)[in_order]
-    check_finite(every, source.name, "features")
-    return every, labels[indices]
-
-
 def check_fewshot(model: ViT, config: FewShotConfig, preprocessing: Preprocessing) -> None:
     """Traces the program of ``fewshot``, which then reuses the trace. Allocates no array.
 
@@ -299,14 +256,11 @@ def check_fewshot(model: ViT, config: FewShotConfig, preprocessing: Preprocessin
     """
     b = model.placement.round_up(config.batch_size)
     batch = empty_batch(b, 1, config.prepare(preprocessing))
-    models.shapes_of(_features(model), batch.images, batch.valid)
+    models.shapes_of(_features(model), batch)
 
 
 @models.compiled
-def _features(
-    model: ViT, images: Array, valid: Bool[Array, "b"]
-) -> tuple[Float[Array, "b r"], Bool[Array, "b"]]:
-    """The features of pixels in [0, 255], and which images are more than padding."""
+def _features(model: ViT, batch: Batch) -> tuple[Float[Array, "b r"], None]:
     model.head.classes = None  # the head then returns its inputs
-    features, _ = model.forward(to_float(images), valid=valid)
-    return model.placement.replicate((features, valid))
+    features, _ = model.forward(to_float(batch.images), valid=batch.valid)
+    return model.placement.replicate(features), None

@@ -4,22 +4,25 @@ import dataclasses
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from vmoe import models
-from vmoe.axes import Images
+from vmoe import models, passes
 from vmoe.config import RoutingOverrides
 from vmoe.config.fields import at_least
-from vmoe.data.files import SUFFIXES, image_files_below
-from vmoe.data.sources.source import Skipped
+from vmoe.data.files import SUFFIXES, image_files_below, read_bytes
+from vmoe.data.pipeline import Batch, evaluation_batches
+from vmoe.data.reading import Reading
+from vmoe.data.sources.source import BaseSource, Example, Skipped
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import check_finite
 from vmoe.factory import Loaded
+from vmoe.nn.inputs import to_float
 from vmoe.nn.losses import likeliest
 from vmoe.nn.vit import ViT
+from vmoe.retry import read_regular
 from vmoe.routing.load import expert_use
 
 BATCH = 32  # images per forward pass
@@ -36,6 +39,26 @@ class Prediction:
     """The probabilities of these classes, in [0, 1]: softmax, or sigmoid if that was the loss."""
     experts: dict[int, list[float]]
     """By sparse block: the fraction of the image's kept choices that go to each expert."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(BaseSource):
+    """Image files without labels; see ``Source``."""
+
+    paths: tuple[str, ...]
+    name = "files"
+    class_names: ClassVar[tuple[str, ...]] = ()
+    max_labels = 1
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.paths[index]
+        return Example(read_bytes(path, read_regular), (), path)
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return ()
 
 
 def image_files(words: Sequence[str | Path]) -> tuple[list[Path], Skipped]:
@@ -80,7 +103,7 @@ def predict(
     paths: Sequence[str | Path],
     *,
     top: int = 5,
-    on_unreadable: Callable[[UsageError], None] | None = None,
+    on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predicts the classes of image files independently: images do not compete for slots.
 
@@ -102,48 +125,32 @@ def predict(
         raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
-    run = _forward(models.with_params(config, models.params_of(model)))
-    names = loaded.class_names
-    for start in range(0, len(paths), BATCH):
-        batch = _read(loaded, paths[start : start + BATCH], on_unreadable)
-        if not batch:
+    program = _forward(models.with_params(config, models.params_of(model)))
+    names, files = loaded.class_names, Files(tuple(map(str, paths)))
+    reading = Reading(min(BATCH, len(paths)), on_unreadable=on_unreadable)
+    batches = evaluation_batches(files, loaded.preprocessing, reading, shuffled=False)
+    start = 0
+    for batch, valid, (logits, experts), _ in passes.run(program, batches):
+        own = [files.paths[start + i] for i in np.flatnonzero(valid)]
+        start += len(batch.valid)
+        if not own:
             continue
-        images = np.concatenate([image for _, image in batch])
-        images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
-        logits, experts = jax.device_get(run(images))
-        for (path, _), own in zip(batch, logits, strict=False):  # the rest is padding
-            check_finite(own[None], path)
+        for path, values in zip(own, logits, strict=True):
+            check_finite(values[None], path)
         best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
-        for i, (path, _) in enumerate(batch):
+        for i, path in enumerate(own):
             yield Prediction(
-                path=str(path),
+                path=path,
                 classes=[names[y] if y < len(names) else f"class {y}" for y in best[i]],
                 probabilities=[float(each) for each in probabilities[i]],
                 experts={block: use[i].tolist() for block, use in experts.items()},
             )
 
 
-def _read(
-    loaded: Loaded,
-    paths: Sequence[str | Path],
-    on_unreadable: Callable[[UsageError], None] | None,
-) -> list[tuple[str | Path, Float[np.ndarray, "1 h w 3"]]]:
-    """The paths that can be read, with their preprocessed images."""
-    images = []
-    for path in paths:
-        try:
-            images.append((path, loaded.preprocess([path])))
-        except UsageError as error:
-            if on_unreadable is None:
-                raise
-            on_unreadable(error)
-    return images
-
-
 @models.compiled
 def _forward(
-    model: ViT, images: Images
-) -> tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]]:
-    logits, records = model.forward(images)
-    use = {block: expert_use(record, len(images)) for block, record in records.items()}
-    return logits, use
+    model: ViT, batch: Batch
+) -> tuple[tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]], None]:
+    logits, records = model.forward(to_float(batch.images), valid=batch.valid)
+    use = {block: expert_use(record, len(logits)) for block, record in records.items()}
+    return (logits, use), None

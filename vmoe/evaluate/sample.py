@@ -1,14 +1,13 @@
 """The images on which a trained model is measured: a split of its run's data set, or other data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
-
+from vmoe import passes
 from vmoe.checkpoints import StoredModel
 from vmoe.config.data import CHECKS
 from vmoe.config.fields import at_least
-from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import check_classes, evaluation_batches
+from vmoe.data.pipeline import Batch
+from vmoe.data.reading import Reading
 from vmoe.data.sources import (
     SPLITS,
     Source,
@@ -22,8 +21,6 @@ from vmoe.data.sources.splits import NoSplit, named_splits
 from vmoe.data.unreadable import Unreadable
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
-from vmoe.nn.inputs import to_float
-from vmoe.nn.vit import ViT
 
 
 def open_data(
@@ -68,40 +65,6 @@ def data_of(trained: Loaded | StoredModel) -> str:
     return name_and_split(trained.train_config.data.name)[0] if trained.train_config else ""
 
 
-def labeled_batches(
-    model: ViT,
-    source: Source,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int = 256,
-    on_unreadable: Callable[[str], None] | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields images, labels and a mask that is False for padding, in batches of one size.
-
-    Images are read in the order of ``evaluation_order``, so that classes are mixed in each group.
-
-    Args:
-        batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        on_unreadable: as for ``evaluate``.
-
-    Raises:
-        UsageError: an image cannot be read and ``on_unreadable`` is None; no image can be read; or
-            the source has more classes than the model.
-    """
-    check_classes(source, model.config.num_classes)
-    any_image = False
-    for batch in evaluation_batches(
-        source,
-        batch_size=model.placement.round_up(batch_size),
-        preprocessing=preprocessing,
-        on_unreadable=on_unreadable,
-    ):
-        any_image |= bool(batch.valid.any())
-        yield to_float(batch.images), batch.labels, batch.valid
-    if not any_image:
-        raise UsageError(f"{source.name}: no image can be read")
-
-
 class Sample:
     """A random sample of a split in batches.
 
@@ -124,10 +87,8 @@ class Sample:
         self._on_unreadable = self._left_out.add if replace else None
         self.source = sample(self._whole, images)
 
-    def batches(
-        self, at_most: int | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields images, labels and a mask of padding; see ``labeled_batches``.
+    def batches(self, at_most: int | None = None) -> Iterator[Batch]:
+        """The inputs of the model; see ``passes.inputs``.
 
         Args:
             at_most: number of images, if smaller than the sample.
@@ -135,13 +96,8 @@ class Sample:
         source = self.source
         if at_most is not None and at_most < len(source):
             source = sample(self._whole, at_most)
-        return labeled_batches(
-            self._loaded.model,
-            source,
-            self._loaded.preprocessing,
-            batch_size=min(self._batch_size, len(source)),
-            on_unreadable=self._on_unreadable,
-        )
+        reading = Reading(min(self._batch_size, len(source)), on_unreadable=self._on_unreadable)
+        return passes.inputs(self._loaded.model, source, self._loaded.preprocessing, reading)
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -116,15 +116,10 @@ def expert_totals(record: Record) -> dict[str, Array]:
     }
 
 
-def sum_totals(batches: Sequence[Mapping[str, np.ndarray]]) -> ExpertTotals:
-    """Adds up the ``expert_totals`` of batches, on the host in 64 bits."""
-    sums: dict[str, Any] = {
-        name: np.stack([batch[name] for batch in batches])
-        .astype(float if name in ("gates", "entropy") else int)
-        .sum(axis=0)
-        for name in batches[0]
-    }
-    return ExpertTotals(**{name: x if x.ndim else x.item() for name, x in sums.items()})
+def totals_of(sums: Mapping[str, np.ndarray]) -> ExpertTotals:
+    """``expert_totals``, summed over batches on the host."""
+    fields: dict[str, Any] = {name: x if x.ndim else x.item() for name, x in sums.items()}
+    return ExpertTotals(**fields)
 
 
 def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar, Scalar]:

@@ -1,5 +1,6 @@
 """The batches of a run: how the loop waits for them, and how a signal ends the wait."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from vmoe import distributed
 from vmoe.data.pipeline import Batch, Read
-from vmoe.data.reading import Reader, read_ahead, wait_message
+from vmoe.data.reading import Reader, Reading, read_ahead, wait_message
 from vmoe.train.pictures import examples, sheet
 from vmoe.train.setup import Run
 from vmoe.train.sinks import Entry
@@ -81,10 +82,17 @@ def on_wait(run: Run) -> Callable[[int], None]:
     return show
 
 
-def check_signals(run: Run) -> None:
-    if distributed.any_process(bool(run.signals.requested)):
-        raise Interrupted
+def reading(run: Run, batch_size: int = 1) -> Reading:
+    """How one process reads images to evaluate; a signal ends the wait for them."""
+    add = run.left_out.add if run.config.data.on_error == "replace" else None
+    return Reading(batch_size, run.workers, on_unreadable=add, on_wait=on_wait(run))
 
 
-def on_unreadable(run: Run) -> Callable[[str], None] | None:
-    return run.left_out.add if run.config.data.on_error == "replace" else None
+def reading_together(run: Run, batch_size: int) -> Reading:
+    """How all processes read images to evaluate; a signal to one ends the pass in all."""
+
+    def check_signals() -> None:
+        if distributed.any_process(bool(run.signals.requested)):
+            raise Interrupted
+
+    return dataclasses.replace(reading(run, batch_size), on_batch=check_signals)

@@ -9,9 +9,8 @@ from vmoe.evaluate import NamedEvaluation, evaluate
 from vmoe.evaluate.fewshot import fewshot
 from vmoe.train.batches import (
     Interrupted,
-    check_signals,
-    on_unreadable,
-    on_wait,
+    reading,
+    reading_together,
     warn_of_images,
 )
 from vmoe.train.entries import fewshot_entry
@@ -64,13 +63,9 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                 result = evaluate(
                     models.with_params(model, params, placement=run.program.placement),
                     source,
-                    batch_size=evaluation.batch_size,
+                    reading_together(run, evaluation.batch_size),
                     preprocessing=evaluation.prepare(run.config.data, model),
                     loss=run.config.loss,
-                    on_batch=lambda: check_signals(run),
-                    on_unreadable=on_unreadable(run),
-                    workers=run.workers,
-                    on_wait=on_wait(run),
                 )
             warn_of_images(run)
             yield NamedEvaluation(evaluation.name, weights, result)
@@ -96,8 +91,7 @@ def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) 
             result,
             source,
             config.prepare(run.config.data, run.config.model),
-            on_unreadable=on_unreadable(run),
-            on_wait=on_wait(run),
+            reading(run),
         )
         if tiles:
             picture = {f"{name}_{weights}/worst_errors": sheet(tiles)}
@@ -124,10 +118,7 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
                 run.data.fewshot,
                 run.config.fewshot,
                 run.config.preprocessing,
-                on_batch=lambda: check_signals(run),
-                on_unreadable=on_unreadable(run),
-                workers=run.workers,
-                on_wait=on_wait(run),
+                reading_together(run, run.config.fewshot.batch_size),
             )
     except Interrupted:
         status.stop = True

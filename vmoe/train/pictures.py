@@ -3,17 +3,19 @@
 A picture is a sheet of tiles: images, each with a few lines of text below it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import evaluation_batches, evaluation_order
+from vmoe.data.pipeline import evaluation_batches
+from vmoe.data.reading import READING, Reading
 from vmoe.data.sources import Source
 from vmoe.data.sources.views import Subset
 from vmoe.errors import one_line
@@ -64,7 +66,7 @@ def worst_errors(
     result: Evaluation,
     source: Source,
     preprocessing: Preprocessing,
-    **reading: Any,
+    reading: Reading = READING,
 ) -> list[Tile]:
     """The wrongly classified images with the largest losses, the worst one first.
 
@@ -74,7 +76,7 @@ def worst_errors(
 
     Args:
         result: an evaluation of the source with this preprocessing.
-        reading: further arguments of ``evaluation_batches``, such as ``on_wait``.
+        reading: how the images are read; in one batch.
 
     Raises:
         UsageError: an image cannot be read.
@@ -86,12 +88,12 @@ def worst_errors(
         return []
     (batch,) = evaluation_batches(
         Subset(source, result.indices[worst]),
-        batch_size=len(worst),
-        preprocessing=preprocessing,
-        **reading,
+        preprocessing,
+        dataclasses.replace(reading, batch_size=len(worst)),
+        shuffled=False,
     )
     pixels, tiles = np.round(batch.images).astype(np.uint8), []
-    for row, i in zip(np.argsort(evaluation_order(len(worst))), worst, strict=True):
+    for row, i in enumerate(worst):
         if batch.valid[row]:
             true, predicted = int(metrics.labels[i, 0]), int(metrics.predictions[i])
             lines = (

@@ -26,6 +26,7 @@ from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.nn.vit import ViT
+from vmoe.passes import in_batches
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 
@@ -88,7 +89,7 @@ def observe(
         remove: also predict without each expert, which takes two forward passes per expert.
         on_step: called after each forward pass with a change.
     """
-    batch = [(images, labels, None)]
+    batch = list(in_batches(np.asarray(images), labels, batch_size=len(images)))
     (routing,) = collect(model, batch)
     config = model.config
     capacities = {}

@@ -20,7 +20,7 @@ class AttackMethod(Checked):
     project: bool = False
     """False: sign steps of epsilon / steps without projection (arXiv 2210.10253). True: steps of
     2.5 epsilon / steps, projected to changes of at most epsilon and to the range of pixels (PGD).
-    --target mates always projects."""
+    """
     auxiliary_loss: bool = False
     """Also raise the auxiliary losses of the routers."""
     gradient_path: GradientPath = "all"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import check_outputs, parse
+from vmoe.cli.model import UNITS
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
-from vmoe.cli.routing_file import UNITS
 from vmoe.config.routing_file import RoutingFile, Unit
 from vmoe.errors import Failure, UsageError, naming
 
@@ -104,7 +104,7 @@ def run(argv: Sequence[str]) -> None:
         "trade_off": rows,
     }
     if args.by == "time":
-        batch = next(sample.batches())[0]
+        batch = next(sample.batches()).images
         report["measured"] = time_ratio(loaded.model, row["setting"], batch)
     print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
@@ -131,7 +131,7 @@ def _search(
         costs = flops_costs(model.config, levels)
     else:
         with progress("timing", len(levels)) as advance:
-            costs = time_costs(model, levels, next(sample.batches())[0], on_step=advance)
+            costs = time_costs(model, levels, next(sample.batches()).images, on_step=advance)
     costs.check(budget)
     about = 2 * sum(len(level) for of_block in levels for level in of_block)
     with progress(f"searching on {sample.source.name}", about) as advance:

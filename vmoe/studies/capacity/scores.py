@@ -18,6 +18,7 @@ from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.config.routing_file import LayerSetting
+from vmoe.data.pipeline import Batch
 from vmoe.errors import require
 from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import has_label, is_label
@@ -56,7 +57,7 @@ class Scores:
     def __init__(
         self,
         model: ViT,
-        batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        batches: Iterable[Batch],
         levels: Sequence[Levels],
         *,
         on_step: Callable[[], None] = lambda: None,
@@ -64,8 +65,7 @@ class Scores:
         """Reads all batches, and predicts them with the model as trained.
 
         Args:
-            batches: images, their classes (b, l) and a mask that is False for padding; all batches
-                have one size.
+            batches: inputs of the model; all batches have one size.
             on_step: called after each setting.
 
         Raises:

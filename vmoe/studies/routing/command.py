@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vmoe.cli.arguments import check_outputs, parse
+from vmoe.cli.model import StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
-from vmoe.config import RoutingOverrides
 from vmoe.config.fields import at_least
 from vmoe.errors import CheckFailed, UsageError, one_line
 
@@ -21,27 +21,15 @@ if TYPE_CHECKING:
 FEW = 256  # images that are predicted in several orders, or compared between two models
 
 
-@dataclasses.dataclass(frozen=True)
-class RoutingArgs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoutingArgs(StudyArgs):
     """Show how a trained model uses its experts: loads, drops, and what experts specialize in.
 
     Example: `vmoe routing --checkpoint vmoe_emoji --data emoji_sample --out report.html`
     """
 
-    checkpoint: Path
-    """Trained model, as for `vmoe evaluate --checkpoint`."""
     compare: Path | None = None
     """Another model or step with the same classes, to compare."""
-    data: str = ""
-    """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
-    images: int = 512
-    """Number of images, a random sample of the split; at most all of them."""
-    batch_size: int = 64
-    """Images per batch. Images of one batch can compete for slots."""
-    routing: RoutingOverrides = RoutingOverrides()
-    """Routing settings of --checkpoint; the model of --compare keeps its own."""
-    use_ema: bool = True
-    """Use the moving average of the parameters, if the run has one."""
     check: bool = False
     """Exit with status 3 if a problem in the routing is found."""
     out: Path | None = None
@@ -56,8 +44,6 @@ class RoutingArgs:
     describes the arrays. Soft routers make no choices: the file has their gates."""
     plots: Path | None = None
     """Draw figures of the routing of --checkpoint in this folder, as PNG files."""
-    json: bool = False
-    """Print one JSON object and nothing else."""
 
     no_effect: ClassVar[dict[str, str]] = {
         "page_images": "without out",
@@ -74,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.factory import load
     from vmoe.studies.routing.measure import compare_routing, measure_routing
 
-    models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
+    models = [args.load()]
     if args.compare:
         models.append(load(args.compare, use_ema=args.use_ema))
     _check(models)

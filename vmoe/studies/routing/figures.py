@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from vmoe import models
 from vmoe.analysis import collect, concatenate, plots
-from vmoe.analysis.collect import without_padding
 from vmoe.analysis.effects import at_capacities, at_k, can_be_limited, with_random_routers
 from vmoe.config import MoEConfig, RoutingOverrides, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
@@ -98,7 +97,7 @@ def _experts_of_patches(routing: MeasuredRouting) -> Figure:
     batch, model = next(routing.batches()), routing.loaded.model
     collected = concatenate(collect(model, [batch]))
     return plots.experts_of_patches(
-        without_padding(batch), collected, patch_size=model.config.patch_size
+        batch.images[batch.valid], collected, patch_size=model.config.patch_size
     )
 
 
@@ -120,7 +119,7 @@ def _kept_patches(routing: MeasuredRouting) -> Figure:
         positions = np.where(widest.positions < slots, widest.positions, -1)
         title = f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate
         collected[title] = at_most._replace(blocks={block: widest._replace(positions=positions)})
-    images = without_padding(batch)
+    images = batch.images[batch.valid]
     return plots.kept_patches(images, collected, block=block, patch_size=config.patch_size)
 
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from vmoe.analysis.collect import Collected, Labeled, collect, concatenate, without_padding
+from vmoe.analysis.collect import Collected, collect, concatenate
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.patches import TopPatches, with_top_patches
 from vmoe.analysis.statistics import BlockStatistics, statistics
-from vmoe.data.pipeline import evaluation_order
+from vmoe.data.pipeline import Batch, evaluation_order
 from vmoe.data.sources import Source
 from vmoe.data.sources.views import Subset
 from vmoe.factory import Loaded
@@ -22,7 +22,7 @@ from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing.health import Finding, findings
 
-Batches = Callable[[], Iterator[Labeled]]
+Batches = Callable[[], Iterator[Batch]]
 """Reads the images from the first one on, at each call."""
 TOP_PATCHES = 12
 """Patches to keep per expert."""
@@ -68,7 +68,7 @@ def measure_routing(
     loaded: Loaded,
     data: str,
     batches: Batches,
-    reordered: Iterable[Labeled],
+    reordered: Iterable[Batch],
     *,
     batch_size: int = 64,
     on_batch: Callable[[], None] = lambda: None,
@@ -96,7 +96,7 @@ def measure_routing(
     parts = _collected(loaded, read, note)
     patch_size = loaded.model.config.patch_size
     blocks = statistics(with_top_patches(best, shown, parts, patch_size, top=TOP_PATCHES))
-    images = np.concatenate([without_padding(batch) for batch in reordered])
+    images = np.concatenate([batch.images[batch.valid] for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     config = loaded.model.config
     found = findings(config, blocks, dependence.changed)
@@ -125,25 +125,24 @@ def write_routing(
 
 
 def _collected(
-    loaded: Loaded, batches: Iterable[Labeled], on_part: Callable[[Collected], None]
+    loaded: Loaded, batches: Iterable[Batch], on_part: Callable[[Collected], None]
 ) -> Iterator[Collected]:
     for part in collect(loaded.model, batches):
         yield part
         on_part(part)
 
 
-def _indices(source: Source, batches: Iterable[Labeled]) -> Iterator[Int[np.ndarray, "_"]]:
+def _indices(source: Source, batches: Iterable[Batch]) -> Iterator[Int[np.ndarray, "_"]]:
     """For each batch, the indices of its images in the split."""
     order, start = evaluation_order(len(source)), 0
-    for images, _, valid in batches:
-        rows = np.arange(len(images)) if valid is None else np.flatnonzero(valid)
-        own = order[start + rows]
+    for batch in batches:
+        own = order[start + np.flatnonzero(batch.valid)]
         yield source.indices[own] if isinstance(source, Subset) else own
-        start += len(images)
+        start += len(batch.valid)
 
 
 def compare_routing(
-    one: ViT, other: ViT, batches: Iterable[Labeled], other_batches: Iterable[Labeled]
+    one: ViT, other: ViT, batches: Iterable[Batch], other_batches: Iterable[Batch]
 ) -> dict[int, dict[str, float | None]]:
     """How much the routers of two models agree on the tokens of the same images.
 

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vmoe.analysis import page
-from vmoe.analysis.collect import without_padding
 from vmoe.studies.routing.measure import MeasuredRouting
 from vmoe.workdir.layout import replace_text
 
@@ -62,6 +61,6 @@ def _first(
     routing: MeasuredRouting, count: int
 ) -> tuple[Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b l"]]:
     """The first images that were measured, and their labels."""
-    images = itertools.chain.from_iterable(map(without_padding, routing.batches()))
+    images = itertools.chain.from_iterable(batch.images[batch.valid] for batch in routing.batches())
     first = np.stack(list(itertools.islice(images, count)))
     return first, routing.labels[: len(first)]
