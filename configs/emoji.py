@@ -1,6 +1,6 @@
 """V-MoE on emoji: 3,080 drawings of 64 x 64 pixels by two vendors, nine categories.
 
-    python scripts/prepare_emoji.py data/emoji
+    python -m scripts.prepare.emoji data/emoji
     vmoe train --config emoji --workdir runs/emoji
     vmoe evaluate --checkpoint runs/emoji
 

@@ -1,6 +1,6 @@
 """The dense counterpart of emoji.py: an MLP in every block, the same training.
 
-    python scripts/prepare_emoji.py data/emoji
+    python -m scripts.prepare.emoji data/emoji
     vmoe train --config emoji_dense --workdir runs/emoji_dense
     vmoe evaluate --checkpoint runs/emoji_dense
 

@@ -6,7 +6,7 @@
 
 Starts from a run of emoji_pretrain.py, which says how to make the data. The head is new, positions
 are resampled. The evaluation uses held-out emoji in another vendor's style; without --data, in the
-style of the training. scripts/miniature.py runs everything with three seeds, and
+style of the training. scripts/experiments/miniature.py runs everything with three seeds, and
 docs/results/transfer.md has the results.
 
 The other settings are as in emoji.py. On the validation split, learning rates of 0.002, 0.001 and

@@ -1,11 +1,11 @@
 """Pre-training on the words of emoji at 32 px: 1,540 drawings by one vendor, several labels each.
 
-    python scripts/prepare_emoji.py data/emoji
+    python -m scripts.prepare.emoji data/emoji
     vmoe train --config emoji_pretrain --workdir runs/emoji_pretrain
 
 A label is a word of the emoji's name or sub-category; 99 words are frequent enough. The loss is a
-sigmoid per word. scripts/miniature.py trains it with three seeds, probes it and fine-tunes it
-(emoji_finetune.py); docs/results/transfer.md has the results.
+sigmoid per word. scripts/experiments/miniature.py trains it with three seeds, probes it and
+fine-tunes it (emoji_finetune.py); docs/results/transfer.md has the results.
 
 The other settings are as in emoji.py, except for the learning rate. It was chosen on the validation
 split, with seed 0 and 900 steps. Cross-entropy after 300 steps and at the end: 3.60 and stopped

@@ -5,8 +5,8 @@
 
 Test accuracy of seeds 0, 1, 2 (--seed): 89.61, 90.21, 90.28, mean 90.03; validation 90.20, 90.38,
 90.74. The dense counterpart gets 89.74 (89.09, 90.19, 89.95); an MLP 88.90 and gradient-boosted
-trees 89.45 (scripts/baselines.py --data fashion_mnist). Each run had one core of an Intel Xeon
-(2026-11-29, jax 0.10.2). A run takes 14 minutes of CPU time on an AMD EPYC.
+trees 89.45 (scripts/experiments/baselines.py --data fashion_mnist). Each run had one core of an
+Intel Xeon (2026-11-29, jax 0.10.2). A run takes 14 minutes of CPU time on an AMD EPYC.
 
 Machines order float sums differently: on an AMD EPYC (2026-11-26, evaluated in the order of the
 files) the same seeds gave 89.83, 90.40, 90.16 with one core, 90.16, 90.55, 90.28 with two, and

@@ -5,7 +5,7 @@
 
 Starts from a run of imagenet1k_s32_light.py, which says how to make the data, or from the published
 checkpoint (`--init vmoe_s32_last2_e8`). The head is new, positions are resampled.
-scripts/prepare_imagenet.py says how to evaluate on ReaL labels and ImageNet-V2.
+scripts/prepare/imagenet.py says how to evaluate on ReaL labels and ImageNet-V2.
 
 Published accuracy, the mean of three seeds: 78.8 on the last 1% of the training split, 75.9 on
 validation, 77.1 with ReaL labels, 62.0 on ImageNet-V2; 48 minutes each on a TPUv3-8. The recipe was

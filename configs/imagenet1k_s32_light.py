@@ -3,7 +3,7 @@
     vmoe train --config imagenet1k_s32_light --workdir runs/imagenet1k_s32_light
     vmoe train --config imagenet1k_s32_light --dry-run    # on a laptop, without the data
 
-Needs ImageNet-1k: `python scripts/prepare_imagenet.py` makes it from the official archives, and
+Needs ImageNet-1k: `python -m scripts.prepare.imagenet` makes it from the official archives, and
 says how to evaluate on ReaL labels and ImageNet-V2. A batch of 8,192 images needs several devices,
 or `--accumulate`; see `vmoe plan`.
 

@@ -3,7 +3,7 @@
     vmoe train --config imagenet21k_b16 --workdir runs/imagenet21k_b16
 
 Needs ImageNet-21k (21,841 classes; the published head has 21,843 logits) as a folder per class.
-`python scripts/prepare_folder.py --whole FOLDER data/imagenet21k` makes the data set from it, in
+`python -m scripts.prepare.folder --whole FOLDER data/imagenet21k` makes the data set from it, in
 one split. The config holds 102,400 images out, as published. A batch of 4,096 images needs several
 devices, or `--accumulate`. Neither the training time nor the accuracy on ImageNet-21k is published;
 fine-tuned, see imagenet1k_b16_384.py and cifar10_b16.py. It has not been trained here.

@@ -5,7 +5,7 @@
 
 JFT-300M is private: about 300 million images, 18,291 classes, several labels an image. Replace
 `tfds:./data/jft` by a data set of your own: vmoe/data/sources/__init__.py lists the forms that it
-may have, and `python scripts/prepare_folder.py --whole FOLDER data/jft` makes this one, in one
+may have, and `python -m scripts.prepare.folder --whole FOLDER data/jft` makes this one, in one
 split, from a folder per class. A batch of 4,096 images needs several devices; see `vmoe plan`. It
 has not been trained here; the accuracies in the paper are on JFT-300M and after fine-tuning, and
 depend on that data.

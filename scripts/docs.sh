@@ -8,10 +8,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install "[docs]"
 echo "writing docs/reference/commands.md from the help texts (about 10 seconds)"
-reference=$(python -m scripts.docs.reference)
+reference=$(python -m scripts.maintain.docs.reference)
 echo "$reference" >docs/reference/commands.md
 echo "building the site (about 10 seconds)"
-python -m scripts.docs.site .cache/site
+python -m scripts.maintain.docs.site .cache/site
 echo "built .cache/site/index.html"
 if [[ ${1:-} == --serve ]]; then
   python -m http.server --directory .cache/site --bind 127.0.0.1 8000

@@ -19,7 +19,7 @@ vmoe train --config digits --workdir "$run"
 step "3/4 evaluate on the held-out test split, and compare with classic methods on the same split
     (half a minute)"
 vmoe evaluate --checkpoint "$run"
-python scripts/baselines.py --write "$run/digit.png"
+python -m scripts.experiments baselines --write "$run/digit.png"
 
 step "4/4 predict one image of the test split (ten seconds)"
 vmoe predict --checkpoint "$run" "$run/digit.png" --top 3

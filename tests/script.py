@@ -4,23 +4,14 @@ import importlib
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tests.command import ROOT
 from vmoe.signals import SIGNALS
 
 
-def module(name: str) -> ModuleType:
-    """A script as a module; scripts import each other by their names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        return importlib.import_module(name)
-
-
 def run(name: str, *arguments: str | Path) -> None:
-    """Runs the main function of a script with arguments of its command line.
+    """Runs ``python -m scripts.NAME`` with arguments of its command line.
 
     Raises:
         SystemExit: as the script.
@@ -28,10 +19,15 @@ def run(name: str, *arguments: str | Path) -> None:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}  # some set their own
     wakeup = signal.set_wakeup_fd(-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
         try:
-            module(name).main()
+            importlib.import_module(f"scripts.{name}").main()
         finally:
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def experiment(name: str, *arguments: str | Path) -> None:
+    """Runs ``python -m scripts.experiments NAME``; errors as for ``run``."""
+    run("experiments.__main__", name, *arguments)

@@ -7,7 +7,7 @@ parameters, and a step is an E-step and then an M-step.
 Left out: steps of mixtools in its own order (``mixtools_step*``) and its variances with another
 divisor (``*_stockvariance``), which are other algorithms; flexmix's ICL (``icl_flexmix``), whose
 definition differs; and its gate of the last step (``flexmix_gate_coef``), fitted once more at the
-end. Files whose data belong to R's packages are compared by ``scripts/mixtures.py``.
+end. Files whose data belong to R's packages are compared by ``scripts/experiments/mixtures``.
 """
 
 import json

@@ -1,7 +1,6 @@
 """The writer of ArrayRecord data sets: its shards, and the files that a stopped command leaves."""
 
 import errno
-import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.command import ROOT
+from scripts.prepare import array_record
 from vmoe.data.sources import open_source
 from vmoe.data.sources.tfds import count_records
 from vmoe.errors import UsageError
@@ -20,10 +19,8 @@ from vmoe.errors import UsageError
 @pytest.fixture
 def writer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module that writes data sets, with shards of 100 bytes."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    module = importlib.import_module("preparation.array_record")
-    monkeypatch.setattr(module, "SHARD_BYTES", 100)
-    return module
+    monkeypatch.setattr(array_record, "SHARD_BYTES", 100)
+    return array_record
 
 
 def write_photos(writer: Any, folder: Path, read: Callable[[int], bytes]) -> list[Any]:
@@ -116,11 +113,9 @@ def test_a_data_set_whose_metadata_was_cut_short_is_not_complete_and_a_rerun_rep
     ],
 )
 def test_shards_have_256_mb_and_are_never_more_than_2000(
-    size: int, images: int, shards: int, monkeypatch: pytest.MonkeyPatch
+    size: int, images: int, shards: int
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    module = importlib.import_module("preparation.array_record")
-    assert module.number_of_shards(size, images) == shards
+    assert array_record.number_of_shards(size, images) == shards
 
 
 def test_few_large_shards_have_the_images_of_many_small_ones_and_are_read_in_parts(

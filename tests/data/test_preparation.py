@@ -31,12 +31,11 @@ def run(
 ) -> Callable[..., tuple[str, str]]:
     """Runs a script in this process, which has imported its libraries; returns its output and why
     it stopped, if it did."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
 
     def script(name: str, *arguments: object) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         try:
-            importlib.import_module(name).main()
+            importlib.import_module(f"scripts.prepare.{name}").main()
         except SystemExit as stop:
             return capfd.readouterr().out, str(stop)
         return capfd.readouterr().out, ""
@@ -109,10 +108,10 @@ def archives(tmp_path: Path) -> Path:
 
 
 def words(archives: Path, *more: object) -> list[object]:
-    """The arguments of prepare_imagenet.py."""
+    """The arguments of ``scripts.prepare.imagenet``."""
     line = ["--devkit", archives / "devkit.tar.gz", "--train", archives / "train.tar"]
     line += ["--validation", archives / "val.tar", *more]
-    return ["prepare_imagenet", archives.parent / "tfds", *line]
+    return ["imagenet", archives.parent / "tfds", *line]
 
 
 def examples(source: Source) -> dict[int, tuple[int, ...]]:
@@ -183,22 +182,22 @@ def test_a_folder_keeps_its_splits_classes_and_images(
         for i in range(30):
             path = tmp_path / "photos" / name / f"{i}.png"
             path.write_bytes(image(100 * label + i, "png"))
-    script = [sys.executable, ROOT / "scripts" / "prepare_folder.py"]
+    script = [sys.executable, "-m", "scripts.prepare.folder"]
     script += [tmp_path / "photos", tmp_path / "tfds" / "photos"]
-    subprocess.run(script, check=True, capture_output=True)
+    subprocess.run(script, check=True, capture_output=True, cwd=ROOT)
     for split in SPLITS:
         folder = open_source(f"folder:{tmp_path / 'photos'}", split)
         prepared = open_source(f"tfds:{tmp_path / 'tfds' / 'photos'}", split)
         assert prepared.class_names == folder.class_names == ("cats", "dogs")
         assert examples(prepared) == examples(folder) and len(prepared) == len(folder)
-    _, stopped = run("prepare_folder", tmp_path / "nowhere", tmp_path / "tfds" / "nowhere")
+    _, stopped = run("folder", tmp_path / "nowhere", tmp_path / "tfds" / "nowhere")
     assert "nowhere: no such folder" in stopped
 
 
 def test_an_interrupt_while_a_script_starts_is_one_line(tmp_path: Path) -> None:
-    script = [ROOT / "scripts" / "prepare_folder.py", tmp_path / "photos", tmp_path / "out"]
+    script = ["-m", "scripts.prepare.folder", tmp_path / "photos", tmp_path / "out"]
     command = [sys.executable, "-X", "importtime", *script]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr
         next(line for line in process.stderr if "numpy" in line)  # is being imported
         process.send_signal(signal.SIGINT)
@@ -216,7 +215,7 @@ def test_a_whole_folder_is_one_split_with_every_image_also_of_a_class_of_one(
         path = tmp_path / "photos" / ("cats", "okapis")[label] / f"{value}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image(value, "png"))
-    line = ["prepare_folder", tmp_path / "photos", tmp_path / "tfds" / "photos"]
+    line = ["folder", tmp_path / "photos", tmp_path / "tfds" / "photos"]
     assert "class 'okapis' has 1 images, too few to split off" in run(*line)[1]
     output, stopped = run(*line, "--whole")
     assert not stopped and "13 train images" in output
@@ -226,7 +225,7 @@ def test_a_whole_folder_is_one_split_with_every_image_also_of_a_class_of_one(
     assert held_out | rest == expected and (len(held_out), len(rest)) == (3, 10)
     assert not list((tmp_path / "tfds" / "photos" / "1.0.0").glob("*-test*"))
     (tmp_path / "photos").rename(tmp_path / "train")
-    _, stopped = run("prepare_folder", tmp_path, tmp_path / "tfds" / "split", "--whole")
+    _, stopped = run("folder", tmp_path, tmp_path / "tfds" / "split", "--whole")
     assert "is split into folders (train); give one of them as a whole" in stopped
 
 
@@ -234,7 +233,7 @@ def test_a_whole_folder_is_one_split_with_every_image_also_of_a_class_of_one(
 def test_a_name_that_tfds_refuses_is_refused_before_an_image_is_read(
     tmp_path: Path, run: Callable[..., tuple[str, str]], name: str
 ) -> None:
-    _, stopped = run("prepare_folder", tmp_path / "nowhere", tmp_path / name)
+    _, stopped = run("folder", tmp_path / "nowhere", tmp_path / name)
     assert stopped.startswith(f"'{name}' is no name of a data set; use letters") and not list(
         tmp_path.iterdir()
     )
@@ -243,10 +242,12 @@ def test_a_name_that_tfds_refuses_is_refused_before_an_image_is_read(
 def test_a_signal_ends_a_script_in_one_line(tmp_path: Path) -> None:
     devkit = tmp_path / "devkit"
     os.mkfifo(devkit)
-    script = [sys.executable, ROOT / "scripts" / "prepare_imagenet.py", tmp_path]
+    script = [sys.executable, "-m", "scripts.prepare.imagenet", tmp_path]
     archives = ["--devkit", devkit, "--train", "train.tar", "--validation", "validation.tar"]
     with (
-        subprocess.Popen([*script, *archives], stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            [*script, *archives], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        ) as process,
         open(devkit, "wb"),  # waits until the script reads it
     ):
         process.send_signal(signal.SIGINT)

@@ -119,8 +119,8 @@ def test_operations_on_values_equal_their_definitions(name: str, magnitude: floa
 
 
 def test_operations_equal_those_of_torchvision_at_equal_strength() -> None:
-    """On stored results (``scripts/oracles/augment.py``), up to the rounding of a gray pixel, which
-    an extrapolation multiplies (Color), or of the result (AutoContrast)."""
+    """On stored results (``scripts/maintain/oracles/augment.py``), up to the rounding of a gray
+    pixel, which an extrapolation multiplies (Color), or of the result (AutoContrast)."""
     with np.load(TORCHVISION) as file:
         stored = dict(file)
     pixels = stored.pop("picture")

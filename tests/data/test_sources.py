@@ -1,7 +1,6 @@
 """Data sets by name: the examples of each source, its splits, and errors."""
 
 import collections
-import importlib
 import inspect
 import io
 import multiprocessing
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.prepare import array_record
 from tests.command import ROOT
 from vmoe.class_names import class_names
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
@@ -535,9 +535,6 @@ def forms(folder: Path) -> dict[str, Path | str]:
     import datasets
     from tensorflow_datasets import features
 
-    sys.path.insert(0, str(ROOT / "scripts"))
-    array_record = importlib.import_module("preparation.array_record")
-    sys.path.pop(0)
     files = {f"{'cats' if i < 5 else 'dogs'}/{i}.png": i for i in range(12)}
     content = dict[str, bytes]()
     for name, i in files.items():

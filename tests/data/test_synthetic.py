@@ -22,7 +22,7 @@ MEGABYTES = 30  # that a process may use beyond what it uses for 1,000 images: 2
 def first_batch(items: int) -> dict:
     """The milliseconds to the first batch of synthetic images, and the peak memory in MB of the
     process that trains and of its only worker."""
-    command = [sys.executable, "-m", "scripts.benchmarks.first_batch", str(items), "1"]
+    command = [sys.executable, "-m", "scripts.bench.first_batch", str(items), "1"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import vmoe.axes
 import vmoe.classic
 import vmoe.config
 import vmoe.multitask
+from scripts.experiments.__main__ import EXPERIMENTS
 from tests.browser import in_a_browser, started, wait
 from vmoe.checkpoints import chunked, vmoe_format
 from vmoe.checkpoints.export import onnx_file
@@ -40,6 +42,9 @@ PAGES = (
 
 # a file that docs/extending.md has the reader write
 EXAMPLE = "vmoe/routing/threshold.py"
+
+
+SHELL = (".sh", ".yaml")
 
 
 FEWER_STEPS = {"docs/training_loop.md": ("STEPS, BATCH, DECAY = 300,", "STEPS, BATCH, DECAY = 40,")}
@@ -131,7 +136,10 @@ def test_the_options_of_the_commands_on_the_pages_exist() -> None:
             used.setdefault(line.split()[0], set()).update({*options} - {"--help"})
     reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
     made = subprocess.run(
-        [sys.executable, "-m", "scripts.docs.reference"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "scripts.maintain.docs.reference"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert made.stdout == reference, f"run ./scripts/docs.sh {made.stderr}"
     of_config = reference.partition("## Options of a config")[2]
@@ -142,13 +150,23 @@ def test_the_options_of_the_commands_on_the_pages_exist() -> None:
 
 
 def test_the_scripts_on_the_pages_exist_and_define_the_options() -> None:
-    shared = (ROOT / "scripts" / "experiments.py").read_text()
+    framework = (ROOT / "scripts" / "experiments" / "framework").glob("*.py")
+    shared = "".join(path.read_text() for path in framework)
     for page in PAGES:
         text = (ROOT / page).read_text().replace("\\\n", " ")
-        for name, words in re.findall(r"python scripts/([a-z_]+\.py)([^\n`|#]*)", text):
-            script = (ROOT / "scripts" / name).read_text()
+        assert not re.search(r"python3?\s+scripts/", text), page  # they are run as modules
+        for name, words in re.findall(r"python -m scripts\.([a-z_.]+\w)([^\n`|#]*)", text):
+            if name == "experiments":
+                command, _, words = words.strip().partition(" ")
+                if command == "NAME":
+                    continue
+                name = f"experiments.{EXPERIMENTS[command]}"
+            script = Path(find_spec(f"scripts.{name}").origin)
+            if script.name == "__init__.py":
+                script = script.with_name("__main__.py")
+            defined = script.read_text() + shared * name.startswith("experiments.")
             for option in re.findall(r"(?<!\S)--[\w-]+", words):
-                assert f'"{option}"' in script + shared, (page, name, option)
+                assert f'"{option}"' in defined, (page, name, option)
 
 
 def test_every_option_and_every_section_of_options_has_a_text() -> None:
@@ -162,7 +180,7 @@ def test_every_option_and_every_section_of_options_has_a_text() -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built") / "site"
-    command = [sys.executable, "-m", "scripts.docs.site", folder]
+    command = [sys.executable, "-m", "scripts.maintain.docs.site", folder]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr  # no link and no reference is broken
     return folder
@@ -194,7 +212,7 @@ def test_the_search_of_the_site_needs_no_server(site: Path) -> None:
 
 
 def test_the_site_and_the_first_page_list_every_page() -> None:
-    config = tomllib.loads((ROOT / "scripts" / "docs" / "zensical.toml").read_text())
+    config = tomllib.loads((ROOT / "scripts" / "maintain" / "docs" / "zensical.toml").read_text())
     listed = pages_of(config["project"]["nav"])
     pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
     assert sorted(listed) == sorted(pages)
@@ -369,13 +387,21 @@ def test_the_page_of_the_configs_has_every_config_once() -> None:
 
 
 def test_the_page_of_the_scripts_has_every_script() -> None:
+    """Files that a shell runs, and modules with a ``main``."""
     tables = (ROOT / "scripts" / "README.md").read_text()
     first_cells = re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE)
-    scripts = {path.name for path in (ROOT / "scripts").iterdir()}
-    suffixes = (".py", ".sh", ".yaml")
-    assert {name for cell in first_cells for name in re.findall(r"`(.*?)`", cell)} == {
-        name for name in scripts if name.endswith(suffixes)
-    }
+    named = [name for cell in first_cells for name in re.findall(r"`(.*?)`", cell)]
+    folder = ROOT / "scripts"
+    runs = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in SHELL}
+    for path in folder.rglob("*.py"):
+        if '\nif __name__ == "__main__":' in path.read_text():
+            module = path.parent if path.name == "__main__.py" else path.with_suffix("")
+            runs.add("-m " + ".".join(module.relative_to(ROOT).parts))
+    runs |= {f"-m scripts.experiments {name}" for name in EXPERIMENTS}
+    inner = {"-m scripts.experiments", "-m scripts.experiments.claims.measure"}
+    inner |= {f"-m scripts.bench.{name}" for name in ("devices", "first_batch")}
+    inner |= {f"-m scripts.maintain.docs.{name}" for name in ("reference", "site")}
+    assert sorted(named) == sorted(runs - inner)
 
 
 def test_the_papers_evaluation_on_the_page_of_differences_fits_a_run() -> None:

@@ -17,13 +17,13 @@ import nbformat
 import pytest
 
 import vmoe
+from scripts.maintain import notebooks
 from tests import script
 from vmoe import models
 from vmoe.config import TrainConfig, from_json, replace
 from vmoe.costs.summary import summarize
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "run_notebooks.py"
 SMALL = {
     "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},
     "02_routing": {"data": "digits", "images": 16, "page_images": 8},
@@ -32,8 +32,7 @@ SMALL = {
     "05_mixtures": {"rows": 100, "steps": 4, "images": 8},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
-run_notebooks = script.module("run_notebooks")
-run = functools.partial(script.run, "run_notebooks")
+run = functools.partial(script.run, "maintain.notebooks")
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 
 
@@ -108,9 +107,9 @@ def test_a_notebook_is_stored_with_the_outputs_of_its_cells(name: str) -> None:
     path = ROOT / "notebooks" / f"{name}.ipynb"
     ours, stored = jupytext.read(path.with_suffix(".py")), nbformat.read(path, 4)
     cells = [[(cell.cell_type, cell.source) for cell in each.cells] for each in (ours, stored)]
-    again = f"run: python scripts/run_notebooks.py {name}"
+    again = f"run: python -m scripts.maintain.notebooks {name}"
     assert cells[0] == cells[1], again
-    assert stored.metadata["vmoe"]["sha256"] == run_notebooks.digest(stored), again
+    assert stored.metadata["vmoe"]["sha256"] == notebooks.digest(stored), again
     code = code_cells(stored)
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell.outputs]
@@ -158,12 +157,12 @@ def test_a_missing_folder_for_the_notebooks_is_made(tmp_path: Path) -> None:
     path = tmp_path / "notebooks" / "one.py"
     path.parent.mkdir()
     path.write_text("# %%\nprint(1 + 1)\n")
-    run_notebooks.run(path, [], tmp_path / "out" / "of" / "notebooks")
+    notebooks.run(path, [], tmp_path / "out" / "of" / "notebooks")
     stored = nbformat.read(tmp_path / "out" / "of" / "notebooks" / "one.ipynb", 4)
     assert stored.cells[0].outputs[0].text == "2\n"
-    assert stored.metadata["vmoe"]["sha256"] == run_notebooks.digest(stored)
+    assert stored.metadata["vmoe"]["sha256"] == notebooks.digest(stored)
     stored.cells[0].outputs[0].text = "3\n"
-    assert stored.metadata["vmoe"]["sha256"] != run_notebooks.digest(stored)
+    assert stored.metadata["vmoe"]["sha256"] != notebooks.digest(stored)
 
 
 def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> None:
@@ -172,8 +171,8 @@ def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> Non
         run("02_routing", "--set", "pictures=1", *out)
     with pytest.raises(SystemExit, match="nowhere: no such"):
         run("02_routing", "--set", 'checkpoint="nowhere"', *out)
-    command = [sys.executable, SCRIPT, "2_routing", *out]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "scripts.maintain.notebooks", "2_routing", *out]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (
         result.returncode == 1 and "use one of" in result.stderr and "02_routing" in result.stderr
     )

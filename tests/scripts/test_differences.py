@@ -1,14 +1,11 @@
 """Differences of means: one error over seeds and images, corrected tests, equality in a margin."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import scipy.stats
 
-from tests.script import module
-
-differences = module("differences")
+from scripts.experiments.framework import differences
+from scripts.prepare import emoji
 
 
 def right(seeds: int, images: int, rng: np.random.Generator, spread: float) -> np.ndarray:
@@ -89,7 +86,6 @@ def test_a_difference_that_is_clear_alone_may_not_be_among_many() -> None:
 
 
 def test_drawings_that_are_alike_count_once() -> None:
-    emoji: Any = module("prepare_emoji")
     names = [f"test/Flags/{code}-{vendor}.png" for code in "abcd" for vendor in emoji.VENDORS]
     groups = emoji.emoji_of(names)
     values = np.repeat([1, 0, 1, 1], 2)  # both drawings of each emoji are right or wrong

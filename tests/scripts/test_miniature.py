@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.experiments import miniature
+from scripts.experiments.framework.runs import read_rows
 from tests import script
 from vmoe.data.pipeline import ORDER
 
@@ -17,10 +19,10 @@ VENDORS = ("google", "twitter")
 
 def run(folder: Path, *options: str) -> None:
     folders = [f"--{name}={folder / name}" for name in ("workdir", "rows", "data")]
-    script.run("miniature", "--jobs", "1", *folders, *options)
+    script.experiment("miniature", "--jobs", "1", *folders, *options)
 
 
-def write_row(folder: Path, model: str, seed: int, value: float) -> None:
+def write_row(path: Path, model: str, seed: int, value: float) -> None:
     figures = {f"probe.{shots}.{vendor}": value for shots in SHOTS for vendor in VENDORS}
     figures |= {"words": value, "finetuned.google": value + 0.1, "finetuned.twitter": value}
     row = {"model": model, "seed": seed, "steps": [4, 4], "flops_per_image": [9e6, 36.125e6]}
@@ -30,13 +32,13 @@ def write_row(folder: Path, model: str, seed: int, value: float) -> None:
         "figures": figures,
         "seconds": None if seed else 90,
     }
-    (folder / f"{model}-{seed}.json").write_text(json.dumps(row))
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def test_stored_rows_are_not_repeated_and_the_table_has_every_seed_and_the_mean(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "rows").mkdir()
     for seed in (0, 1):
         write_row(tmp_path / "rows", "sparse", seed, (0.25, 0.5)[seed])
         write_row(tmp_path / "rows", "dense", seed, 0.125)
@@ -56,13 +58,11 @@ def test_stored_rows_are_not_repeated_and_the_table_has_every_seed_and_the_mean(
 
 
 def test_the_answer_is_that_of_tests_and_not_of_the_order_of_the_seeds(tmp_path: Path) -> None:
-    miniature, read_rows = script.module("miniature"), script.module("experiments").read_rows
-
     def answer(*of_sparse: float) -> str:
         for seed, value in enumerate(of_sparse):
-            write_row(tmp_path, "sparse", seed, value)
-            write_row(tmp_path, "dense", seed, (0.125, 0.25, 0.375)[seed])
-        return " ".join(miniature.answer(read_rows(tmp_path)).split())
+            write_row(tmp_path / "rows", "sparse", seed, value)
+            write_row(tmp_path / "rows", "dense", seed, (0.125, 0.25, 0.375)[seed])
+        return " ".join(miniature.answer(read_rows(tmp_path / "rows")).split())
 
     ordered = answer(0.376, 0.45, 0.55)  # every seed is above every dense seed; p = 0.06
     assert "Cannot tell: V-MoE is clearly better in 0 and clearly worse in 0 of 11" in ordered
@@ -75,4 +75,4 @@ def test_missing_data_is_one_line_that_names_the_script_which_makes_it(tmp_path:
         run(tmp_path, "--seeds", "0", "--only", "dense")
     message = str(caught.value)
     assert f"{tmp_path / 'data' / 'google_words.csv'}: no such file" in message
-    assert "scripts/prepare_emoji.py" in message and "\n" not in message
+    assert "python -m scripts.prepare.emoji" in message and "\n" not in message

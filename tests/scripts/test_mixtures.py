@@ -12,22 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.experiments.framework.runs import ROWS, read_rows
+from scripts.experiments.mixtures import (
+    answer,
+    arm,
+    command,
+    methods,
+    plots,
+    trees,
+    vowels,
+)
+from scripts.experiments.mixtures import tables as page
+from scripts.prepare import mixtures as prepare
 from tests import script
 
 ROOT = Path(__file__).parents[2]
-ROWS = ROOT / "scripts" / "rows" / "mixtures"
 PAGE = ROOT / "docs" / "results" / "mixtures.md"
 QUICK = ("arm_linear", "arm_cart")
 """Experiments that take less than a second at the tiny size."""
 
 
-def part(name: str) -> Any:
-    """A module of scripts/classics."""
-    return script.module(f"classics.{name}")
-
-
-@pytest.fixture(scope="session")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(name="tables", scope="session")
+def made_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables with the columns and sizes of the real ones, and other numbers."""
     folder, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
     x = rng.uniform(1.3, 3.0, 150)
@@ -40,11 +46,11 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.uniform(0, 10, 200)
     yn = np.where(rng.random(200) < 0.5, 5 * x, 40 - (x - 5) ** 2) + rng.normal(0, 3, 200)
     write(folder / "npreg.csv", ("x", "yn", "yp"), zip(x, yn, rng.poisson(4, 200), strict=True))
-    write(folder / "vowels.csv", ("speaker", "kind", "vowel", "F0", "F1", "F2", "F3"), vowels(rng))
+    write(folder / "vowels.csv", ("speaker", "kind", "vowel", "F0", "F1", "F2", "F3"), spoken(rng))
     return folder
 
 
-def vowels(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+def spoken(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     """76 speakers who say the four vowels twice, apart from each other."""
     means = {"iy": (300, 2500), "ih": (450, 2100), "aa": (850, 1200), "ah": (700, 1300)}
     for speaker, (name, mean) in itertools.product(range(1, 77), 2 * list(means.items())):
@@ -59,7 +65,7 @@ def write(path: Path, header: tuple[str, ...], rows: Any) -> None:
 
 def row(name: str, tables: Path, capsys: pytest.CaptureFixture[str], seed: int = 0) -> Any:
     """The row that the script prints of an experiment at the tiny size."""
-    script.run("mixtures", "--tiny", "--row", name, str(seed), "--data", tables)
+    script.experiment("mixtures", "--tiny", "--row", name, str(seed), "--data", tables)
     return json.loads(capsys.readouterr().out)
 
 
@@ -73,7 +79,7 @@ def numbers(value: Any) -> list[float]:
 
 
 def experiments() -> list[Any]:
-    names = set(part("measure").EXPERIMENTS)
+    names = set(command.PARTS)
     names.remove("trees_digits")  # the same code as trees_wine, for ten times as long
     return [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
@@ -97,27 +103,29 @@ def test_a_run_makes_missing_rows_once_and_keeps_sizes_and_data_apart(
     tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [f"--{name}={tmp_path / name}" for name in ("workdir", "rows")]
-    command = [*folders, f"--data={tables}", "--jobs=1", "--only", "tone", "arm_linear"]
+    words = [*folders, f"--data={tables}", "--jobs=1", "--only", "tone", "arm_linear"]
     picture = tmp_path / "tone.png"
-    script.run("mixtures", *command, "--tiny", "--seeds", "3", "--picture", picture)
-    files = sorted((tmp_path / "rows").iterdir())
-    assert [path.name for path in files] == ["arm_linear-3.json", "tone-3.json"]
+    script.experiment("mixtures", *words, "--tiny", "--seeds", "3", "--picture", picture)
+    made = (tmp_path / "rows").read_text()
+    assert {model: [*of] for model, of in read_rows(tmp_path / "rows").items()} == {
+        "arm_linear": [3],
+        "tone": [3],
+    }
     assert "| linear |" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    written = [path.stat().st_mtime_ns for path in files]
-    script.run("mixtures", *command, "--tiny", "--seeds", "3")
-    assert [path.stat().st_mtime_ns for path in files] == written
-    with pytest.raises(SystemExit, match=r"tone-3\.json: made with other size; use other --rows"):
-        script.run("mixtures", *command, "--seeds", "3")
+    script.experiment("mixtures", *words, "--tiny", "--seeds", "3")
+    assert (tmp_path / "rows").read_text() == made
+    with pytest.raises(SystemExit, match="tone, seed 3: made with other size; use other --rows"):
+        script.experiment("mixtures", *words, "--seeds", "3")
 
 
 def test_missing_data_is_one_line_that_names_the_script_which_makes_it(tmp_path: Path) -> None:
     folders = [f"--{name}={tmp_path / name}" for name in ("workdir", "rows", "data")]
     with pytest.raises(SystemExit) as caught:
-        script.run("mixtures", *folders, "--only", "tone")
+        script.experiment("mixtures", *folders, "--only", "tone")
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'data' / 'tone.csv'}: no such file")
-    assert "scripts/prepare_mixtures.py" in message and "\n" not in message
+    assert "python -m scripts.prepare.mixtures" in message and "\n" not in message
 
 
 def test_two_lines_are_found_with_their_slopes(
@@ -134,11 +142,11 @@ def test_other_data_do_not_agree_with_the_results_of_r(
     tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {"stored": {0: row("stored", tables, capsys)}}
-    assert not part("findings").agrees(rows)
+    assert not answer.agrees(rows)
     for figures in rows["stored"][0]["figures"].values():
         for of in figures.values():
             of |= dict.fromkeys(of, 1e-10)
-    assert part("findings").agrees(rows)
+    assert answer.agrees(rows)
 
 
 # The tests of significance
@@ -153,7 +161,7 @@ def test_the_combined_f_statistic_is_the_ratio_of_alpaydins_sums() -> None:
             mean = (first + second) / 2
             above += first**2 + second**2
             below += (first - mean) ** 2 + (second - mean) ** 2
-        statistic, p = part("significance").combined_f(differences)
+        statistic, p = trees.combined_f(differences)
         assert statistic == pytest.approx(above / (2 * below))
         assert 0 < p < 1
 
@@ -163,15 +171,14 @@ def test_the_p_value_of_the_f_test_is_the_share_of_ratios_of_chi_squares_above()
     ratios = (rng.normal(size=(200_000, 10)) ** 2).mean(1)
     ratios /= (rng.normal(size=(200_000, 5)) ** 2).mean(1)
     differences = rng.normal(0.8, 1, (5, 2))
-    statistic, p = part("significance").combined_f(differences)
+    statistic, p = trees.combined_f(differences)
     assert p == pytest.approx((ratios > statistic).mean(), abs=0.005)
 
 
 def test_equal_models_have_a_p_value_of_one() -> None:
-    significance = part("significance")
-    assert significance.combined_f(np.zeros((5, 2))) == (0.0, 1.0)
-    assert significance.combined_f(np.ones((5, 2)))[1] == 0
-    assert significance.mcnemar(0, 0) == 1
+    assert trees.combined_f(np.zeros((5, 2))) == (0.0, 1.0)
+    assert trees.combined_f(np.ones((5, 2)))[1] == 0
+    assert trees.mcnemar(0, 0) == 1
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 9), (3, 4), (0, 5), (6, 6)])
@@ -181,14 +188,14 @@ def test_mcnemars_p_value_is_the_share_of_all_ways_in_which_coins_can_fall(
     total = first + second
     falls = [sum(coins) for coins in itertools.product((0, 1), repeat=total)]
     uneven = [abs(2 * heads - total) >= abs(first - second) for heads in falls]
-    assert part("significance").mcnemar(first, second) == pytest.approx(np.mean(uneven))
+    assert trees.mcnemar(first, second) == pytest.approx(np.mean(uneven))
 
 
 # What the experiments are made of
 
 
 def test_the_arms_energy_changes_by_the_work_of_its_torques_alone() -> None:
-    arm, rng = part("arm"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     angles, velocities, torques = np.split(arm.sample(50, rng)[0], 3, axis=1)
     for friction in (0 * arm.FRICTION, arm.FRICTION):
         pull = arm.accelerations(angles, velocities, torques, friction)
@@ -202,15 +209,15 @@ def test_the_arms_energy_changes_by_the_work_of_its_torques_alone() -> None:
 
 
 def test_the_chosen_settings_have_the_least_error_on_validation_rows() -> None:
-    found = part("methods").measure("cart", 0, 0.1, None)
+    found = methods.measure("cart", 0, 0.1, None)
     settings, errors = zip(*found["validation"], strict=True)
     assert len(set(errors)) == 5 and found["settings"] == settings[int(np.argmin(errors))]
-    assert part("methods").measure("linear", 0, 0.1, None)["validation"] == []
+    assert methods.measure("linear", 0, 0.1, None)["validation"] == []
 
 
 @pytest.mark.parametrize("kind", ["Mixture", "Network"])
 def test_the_gradient_of_a_system_is_the_slope_of_its_error(kind: str) -> None:
-    system, rng = getattr(part("descent"), kind)(3), np.random.default_rng(0)
+    system, rng = getattr(vowels, kind)(3), np.random.default_rng(0)
     x, y = rng.normal(size=(20, 3)), (rng.random(20) < 0.5).astype(float)
     x[:, -1] = 1
     parameters = system.start(3, rng)
@@ -236,7 +243,7 @@ def test_the_gradient_of_a_system_is_the_slope_of_its_error(kind: str) -> None:
 
 
 def test_no_speaker_is_in_training_and_test_rows(tables: Path) -> None:
-    data = part("vowels").split(tables)
+    data = vowels.split(tables)
     assert len(data.x) == 50 * 8 and len(data.x_test) == 25 * 8
     both = {tuple(each) for each in data.x} & {tuple(each) for each in data.x_test}
     assert not both and data.y.mean() == data.y_test.mean() == 0.5
@@ -296,7 +303,7 @@ def cells(table: str) -> dict[str, list[str]]:
 
 
 def test_the_step_of_a_system_has_the_fewest_passes_of_those_with_which_most_runs_end() -> None:
-    table = cells(part("show").vowels(stored_rows()))
+    table = cells(page.vowels(stored_rows()))
     assert table["4 experts, gradient descent"][:4] == ["1,124 (23)", "110 (10)", "2 of 2", "8"]
     assert table["8 experts, gradient descent"][1:4] == ["80 (0)", "2 of 2", "16"]
     assert table["network of 12 hidden units"][1:4] == ["220 (0)", "1 of 2", "16"]
@@ -305,7 +312,7 @@ def test_the_step_of_a_system_has_the_fewest_passes_of_those_with_which_most_run
 
 
 def test_errors_of_the_arm_stand_beside_the_papers() -> None:
-    table = cells(part("show").arm(stored_rows()))
+    table = cells(page.arm(stored_rows()))
     assert table["linear"] == ["0.310 (0.300 to 0.320)", "0.31", "+0.00", "1", "1", "-"]
     assert table["hierarchy by EM, 16 experts"] == [
         *("0.110 (0.100 to 0.120)", "0.10", "+0.01", "35", "35", "passes 35")
@@ -315,19 +322,19 @@ def test_errors_of_the_arm_stand_beside_the_papers() -> None:
 
 def test_the_soft_tree_is_better_only_where_the_f_test_says_so() -> None:
     rows = stored_rows()
-    assert part("findings").verdicts(rows, "cart")["better"] == ["breast_cancer"]
-    assert part("findings").verdicts(rows, "boosting")["neither"] == ["breast_cancer"]
-    assert "| CART | 9.00 (9.00 to 9.00) | -5.00 | **0.002** |" in part("show").trees(rows)
+    assert answer.verdicts(rows, "cart")["better"] == ["breast_cancer"]
+    assert answer.verdicts(rows, "boosting")["neither"] == ["breast_cancer"]
+    assert "| CART | 9.00 (9.00 to 9.00) | -5.00 | **0.002** |" in page.trees(rows)
 
 
 def test_the_answer_has_a_part_for_each_experiment_that_was_measured() -> None:
     rows = stored_rows(6)
-    text = " ".join(part("answer").answer(rows).split())
+    text = " ".join(answer.answer(rows).split())
     assert "On the vowels, experts need fewer passes than a network: **yes**" in text
     assert "beats a linear model of the arm: **yes**" in text
     assert "arm: linear 0.31 (paper 0.31), hierarchy 0.11 (paper 0.10)" in text
     assert "tone" not in text and "CART on **1 of 1** data sets" in text
-    empty = part("show").sections({}, "a machine")
+    empty = page.sections({}, "a machine")
     assert set(empty) == set(re.findall("<!-- (.*): begin -->", PAGE.read_text()))
     assert all("Not measured yet." in section for section in empty.values())
 
@@ -336,14 +343,14 @@ def test_a_run_that_does_not_end_has_the_most_passes() -> None:
     rows = stored_rows(6)
     for seed in (1, 3, 5):
         rows["vowels"][seed]["figures"]["gradient_4"]["8.0"]["passes"] = None
-    text = " ".join(part("answer").answer({"vowels": rows["vowels"]}).split())
+    text = " ".join(answer.answer({"vowels": rows["vowels"]}).split())
     assert "experts need fewer passes than a network: cannot tell" in text
     assert "of 4 experts 50 (paper 1,124; 3 of 6 runs end)" in text
     assert "of a network of 6 units 210 (paper 2,209)" in text
 
 
 def test_one_number_is_less_than_another_only_where_a_test_says_so() -> None:
-    less = part("findings").less
+    less = answer.less
     assert less([1, 2, 3, 4, 90], [50, 51, 52, 53, 54]) == "cannot tell"
     assert less([*range(24), 90], range(50, 75)) == "**yes**"
     assert less(range(50, 75), [*range(24), np.inf]) == "**no**"
@@ -351,7 +358,7 @@ def test_one_number_is_less_than_another_only_where_a_test_says_so() -> None:
 
 def test_an_answer_has_all_rows_that_it_compares() -> None:
     rows = stored_rows()
-    text = part("answer").answer({"arm_hierarchy": rows["arm_hierarchy"]})
+    text = answer.answer({"arm_hierarchy": rows["arm_hierarchy"]})
     assert "Not measured yet" in text and "arm" not in text
 
 
@@ -360,7 +367,7 @@ def test_the_soft_tree_is_counted_on_the_data_sets_that_were_measured() -> None:
     level = json.loads(json.dumps(trees))
     level["figures"]["tests"]["cart"]["p"] = 0.5
     rows = {"trees_wine": {0: trees}, "trees_digits": {0: level}}
-    text = " ".join(part("answer").answer(rows).split())
+    text = " ".join(answer.answer(rows).split())
     assert "soft tree errs less than CART on **1 of 2** data sets" in text
     assert "CART 1 and 0, random forest 0 and 0" in text
 
@@ -369,15 +376,15 @@ def test_a_soft_tree_is_better_only_after_the_correction_for_all_tests_of_the_ta
     (trees,) = stored_rows()["trees_breast_cancer"].values()
     trees["figures"]["tests"]["cart"]["p"] = 0.03  # of four tests
     rows = {"trees_wine": {0: trees}}
-    assert part("findings").verdicts(rows, "cart")["neither"] == ["wine"]
-    assert "| -5.00 | 0.030 |" in part("show").trees(rows)
-    stored = script.module("experiments").read_rows(ROWS)
-    assert part("findings").verdicts(stored, "cart")["better"] == ["digits"]
+    assert answer.verdicts(rows, "cart")["neither"] == ["wine"]
+    assert "| -5.00 | 0.030 |" in page.trees(rows)
+    stored = read_rows(ROWS / "mixtures.jsonl")
+    assert answer.verdicts(stored, "cart")["better"] == ["digits"]
 
 
 def test_figures_are_drawn_from_any_part_of_the_rows() -> None:
     rows = stored_rows()
-    labels = [entry.label for entry in part("vowels").SYSTEMS.values()][::-1]
+    labels = [entry.label for entry in vowels.SYSTEMS.values()][::-1]
     arm = ["hierarchy by EM, 16 experts", "linear"]
     trees = ["breast cancer\n569 rows, 2 classes"]
     for some, expected in (
@@ -385,30 +392,28 @@ def test_figures_are_drawn_from_any_part_of_the_rows() -> None:
         ({"vowels": rows["vowels"]}, [labels, [], []]),
         (rows, [labels, arm, trees]),
     ):
-        axes = part("plots").plot(some).axes
+        axes = plots.plot(some).axes
         assert [[label.get_text() for label in ax.get_yticklabels()] for ax in axes] == expected
     dots = {tuple(line.get_xdata()) for line in axes[0].lines}
     assert {(100, 120), (110,), (1124,)} <= dots  # the runs of 4 experts, their mean, the paper's
 
 
 def test_committed_rows_are_full_ones_of_the_known_data(tables: Path) -> None:
-    known = script.module("prepare_mixtures").CHECKSUMS
+    known = prepare.CHECKSUMS
     options = SimpleNamespace(data=tables)
-    paths = list(ROWS.glob("*.json"))
-    assert paths
-    for path in paths:
-        stored = json.loads(path.read_text())
-        experiment = part("measure").EXPERIMENTS[stored["model"]]
-        assert path.stem == f"{stored['model']}-{stored['seed']}"
-        assert stored["seed"] in range(experiment.seeds) and stored["size"] == "full", path.name
-        assert stored["data"] == {name: known[name] for name in experiment.data(options)}, path.name
+    rows = read_rows(ROWS / "mixtures.jsonl")
+    assert rows.keys() == command.PARTS.keys()
+    for name, part in command.PARTS.items():
+        assert [*rows[name]] == [*range(part.seeds)], name
+        for row in rows[name].values():
+            assert row["size"] == "full", name
+            assert row["data"] == {table: known[table] for table in part.data(options)}, name
 
 
 # The preparation
 
 
 def test_a_table_with_other_numbers_is_refused_by_name() -> None:
-    prepare = script.module("prepare_mixtures")
     text = prepare.as_csv([("x", "y"), (1.5, 2)])
     assert text == "x,y\n1.5,2\n"
     with pytest.raises(SystemExit, match=r"tone\.csv: SHA-256 \w{64}, expected 00: other versions"):
@@ -417,7 +422,7 @@ def test_a_table_with_other_numbers_is_refused_by_name() -> None:
 
 def test_a_missing_package_is_one_line_that_says_where_the_commands_are(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
-        script.run("prepare_mixtures", tmp_path / "out", "--debian", tmp_path)
+        script.run("prepare.mixtures", tmp_path / "out", "--debian", tmp_path)
     assert re.search(
         "No module named '(parselmouth|rdata)'.*starts with the commands", str(caught.value)
     )

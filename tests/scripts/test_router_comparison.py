@@ -11,7 +11,7 @@ from vmoe.data.pipeline import ORDER
 
 def run(folder: Path, *options: str) -> None:
     folders = [f"--{name}={folder / name}" for name in ("workdir", "rows")]
-    script.run("routers", "--jobs", "1", *folders, *options)
+    script.experiment("routers", "--jobs", "1", *folders, *options)
 
 
 def table(text: str) -> list[list[str]]:
@@ -21,7 +21,7 @@ def table(text: str) -> list[list[str]]:
 def test_stored_rows_are_compared_with_token_choice_and_the_best_on_validation_is_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "rows").mkdir()
+    rows = []
     tests = {
         "token_choice": (0.5, 0.75, 0.625),
         "hash": (0.875, 1.0, 0.875),
@@ -34,7 +34,8 @@ def test_stored_rows_are_compared_with_token_choice_and_the_best_on_validation_i
             row |= {"test": accuracy, "validation": 1 - accuracy, "flops_per_image": 5e6}
             if model != "dense":
                 row |= {"dropped": 0.125, "load": {"1": [0.5, 0.25, 0.25], "3": [0.4, 0.4, 0.2]}}
-            (tmp_path / "rows" / f"{model}-{seed}.json").write_text(json.dumps(row))
+            rows.append(json.dumps(row) + "\n")
+    (tmp_path / "rows").write_text("".join(rows))
     run(tmp_path, "--only", *tests, "--steps", "4")
     assert not list((tmp_path / "workdir").iterdir())
     lines = {line[0]: line[1:7] for line in table(capsys.readouterr().out)}
@@ -55,7 +56,7 @@ def test_a_model_is_trained_evaluated_and_gets_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, "--only", "zero", "--seeds", "0", "--steps", "4")
-    row = json.loads((tmp_path / "rows" / "zero-0.json").read_text())
+    row = json.loads((tmp_path / "rows").read_text())
     assert (row["model"], row["seed"], row["steps"]) == ("zero", 0, 4)
     assert (row["images_validation"], row["images_test"]) == (180, 360)
     assert {block: len(load) for block, load in row["load"].items()} == {"1": 8, "3": 8}

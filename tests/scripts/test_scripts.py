@@ -16,10 +16,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.script import module, run
+from scripts.bench import classic
+from scripts.experiments import check_capacity
+from tests.script import experiment, run
 from vmoe.data.sources import open_source
 
 ROOT = Path(__file__).parents[2]
+PREPARE_EMOJI = [sys.executable, "-m", "scripts.prepare.emoji"]
 
 
 def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +103,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
 ) -> None:
     sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --rows 600 --repeats 1 --compile"
     sections = ("routing", "layer", "start", "parallel", "classic")
-    run("bench", "--out", tmp_path / "bench", *sections, *sizes.split())
+    run("bench.__main__", "--out", tmp_path / "bench", *sections, *sizes.split())
     measured = json.loads((tmp_path / "bench.json").read_text())
     assert measured["peak_rss_mb"] > 0 and measured["machine"]["jax"]
     rows = {(row["section"], row["what"], row["to"]): row for row in measured["rows"]}
@@ -125,14 +128,13 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
     assert ("classic", "loop of NumPy", "vmoe") in rows
     assert "batched experts" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        run("bench", "layers")
+        run("bench.__main__", "layers")
     assert "no section 'layers'" in capsys.readouterr().err
 
 
 def test_the_bench_says_why_it_leaves_flexmix_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classic = module("benchmarks.classic")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert classic.flexmix(*classic.problem(10)) is None
     assert capsys.readouterr().err == "flexmix is left out: there is no Rscript\n"
@@ -149,18 +151,13 @@ def test_the_bench_says_why_it_leaves_flexmix_out(
 def test_per_block_and_uniform_routing_are_compared_on_the_test_split(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("check_capacity", tiny_run, "--data", "digits", "--images", "64")
+    experiment("check_capacity", tiny_run, "--data", "digits", "--images", "64")
     table = capsys.readouterr().out.splitlines()
     first, _, *rows = (line.strip("| ").split(" | ") for line in table)
     assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
     budget, trained, per_block, uniform, *differences = rows[0][:6]
     assert (budget, *differences) == ("1x", "+0.00 ± 0.00", "+0.00 ± 0.00")
     assert trained == per_block == uniform
-
-
-@pytest.fixture(scope="module")
-def check_capacity() -> Any:
-    return module("check_capacity")
 
 
 def evaluated(*right: int) -> SimpleNamespace:
@@ -179,7 +176,7 @@ def compared(groups: str) -> dict[str, Any]:
     return rows | {"accuracy": 0.25, "accuracy_uniform": 0.125}
 
 
-def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capacity: Any) -> None:
+def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once() -> None:
     """The error of a difference is over the labeled images, each with its mean over the models."""
     rows = compared("abcde")
     (line,) = check_capacity.lines_of([{0.5: rows}])
@@ -192,14 +189,14 @@ def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capa
     assert list(check_capacity.lines_of([{0.5: rows}] * 2)) == [line]
 
 
-def test_drawings_of_one_emoji_are_no_more_evidence_than_one(check_capacity: Any) -> None:
+def test_drawings_of_one_emoji_are_no_more_evidence_than_one() -> None:
     (line,) = check_capacity.lines_of([{0.5: compared("aabbc")}])
     error = 100 * np.std([0.5, 0.0], ddof=1) / np.sqrt(2)  # of two emoji
     assert line[4] == f"+25.00 ± {error:.2f}"
 
 
 def test_a_model_that_is_missing_ends_the_comparison_with_the_message_of_the_search(
-    check_capacity: Any, capfd: pytest.CaptureFixture[str]
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         check_capacity.rows_of("gone", "digits", 64)
@@ -245,7 +242,7 @@ def emoji_package(
 def prepare_emoji(
     destination: Path, packages: Mapping[str, Path], *options: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py"), str(destination)]
+    command = [*PREPARE_EMOJI, str(destination)]
     given = [word for vendor, path in packages.items() for word in (f"--{vendor}", str(path))]
     return subprocess.run([*command, *given, *options], capture_output=True, text=True)
 
@@ -326,7 +323,7 @@ def test_emoji_packages_are_downloaded_with_npm(tmp_path: Path) -> None:
     )
     npm.chmod(0o755)
     result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py"), str(tmp_path / "out")],
+        [*PREPARE_EMOJI, str(tmp_path / "out")],
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -339,7 +336,7 @@ def test_emoji_packages_are_downloaded_with_npm(tmp_path: Path) -> None:
 def test_a_corrupt_emoji_package_leaves_nothing_behind(tmp_path: Path) -> None:
     package = emoji_package(tmp_path / "google", "google", ["a"])
     next((package / "img").rglob("a.png")).write_bytes(b"no image")
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py"), str(tmp_path / "out")]
+    command = [*PREPARE_EMOJI, str(tmp_path / "out")]
     for options, message in (
         (("--google", package, "--twitter", tmp_path), "a.png: cannot identify image"),
         (("--google", tmp_path / "gone", "--twitter", tmp_path), "No such file or directory"),
@@ -352,7 +349,7 @@ def test_a_corrupt_emoji_package_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_shell_scripts_pass_shellcheck() -> None:
-    scripts = [str(path) for path in (ROOT / "scripts").glob("*.sh")]
+    scripts = [str(path) for path in (ROOT / "scripts").rglob("*.sh")]
     result = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
         capture_output=True,
@@ -372,7 +369,14 @@ def test_a_slurm_job_requeues_itself_only_after_it_was_stopped_and_saved(
         path.write_text(f'#!/bin/sh\necho {name} "$@" >>"{tmp_path}/calls"\n{body}\n')
         path.chmod(0o755)
     result = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "slurm.sh"), "my config.py", "runs/x", "--steps", "3"],
+        [
+            "bash",
+            str(ROOT / "scripts" / "launch" / "slurm.sh"),
+            "my config.py",
+            "runs/x",
+            "--steps",
+            "3",
+        ],
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
     )
     assert result.returncode == status
@@ -386,7 +390,7 @@ def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_argu
     def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
         script, *rest = arguments
         return subprocess.run(
-            ["bash", str(ROOT / "scripts" / script), *rest],
+            ["bash", str(ROOT / "scripts" / "launch" / script), *rest],
             capture_output=True,
             text=True,
             env=os.environ | {"DRY_RUN": "1"},
@@ -403,7 +407,7 @@ def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_argu
 
 
 def test_a_jobset_sets_the_jax_distributed_variables_of_its_pods() -> None:
-    jobset = yaml.safe_load((ROOT / "scripts" / "jobset.yaml").read_text())
+    jobset = yaml.safe_load((ROOT / "scripts" / "launch" / "jobset.yaml").read_text())
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     container = job["template"]["spec"]["containers"][0]
     variables = {one["name"]: one.get("value") for one in container["env"]}

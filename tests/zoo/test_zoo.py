@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 import vmoe
-from tests import command, script
+from scripts.maintain import zoo as write_zoo
+from tests import command
 from vmoe import models, zoo
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
-write_zoo = script.module("write_zoo")
 SAMPLES = {
     "vmoe_fashion_mnist": ("fashion_mnist_sample", 512),
     "vit_fashion_mnist": ("fashion_mnist_sample", 512),
@@ -55,7 +55,8 @@ def test_a_packaged_model_is_created_by_its_name_with_or_without_tag(
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_card_of_a_packaged_model_is_what_the_script_writes_today(name: str) -> None:
-    """From the measurements next to it; else run scripts/write_zoo.py --keep measurements."""
+    """From the measurements next to it; else run ``python -m scripts.maintain.zoo``
+    with ``--keep measurements``."""
     folder = zoo.PACKAGED / name
     assert (folder / "README.md").read_text() == write_zoo.card_of(name)
     metadata = yaml.safe_load(write_zoo.card_of(name).split("---\n")[1])

@@ -2,7 +2,7 @@
 
 ``vmoe_s32_last2_e8.in1k_light`` names weights for the model ``vmoe_s32_last2_e8``. The name without
 a tag means the first entry of the model. The weights for Fashion-MNIST and emoji are in folders
-next to this file, each with its model card (``scripts/write_zoo.py``). A published checkpoint is
+next to this file, each with its model card (``scripts/maintain/zoo.py``). A published checkpoint is
 downloaded when it is first used. Its accuracies were published by its authors and not measured
 again; its config has the capacity factor at which the authors measured them.
 """
@@ -75,7 +75,7 @@ class Entry(NamedTuple):
 _NOT_MEASURED: Mapping[str, float] = MappingProxyType({})
 _BEST_OF_3 = "{}, the best of three seeds on the validation split"
 _FASHION_MNIST = _BEST_OF_3.format("Fashion-MNIST, 8,000 steps")
-_OURS = "scripts/write_zoo.py"
+_OURS = "scripts/maintain/zoo.py"
 ENTRIES = (
     Entry(
         "vmoe_fashion_mnist",

@@ -5,8 +5,8 @@ digits       1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships: t
              split by class, always in the same way: 70% train (1,257), 10% validation (180) and
              20% test (360).
 NAME_sample  test images to try trained models without a download: 512 of Fashion-MNIST, and 128
-             emoji (``scripts/prepare_emoji.py``). Their files and licenses are next to this module;
-             ``scripts/write_zoo.py`` writes them.
+             emoji (``scripts/prepare/emoji.py``). Their files and licenses are next to this module;
+             ``scripts/maintain/zoo.py`` writes them.
 synthetic:ITEMS[:SIZE[:CLASSES]]
              to try a run without data. SIZE pixels on each side (default 224), CLASSES (1,000).
              An image is a JPEG file of random coarse colors. Its class is its index modulo

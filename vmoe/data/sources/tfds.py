@@ -20,8 +20,8 @@ labels without images. Building the index checks all labels. If no index is need
 on a ClassLabel, only 64 examples are checked first; a label without a class is an error when it is
 read.
 
-TFDS prepares many data sets only with TensorFlow. ``scripts/prepare_imagenet.py`` and
-``scripts/prepare_folder.py`` write this form without it. Other forms are an error: reading tfrecord
+TFDS prepares many data sets only with TensorFlow. ``scripts/prepare/imagenet.py`` and
+``scripts/prepare/folder.py`` write this form without it. Other forms are an error: reading tfrecord
 files needs TensorFlow, and Parquet files of TFDS lose rows.
 """
 

@@ -1,0 +1,1 @@
+"""What one does in this repository, beside the library: see README.md."""

@@ -1,0 +1,1 @@
+"""Measurements of this machine: ``python -m scripts.bench``, a section a file."""

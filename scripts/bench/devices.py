@@ -1,0 +1,115 @@
+"""Measure an MoE layer that is split over devices; ``bench.py parallel`` runs this script.
+
+Eight virtual devices share this machine's cores. The total work is constant, so the times show the
+overhead of the split. The script measures the time on 1, 2, 4 and 8 devices relative to one. It
+reads from the compiled program the bytes that each device sends, relative to the minimum: slots x
+width x bytes per number x (n - 1) / n for each all-to-all, two forward and four with the backward
+pass. It prints a JSON list of rows.
+"""
+
+import argparse
+import functools
+import json
+
+import jax
+from flax import nnx
+
+from scripts.bench.measure import IMAGE_TOKENS, Program, Row, rows_of
+from vmoe.config import MoEConfig, ViTConfig
+from vmoe.costs.collectives import COMPILER_OPTIONS, parse_collectives
+from vmoe.mesh import place
+from vmoe.nn.moe import MoE
+from vmoe.routing import slots_and_factor
+from vmoe.sharding import Placement
+
+DEVICES = 8
+ALL_TO_ALLS = {"forward": 2, "f+b": 4}
+
+
+def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> dict:
+    """The layer's forward and backward passes on a placement, lowered, and their arguments."""
+    d, b = options.width, options.images
+    moe = MoE.from_config(
+        config, d, options.hidden, IMAGE_TOKENS, placement=placement, rngs=nnx.Rngs(0)
+    )
+    graph, state = nnx.split(moe)
+    params = nnx.to_pure_dict(state)
+    tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d))
+    shardings = placement.params(params)
+    if placement.mesh is not None:
+        params = jax.device_put(params, shardings)
+        tokens = jax.device_put(tokens, placement.batch())
+
+    def forward(params: dict, tokens: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params)(tokens)
+
+    def loss(params: dict, tokens: jax.Array) -> jax.Array:
+        return (forward(params, tokens) ** 2).sum()
+
+    to_both = None if placement.mesh is None else (shardings, placement.batch())
+    both = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=to_both)
+    return {
+        way: (function.lower(params, tokens), (params, tokens))
+        for way, function in {"forward": jax.jit(forward), "f+b": both}.items()
+    }
+
+
+def slots(options: argparse.Namespace, config: MoEConfig) -> int:
+    """The number of slots of all experts on one device."""
+    images = options.images // DEVICES
+    c, _ = slots_and_factor(config, config.images_per_group * IMAGE_TOKENS)
+    return images // config.images_per_group * config.num_experts * c
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("width", "hidden", "images", "experts", "repeats"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args()
+    config = MoEConfig(
+        num_experts=options.experts,
+        images_per_group=max(1, options.images // DEVICES),
+        implementation="batched",
+    )
+    model = ViTConfig(sparse_blocks=(0,), moe=config)
+    case = {"e": config.num_experts, "tokens": options.images * IMAGE_TOKENS, "d": options.width}
+    programs, sent = {}, []
+    for n in (1, 2, 4, 8):
+        placement = place(model, jax.devices()[:n], mesh=f"expert={n}" if n > 1 else "")
+        for way, (lowered, arguments) in layer(options, placement, config).items():
+            program = lowered.compile()
+            temp = program.memory_analysis().temp_size_in_bytes / 1e6
+            run = functools.partial(program, *arguments)
+            programs[f"{_devices(n)}, {way}"] = Program(run, temp)
+            if n == DEVICES:
+                sent.append(row_of_bytes(lowered, way, case, slots(options, config), options.width))
+    ratios = {
+        f"{_devices(n)}, {way}": [(f"{_devices(1)}, {way}", "")]
+        for n in (2, 4, 8)
+        for way in ALL_TO_ALLS
+    }
+    rows = rows_of("parallel", case, programs, options.repeats, ratios) + sent
+    print(json.dumps([row._asdict() for row in rows]))
+
+
+def _devices(n: int) -> str:
+    return "1 device" if n == 1 else f"{n} devices"
+
+
+def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
+    """The bytes that one device sends in all-to-alls, relative to the minimum."""
+    text = lowered.compile(COMPILER_OPTIONS).as_text() or ""
+    sent = sum(
+        collective.bytes_sent
+        for collective in parse_collectives(text)
+        if collective.kind == "all-to-all"
+    )
+    minimum = ALL_TO_ALLS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
+    what, to = f"all-to-all of {DEVICES} devices, {way}", "slots x width"
+    ratio, mb = sent / minimum, sent / 1e6
+    return Row("parallel", case, what, None, None, ratio, to, "<= 1.00", sent_mb=mb)
+
+
+if __name__ == "__main__":
+    main()

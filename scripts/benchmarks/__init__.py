@@ -1,1 +1,0 @@
-"""The sections of ``scripts/bench.py``, one per file."""

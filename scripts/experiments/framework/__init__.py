@@ -1,0 +1,1 @@
+"""What experiments share: rows that are made once, differences with their errors, and pages."""

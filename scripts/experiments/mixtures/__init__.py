@@ -1,0 +1,1 @@
+"""Classic mixtures: published results, measured again; ``command`` says which."""

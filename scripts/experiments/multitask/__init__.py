@@ -1,0 +1,1 @@
+"""Multi-task models: published results, measured again; ``command`` says which."""

@@ -1,0 +1,1 @@
+"""Data sets as files, each from where its authors or distributors keep it."""

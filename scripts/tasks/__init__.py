@@ -1,1 +1,0 @@
-"""Experiments with several tasks: see ``scripts/multitask.py``."""
