@@ -1,4 +1,4 @@
-"""Measure an MoE layer that is split over devices; ``bench.py parallel`` runs this script.
+"""Measure an MoE layer that is split over devices; ``scripts.bench parallel`` runs this.
 
 Eight virtual devices share this machine's cores. The total work is constant, so the times show the
 overhead of the split. The script measures the time on 1, 2, 4 and 8 devices relative to one. It

@@ -1,4 +1,4 @@
-"""Measure the first batch of a data set of any length; ``bench.py data`` runs this script.
+"""Measure the first batch of a data set of any length; ``scripts.bench data`` runs this.
 
     python -m scripts.bench.first_batch ITEMS WORKERS
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import vmoe
-from scripts.maintain import zoo as write_zoo
+from scripts.maintain import zoo as zoo_script
 from tests import command
 from vmoe import models, zoo
 from vmoe.data.sources import open_source
@@ -58,8 +58,8 @@ def test_the_card_of_a_packaged_model_is_what_the_script_writes_today(name: str)
     """From the measurements next to it; else run ``python -m scripts.maintain.zoo``
     with ``--keep measurements``."""
     folder = zoo.PACKAGED / name
-    assert (folder / "README.md").read_text() == write_zoo.card_of(name)
-    metadata = yaml.safe_load(write_zoo.card_of(name).split("---\n")[1])
+    assert (folder / "README.md").read_text() == zoo_script.card_of(name)
+    metadata = yaml.safe_load(zoo_script.card_of(name).split("---\n")[1])
     assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "vmoe"
     (result,) = metadata["model-index"][0]["results"]
     entry = zoo.find(name)
@@ -103,16 +103,16 @@ def test_the_script_writes_the_best_run_with_its_card(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_run, tmp_path / "run-0")
-    monkeypatch.setattr(write_zoo, "SEEDS", (0,))
-    monkeypatch.setattr(write_zoo, "vmoe", lambda *words: json.loads(command.vmoe(*words).stdout))
-    digits = write_zoo.DATA["fashion_mnist"]._replace(name="digits", sample=("digits", 8))
-    monkeypatch.setattr(write_zoo, "DATA", {"digits": digits})
-    model = write_zoo.Model(str(tmp_path / "run"), "tiny.py", "digits")
-    monkeypatch.setattr(write_zoo, "MODELS", {"tiny": model})
-    monkeypatch.setattr(write_zoo, "path_of", lambda name: tmp_path / f"{name}.npz")
+    monkeypatch.setattr(zoo_script, "SEEDS", (0,))
+    monkeypatch.setattr(zoo_script, "vmoe", lambda *words: json.loads(command.vmoe(*words).stdout))
+    digits = zoo_script.DATA["fashion_mnist"]._replace(name="digits", sample=("digits", 8))
+    monkeypatch.setattr(zoo_script, "DATA", {"digits": digits})
+    model = zoo_script.Model(str(tmp_path / "run"), "tiny.py", "digits")
+    monkeypatch.setattr(zoo_script, "MODELS", {"tiny": model})
+    monkeypatch.setattr(zoo_script, "path_of", lambda name: tmp_path / f"{name}.npz")
     monkeypatch.setattr(zoo, "PACKAGED", tmp_path / "zoo")
-    monkeypatch.setattr("sys.argv", ["write_zoo.py", "tiny", "--digits", "digits"])
-    write_zoo.main()
+    monkeypatch.setattr("sys.argv", ["zoo", "tiny", "--digits", "digits"])
+    zoo_script.main()
     text = (tmp_path / "zoo" / "tiny" / "README.md").read_text()
     assert "run-0 (run, raw weights)" in text and "| `digits:test` | 360 | " in text
     assert "% of the predictions on 8 images of `digits` depend" in text
