@@ -75,7 +75,7 @@ def package(path: Path, files: Mapping[str, bytes]) -> Path:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What scripts.prepare.census makes of random people: the old earn more, the young never married."""
+    """The files of random people: the old earn more, the young never married."""
     folder, random = tmp_path_factory.mktemp("census"), np.random.default_rng(0)
     files = {}
     for split, n in PEOPLE.items():
