@@ -175,7 +175,7 @@ ax.grid(alpha=0.3)
 
 # %% tags=["long"]
 results = [
-    evaluate(loaded.model, source, preprocessing=loaded.preprocessing, image_size=size)
+    evaluate(loaded.model, source, preprocessing=loaded.preprocessing.scaled(size))
     for size in image_sizes
 ]
 figure, ax = plt.subplots(figsize=(8, 3))

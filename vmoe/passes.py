@@ -114,9 +114,14 @@ def run(
     """Runs a program on batches.
 
     A batch is read and uploaded while the devices still compute the one before.
+
+    Raises:
+        UsageError: a batch cannot be split evenly over the devices.
     """
-    running: tuple[Batch, Batch, Any] | None = None
+    _, shards = placement.process_shard()
+    running: tuple[Batch, Any, Any] | None = None
     for batch in batches:
+        placement.check_batch(shards * len(batch.images))
         on_devices = placement.make_global_array(batch)
         previous, running = running, (batch, on_devices, program(on_devices))
         if previous:
@@ -125,9 +130,9 @@ def run(
         yield _part(*running)
 
 
-def _part(batch: Batch, on_devices: Batch, results: tuple[Any, Any]) -> Part:
+def _part(batch: Batch, on_devices: Any, results: tuple[Any, Any]) -> Part:
     valid = batch.valid
-    if not distributed.is_single_process():
+    if not on_devices.valid.is_fully_addressable:
         valid = np.asarray(multihost_utils.process_allgather(on_devices.valid, tiled=True))
     outputs, sums = jax.device_get(results)
     return Part(batch, valid, jax.tree.map(lambda x: x[valid], outputs), sums)
@@ -145,14 +150,16 @@ def measure(
     Raises:
         UsageError: no image can be read; every process raises it. Or as for ``evaluation_batches``.
     """
-    parts = list(run(program, read(source, preprocessing, reading, placement), placement))
-    places = np.flatnonzero(np.concatenate([part.valid for part in parts]))
-    indices = evaluation_order(len(source))[places]
+    batches = read(source, preprocessing, reading, placement)
+    # Not the batches: all pixels of the source may not fit in memory.
+    parts = [part[1:] for part in run(program, batches, placement)]
+    valid, outputs, sums = zip(*parts, strict=True)
+    indices = evaluation_order(len(source))[np.flatnonzero(np.concatenate(valid))]
     if not len(indices):
         raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
     order = np.argsort(indices)
-    outputs = jax.tree.map(lambda *x: np.concatenate(x)[order], *(part.outputs for part in parts))
-    return Measured(outputs, indices[order], jax.tree.map(_sum, *(part.sums for part in parts)))
+    in_order = jax.tree.map(lambda *x: np.concatenate(x)[order], *outputs)
+    return Measured(in_order, indices[order], jax.tree.map(_sum, *sums))
 
 
 def _sum(*parts: Any) -> Any:

@@ -262,4 +262,5 @@ def _of_each(
         return logits, None
 
     parts = [part.outputs for part in passes.run(program, batches, placement)]
-    return dict(zip(runs, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    by_name = zip(runs, *parts, strict=True)
+    return {name: np.concatenate(each) for name, *each in by_name if each}

@@ -160,7 +160,7 @@ class MixtureEstimator(BaseEstimator):
         return fit
 
     def _keep_best(self, fits: list[em.Fit], rows: Rows) -> Iterator[Warning]:
-        """Stores the best fit, with the memory of its rows, after what to warn of."""
+        """Gives what to warn of, then stores the best fit and the memory of its rows."""
         reached = [fit.history[-1] for fit in fits]
         fit = fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]
         if not fit.converged:

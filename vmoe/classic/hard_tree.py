@@ -15,7 +15,7 @@ from vmoe.classic.rows import Rows
 from vmoe.classic.tree import hard_route
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HardTree:
     """A decision tree with the splits and the experts of a mixture.
 

@@ -113,7 +113,7 @@ def _refuse_without_effect(args: Any) -> None:
 
 
 def _given(args: Any, name: str) -> bool:
-    """Whether a field, or one in a section (method.gradient_path), differs from its default."""
+    """Whether a field, or one in a section (routing.images_per_group), differs from its default."""
     section, _, rest = name.partition(".")
     (default,) = (field.default for field in dataclasses.fields(args) if field.name == section)
     value = getattr(args, section)

@@ -76,9 +76,9 @@ class StudyArgs:
     images: int = 512
     """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 64
-    """Images per batch. Images of one batch can compete for slots."""
+    """Images per batch."""
     routing: RoutingOverrides = RoutingOverrides()
-    """Routing settings of --checkpoint; a second model keeps its own."""
+    """Routing settings of --checkpoint."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False

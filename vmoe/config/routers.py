@@ -67,7 +67,7 @@ class RouterConfig(Checked):
 
     @property
     def normalize_weights(self) -> bool:
-        """Whether to divide a token's combine weights by their sum, if users choose it."""
+        """Whether to divide a token's combine weights by their sum; False without that setting."""
         return False
 
     @property

@@ -282,7 +282,7 @@ class ViT(nnx.Module):
         return [outputs[i] for i in chosen]
 
     def reset_classifier(self, num_classes: int, *, seed: int = 0) -> None:
-        """Replaces the last layer by a new one, as in timm; with 0 classes by none."""
+        """Replaces the last layer by a new one, as in timm; 0 classes: no last layer."""
         self.config = replace(self.config, num_classes=num_classes)
         dtype = jnp.dtype(self.config.dtype)
         self.head.classes = Head(self.config, dtype=dtype, rngs=nnx.Rngs(seed)).classes

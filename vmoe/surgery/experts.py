@@ -9,8 +9,8 @@ The capacity factor does not change. An expert has s * k * capacity_factor / e s
 gives each remaining expert more slots, and adding experts gives each fewer. A fixed ``capacity``
 is a number of slots per expert and stays.
 
-All raise a UsageError that names the block if it is not sparse or has no such expert, if its router
-is soft, or if it would have fewer experts than k or than are to be kept.
+All raise a UsageError that names the block if it is not sparse, has no such expert, or has a soft
+router; or if fewer experts than k would be left, or there are fewer than are to be kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -83,16 +83,17 @@ def on_wait(run: Run) -> Callable[[int], None]:
 
 
 def reading(run: Run, batch_size: int = 1) -> Reading:
-    """How one process reads images to evaluate; a signal ends the wait for them."""
+    """How one process reads images in its threads; a signal ends the wait for them."""
     add = run.left_out.add if run.config.data.on_error == "replace" else None
-    return Reading(batch_size, run.workers, on_unreadable=add, on_wait=on_wait(run))
+    return Reading(batch_size, on_unreadable=add, on_wait=on_wait(run))
 
 
 def reading_together(run: Run, batch_size: int) -> Reading:
-    """How all processes read images to evaluate; a signal to one ends the pass in all."""
+    """How all processes read images, by workers; a signal to one ends the pass in all."""
 
     def check_signals() -> None:
         if distributed.any_process(bool(run.signals.requested)):
             raise Interrupted
 
-    return dataclasses.replace(reading(run, batch_size), on_batch=check_signals)
+    one = reading(run, batch_size)
+    return dataclasses.replace(one, workers=run.workers, on_batch=check_signals)

@@ -341,7 +341,7 @@ class IndexWriter:
         return Columns(_map_all(self.folder, self._columns))
 
     def finish(self, **info: Any) -> Index:
-        """Writes the metadata and ``Index.info``, which are JSON values, and opens the index."""
+        """Writes the metadata and ``Index.info`` (JSON values), and opens the index."""
         for file in self._files.values():
             file.flush()
         written = {"columns": self._columns, "info": info}

@@ -106,7 +106,6 @@ class TfdsSource(BaseSource):
     """A split of a TFDS data set in ArrayRecord form."""
 
     def __init__(self, name: str, folder: str, split: str):
-        """"""
         import tensorflow_datasets as tfds
 
         self.name, self._folder = name, folder

@@ -30,7 +30,7 @@ class AttackArgs(StudyArgs):
     """
 
     compare: Path | None = None
-    """Another model to attack in the same way, such as a dense one."""
+    """Another model to attack in the same way, such as a dense one, with its own routing."""
     epsilon: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     """Bounds on the change of a pixel (L-infinity), in units of 1/255 of its range; one attack for
     each."""

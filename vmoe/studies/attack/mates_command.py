@@ -10,6 +10,7 @@ import tyro
 from vmoe.cli.arguments import parse
 from vmoe.cli.model import StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.config.fields import NOT_EMPTY
 from vmoe.errors import UsageError, naming
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 
@@ -39,6 +40,7 @@ class MatesArgs(StudyArgs):
 def run(argv: Sequence[str]) -> None:
     """Attacks images through their mates, and prints their accuracy."""
     args = parse(MatesArgs, "mates", argv)
+    NOT_EMPTY.check(epsilon=args.epsilon)
     for name in ("capacity", "capacity_factor", "dropless", "priority"):
         if (value := getattr(args.routing, name)) is not None:
             raise UsageError("use --capacity-factor and --priority", **{f"routing.{name}": value})

@@ -29,7 +29,7 @@ class RoutingArgs(StudyArgs):
     """
 
     compare: Path | None = None
-    """Another model or step with the same classes, to compare."""
+    """Another model or step with the same classes, to compare, with its own routing."""
     check: bool = False
     """Exit with status 3 if a problem in the routing is found."""
     out: Path | None = None

@@ -92,7 +92,7 @@ def measure_routing(
         predictions.append(part.logits.argmax(-1))
         on_batch()
 
-    shown, read = itertools.tee(batches())  # advance together, so one batch is held
+    shown, read = itertools.tee(batches())  # advance together, so two batches are held
     parts = _collected(loaded, read, note)
     patch_size = loaded.model.config.patch_size
     blocks = statistics(with_top_patches(best, shown, parts, patch_size, top=TOP_PATCHES))
@@ -119,7 +119,7 @@ def write_routing(
             these are the indices in its split.
         on_batch: called after each batch.
     """
-    read, batches = itertools.tee(routing.batches())  # advance together, so one batch is held
+    read, batches = itertools.tee(routing.batches())  # advance together, so two batches are held
     parts = _collected(routing.loaded, batches, lambda _: on_batch())
     export(path, parts, _indices(source, read))
 
