@@ -15,8 +15,8 @@ Mixing = Literal["device", "image"]
 class ImageChecks(NamedTuple):
     """How the image files of a folder or a list are checked when it is opened; see ``DataConfig``.
 
-    With ``on_error="replace"`` the split "train" keeps unreadable images, and a reader takes another
-    image instead; other splits leave them out.
+    With ``on_error="replace"`` the split "train" keeps unreadable images, and a reader takes
+    another image instead; other splits leave them out.
     """
 
     check: Check = "headers"

@@ -47,7 +47,7 @@ class Reading:
     """How a pass over images reads them, and who watches it."""
 
     batch_size: int = 256
-    """Images per batch, over all devices; ``vmoe.passes`` rounds up to a multiple of the devices."""
+    """Images per batch, over all devices; passes round up to a multiple of the devices."""
     workers: Workers = IN_THREADS
     """Processes that read the images."""
     on_batch: Callable[[], None] = lambda: None
