@@ -46,7 +46,7 @@ class MultiTask(nnx.Module):
     @jax.named_scope("multitask")
     def forward(
         self, inputs: Any
-    ) -> tuple[dict[str, Float[Array, "b q"]], Float[Array, "t b e"] | None, Float[Array, ""]]:
+    ) -> tuple[dict[str, Float[Array, "b q"]], Float[Array, "t x e"] | None, Float[Array, ""]]:
         """The outputs by name, and the weights and the loss of the body; see ``BodyOutput``.
 
         Raises:
