@@ -105,8 +105,10 @@ class MixtureEstimator(BaseEstimator):
         else:
             rows = self._training_rows(X, y, sample_weight)
             fits = self._fits(rows, self.start)
-        for problem in self._keep_best(fits, rows):
+        fit = _best(fits)
+        for problem in self._problems(fit, rows):
             warnings.warn(problem, stacklevel=3)  # fit, scikit-learn's check of settings, the user
+        self._keep(fit, rows)
         return self
 
     def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Iterator[Warning]:
@@ -127,7 +129,9 @@ class MixtureEstimator(BaseEstimator):
             rows = online.with_classes(rows, lacking)
             if lacking and not isinstance(start, str | dict):
                 start = np.tile(start, (1 + len(lacking), 1))
-        yield from self._keep_best(self._fits(rows, start), rows)
+        fit = _best(self._fits(rows, start))
+        yield from self._problems(fit, rows)
+        self._keep(fit, rows)
         self._memory.cautious = bool(lacking)
 
     def _fits(self, rows: Rows, first: Any) -> list[em.Fit]:
@@ -159,10 +163,8 @@ class MixtureEstimator(BaseEstimator):
             fit = em.Fit(after.mixture, fit.history + after.history, after.converged)
         return fit
 
-    def _keep_best(self, fits: list[em.Fit], rows: Rows) -> Iterator[Warning]:
-        """Gives what to warn of, then stores the best fit and the memory of its rows."""
-        reached = [fit.history[-1] for fit in fits]
-        fit = fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]
+    def _problems(self, fit: em.Fit, rows: Rows) -> Iterator[Warning]:
+        """What to warn of before a fit is kept, so that a warning as an error leaves no fit."""
         if not fit.converged:
             yield ConvergenceWarning(
                 f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
@@ -177,6 +179,9 @@ class MixtureEstimator(BaseEstimator):
                 f"the {experts} experts, so that the penalties decide: scale them to a mean of 1, "
                 "or lower gate_penalty and expert_penalty"
             )
+
+    def _keep(self, fit: em.Fit, rows: Rows) -> None:
+        """Stores a fit, and the memory of its rows for later batches."""
         self._mixture = fit.mixture
         self.converged_ = fit.converged
         self.history_ = np.array(fit.history)
@@ -461,3 +466,9 @@ def check_no_expert_is_empty(posterior: Float[np.ndarray, "n e"], rows: Rows) ->
     empty = np.flatnonzero(~alive(posterior * rows.weight[:, None]))
     if empty.size:
         raise ValueError(f"experts {empty.tolist()} start without any row")
+
+
+def _best(fits: list[em.Fit]) -> em.Fit:
+    """The fit with the largest log-likelihood that is finite; the first one if none is."""
+    reached = [fit.history[-1] for fit in fits]
+    return fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]

@@ -10,7 +10,6 @@ from vmoe.cli.model import ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.config import FewShotConfig
 from vmoe.config.data import CHECKS
-from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
     from vmoe.evaluate.fewshot import FewShotResult
@@ -108,14 +107,10 @@ def run(argv: Sequence[str]) -> None:
 def _config(args: ProbeArgs, loaded: "Loaded") -> FewShotConfig:
     from vmoe.evaluate.sample import data_of
 
-    data = args.data or tuple(filter(None, [data_of(loaded)]))
-    if not data:
-        problem = "data is missing: the checkpoint does not name its training data; name some"
-        raise UsageError(problem).remedied_by(data="NAME")
     # Weights of the paper's authors do not say how images were prepared.
     theirs = (loaded.origin.copied_from or loaded.origin.format) in ("published", "npz")
     return FewShotConfig(
-        data=data,
+        data=args.data or (data_of(loaded),),
         shots=args.shots,
         seed=args.seed,
         choose_l2=args.choose_l2,

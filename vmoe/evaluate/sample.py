@@ -36,9 +36,6 @@ def open_data(
         UsageError: there is no such data, or it has other classes.
     """
     data = data or data_of(trained)
-    if not data:
-        problem = "data is missing: the checkpoint does not name its training data; name some"
-        raise UsageError(problem).remedied_by(data="NAME")
     name, named = name_and_split(data)
     checks = trained.train_config.data.checks if trained.train_config else CHECKS
     try:
@@ -61,8 +58,16 @@ def _name_one(error: NoSplit, name: str, split: str) -> UsageError:
 
 
 def data_of(trained: Loaded | StoredModel) -> str:
-    """The data set of the model's run, without the split it was trained on; empty if unknown."""
-    return name_and_split(trained.train_config.data.name)[0] if trained.train_config else ""
+    """The data set of the model's run, without the split it was trained on.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    name = trained.train_config.data.name if trained.train_config else ""
+    if not name:
+        problem = "data is missing: the checkpoint does not name its training data; name some"
+        raise UsageError(problem).remedied_by(data="NAME")
+    return name_and_split(name)[0]
 
 
 class Sample:
