@@ -10,7 +10,6 @@ set -o pipefail
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
 venv=${VENV:-.venv}
-export PATH="$root/$venv/bin:$PATH"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
 
 stop() {
@@ -60,4 +59,6 @@ install() {
       stop "The packages could not be installed; see the error above."
     echo "$wanted ${1/"[test]"/"[test] [docs]"}" >"$stamp"
   fi
+  # Last: a half-made environment, left by an interruption, must not be the Python that repeats it.
+  export PATH="$root/$venv/bin:$PATH"
 }

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +10,13 @@ import pytest
 from tests.command import TIMEOUT
 
 BROWSER = ("chromium", "chromedriver")
-in_a_browser = pytest.mark.skipif(
-    not all(map(shutil.which, BROWSER)), reason="needs chromium and chromedriver"
-)
+
+
+def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that starts a browser; it is skipped where there is none."""
+    missing = not all(map(shutil.which, BROWSER))
+    skipped = pytest.mark.skipif(missing, reason="needs chromium and chromedriver")
+    return pytest.mark.process(skipped(test))
 
 
 @contextlib.contextmanager

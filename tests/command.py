@@ -1,13 +1,19 @@
-"""Run the real command in tests: ``vmoe`` waits until it exits, ``start`` returns while it runs.
+"""Run the real command in tests.
 
-Both fork a server that has already imported vmoe (``fork_server.py``), which saves two seconds of
-imports per command. ``interpreter`` runs ``python -m vmoe`` without that server.
+``vmoe`` runs it in the process of the test, which has imported what it needs and may have compiled
+it. What a process of its own is needed for (signals, limits, environment, exit) takes ``start``,
+which returns while it runs, or ``forked``, which waits until it exits. Both fork a server that has
+already imported vmoe (``fork_server.py``), which saves two seconds of imports per command.
+``interpreter`` runs ``python -m vmoe`` without that server. Tests that use these three have the
+mark ``process``.
 """
 
 import atexit
 import contextlib
 import functools
+import io
 import json
+import logging
 import os
 import select
 import signal
@@ -18,13 +24,39 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import BinaryIO
+
+import pytest
+
+from vmoe.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 # A fork would lack the threads that these libraries start when they are imported.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 TIMEOUT = 1200  # seconds to wait for a command to exit or reach a state; none needs 30 alone
+WIDTH = "200"  # in characters; no table wraps
+
+
+def vmoe(*arguments: str | Path, cwd: Path = ROOT) -> CompletedProcess[str]:
+    """Runs the command in this process, and gives back what it changes there.
+
+    A warning is an error, as in other tests.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    disabled = logging.root.manager.disable
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
+        patch.setenv("COLUMNS", WIDTH)
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = main(list(map(str, arguments)))
+            except SystemExit as end:
+                status = end.code
+            finally:
+                logging.disable(disabled)
+    return CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 class Process:
@@ -142,23 +174,23 @@ def start(
             os.close(output)
 
 
-def vmoe(
+def forked(
     *arguments: str | Path,
     cwd: Path = ROOT,
     environment: Mapping[str, str] | None = None,
     max_file_size: int | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Runs the command until it exits; takes the arguments of ``start``."""
+) -> CompletedProcess[str]:
+    """Runs the command in its own process until it exits; takes the arguments of ``start``."""
     with start(
         *arguments, cwd=cwd, environment=environment, max_file_size=max_file_size
     ) as process:
         status = process.wait()
-        return subprocess.CompletedProcess(arguments, status, process.stdout, process.stderr)
+        return CompletedProcess(arguments, status, process.stdout, process.stderr)
 
 
 def interpreter(
     *arguments: str | Path, under: tuple[str, ...] = (), cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
+) -> CompletedProcess[str]:
     """Runs ``python -m vmoe`` until it exits; ``under`` is a command to run it with (setpriv)."""
     return subprocess.run(
         [*under, sys.executable, "-m", "vmoe", *map(str, arguments)],
@@ -192,7 +224,7 @@ def free_port() -> int:
 
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The test process's environment, a width at which no table wraps, and ``more``."""
-    return os.environ | {"COLUMNS": "200"} | dict(more or {})
+    return os.environ | {"COLUMNS": WIDTH} | dict(more or {})
 
 
 @functools.cache

@@ -1,8 +1,10 @@
 """Configuration of all tests: the compilation cache, the devices and the golden files."""
 
+import collections
 import gc
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,21 +14,21 @@ import pytest
 
 from tests.command import ROOT, TINY, vmoe
 
-# Calls of functions in modules that annotate axes are checked against the annotations. Half of all
-# calls are in other modules, whose types pyrefly checks; so are the modules in ``INNER``, whose
-# functions run for every image of a data set, or thousands of times in a fit by EM: they were four
-# of five checks in the tests of data.
+# With ``--processes`` calls of functions in modules that annotate axes are checked against the
+# annotations, which takes an eighth of the time. Half of all calls are in other modules, whose
+# types pyrefly checks; so are the modules in ``INNER``, whose functions run for every image of a
+# data set, for every parameter of a model, or thousands of times in a fit by EM.
 INNER = {
-    "vmoe.data.pipeline",
+    *("vmoe.data.crops", "vmoe.data.pipeline", "vmoe.data.resize", "vmoe.nn.keys"),
     *(f"vmoe.data.sources.{name}" for name in ("arrays", "index", "table")),
     *(f"vmoe.classic.{name}" for name in ("grams", "multinomial", "newton")),
+    "vmoe.checkpoints.checksums",
 }
 WITH_AXES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "vmoe").rglob("*.py")
     if re.search(r"from jaxtyping|from vmoe.axes(?s:.*)\b(Images|Valid)\b", path.read_text())
 }
-jaxtyping.install_import_hook(sorted(WITH_AXES - INNER), "beartype.beartype")
 
 # Compiling takes most of the tests' time. Without optimizations and with the older of XLA's two
 # code generators, the programs of tests/nn/test_vit.py compile in a fifth of the time. Every
@@ -59,6 +61,14 @@ LONGEST = (
     *("test_worked_router.py", "test_list_of_experts.py", "test_loop.py", "test_scripts.py"),
 )
 MOST_MAPS = 30_000  # memory maps of a process before its programs are unloaded
+STORED = ROOT / "tests" / "golden"  # runs of published models
+FORMS = ("soft_slots1", "tiny_last2_k2_bpr_c0.5_indices", "tiny_topitems_c1.0")
+"""Those that are compared by default: one of each form of routing."""
+SMOKE = (  # the one of tests/devices that runs without --processes
+    "test_an_moe_layer_has_two_all_to_all_four_with_backward_and_no_all_gather[expert=4-mean]"
+)
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+_may_start_processes = True  # pytest itself may
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 
@@ -67,6 +77,8 @@ def _on_devices(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--processes"):
+        jaxtyping.install_import_hook(sorted(WITH_AXES - INNER), "beartype.beartype")
     if _on_devices(config):
         jax.config.update("jax_num_cpu_devices", DEVICES)
 
@@ -82,18 +94,48 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--golden", default=str(ROOT / "tests" / "golden"), help="folder of .npz files"
-    )
+    parser.addoption("--golden", default=str(STORED), help="folder of .npz files")
     parser.addoption("--slow", action="store_true", help="also run the long tests")
+    processes = "also run the tests with the mark 'process', and check the axes of every call"
+    parser.addoption("--processes", action="store_true", help=processes)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    for item in items:
+        if "devices" in item.path.parts and item.name != SMOKE:
+            item.add_marker("process")
+    cases = collections.defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    for first, *others in cases.values():
+        if mark := first.get_closest_marker("long_after"):
+            for item in others[mark.args[0] - 1 :]:
+                item.add_marker("slow")
+    tiers = (("slow", "--slow"), ("process", "--processes"))
+    without = [mark for mark, option in tiers if not config.getoption(option)]
+    left_out = {item for item in items if any(map(item.get_closest_marker, without))}
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def _no_process(event: str, arguments: tuple[object, ...]) -> None:
+    if event in STARTS and not _may_start_processes and arguments[:1] != ("git",):
+        raise RuntimeError(f"a test without the mark 'process' starts one: {event} {arguments}")
+
+
+sys.addaudithook(_no_process)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Only tests with the mark ``process`` start processes; but a run asks git for its commit."""
+    global _may_start_processes
+    _may_start_processes = item.get_closest_marker("process") is not None
+    try:
+        return (yield)
+    finally:
+        _may_start_processes = True
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,4 +165,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden" in metafunc.fixturenames:
         files = sorted(Path(metafunc.config.getoption("--golden")).glob("*.npz"))
-        metafunc.parametrize("golden", files, ids=[file.stem for file in files], indirect=True)
+        long = {file for file in files if file.parent == STORED and file.stem not in FORMS}
+        cases = [
+            pytest.param(file, id=file.stem, marks=pytest.mark.slow if file in long else ())
+            for file in files
+        ]
+        metafunc.parametrize("golden", cases, indirect=True)

@@ -27,6 +27,7 @@ def test_squares_are_exact_in_float32_and_float64() -> None:
         assert wrong_rows("float64", 16_385) == []
 
 
+@pytest.mark.process
 def test_importing_vmoe_warns_once_of_a_jaxlib_that_errs_unless_a_flag_makes_it_right(
     jaxlib_0_10_2: Path,
 ) -> None:
@@ -44,6 +45,7 @@ def test_importing_vmoe_warns_once_of_a_jaxlib_that_errs_unless_a_flag_makes_it_
         assert result.stderr.count("pip install 'jax>=0.10.1,!=0.10.2,!=0.11.0'") == warnings
 
 
+@pytest.mark.process
 def test_the_rooms_of_vmoe_are_its_attributes_and_are_imported_on_first_use() -> None:
     code = """
 import sys, vmoe

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import vmoe
-from tests.command import ROOT, TIMEOUT, Process, free_port, start
-from tests.command import vmoe as command
+from tests.command import ROOT, TIMEOUT, Process, forked, free_port, start
 from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving
 from tests.run_folder import TABLES, assert_close, differences, last_step, parameters, rows
 from tests.two_hosts import CASES, make_hosts
@@ -30,6 +29,8 @@ from vmoe.train import train
 from vmoe.train.state import init_state
 from vmoe.train.step import make_train_step
 from vmoe.workdir.layout import steps_of
+
+pytestmark = pytest.mark.process
 
 RECIPE = f"""
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
 
 def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:
     words = ("train", "--config", "configs/tiny.py", "--workdir", "runs/none", "--distributed")
-    result = command(*words)
+    result = forked(*words)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert (
         "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID" in result.stderr

@@ -64,6 +64,7 @@ def test_the_parameters_are_the_stored_ones_raw_or_ema(run: Path) -> None:
         assert loaded.origin.weights == ("ema" if use_ema else "raw")
 
 
+@pytest.mark.process
 def test_a_corrupt_checkpoint_is_one_line_on_stderr_in_python_too(
     tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import vmoe
 from tests import tiny
 from vmoe.classic import MixtureOfExpertsRegressor
 from vmoe.multitask import MultiTaskEstimator
 from vmoe.train import train
+
+pytestmark = pytest.mark.process
 
 MESSAGE = (
     "this process was forked from {}, which has computed by JAX, and would wait for ever: start "

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors import safe_open
 
 from tests.command import ROOT, vmoe
@@ -112,6 +113,7 @@ def test_every_source_has_the_members_labels_and_fingerprints_that_it_had(tmp_pa
     assert not expected
 
 
+@pytest.mark.process
 def test_every_format_has_the_names_and_shapes_that_it_had(tmp_path: Path) -> None:
     run = tmp_path / "run"
     vmoe("train", "--config", RECIPE, "--workdir", run, "--steps", "60")

@@ -29,6 +29,7 @@ config = load(Path({TINY!r}))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "number"),
     [
@@ -52,6 +53,7 @@ def test_a_signal_before_the_run_folder_is_locked_ends_the_command_at_once_and_l
     assert [path.name for path in tmp_path.iterdir()] == ["slow.py"]
 
 
+@pytest.mark.process
 def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
     tmp_path: Path,
 ) -> None:
@@ -65,6 +67,7 @@ def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
     assert (workdir / "config.json").exists() and not steps_of(workdir)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_a_signal_ends_a_command_that_waits_for_a_file(
     command: str, tiny_run: Path, tmp_path: Path
@@ -81,6 +84,7 @@ def test_a_signal_ends_a_command_that_waits_for_a_file(
         assert process.wait() == 128 + signal.SIGTERM
 
 
+@pytest.mark.process
 def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> None:
     arguments = ("train", "--config", TINY, "--workdir", tmp_path / "run", "--distributed")
     with socket.create_server(("127.0.0.1", 0)) as first:
@@ -122,6 +126,7 @@ def assert_recorded(workdir: Path, reason: str) -> None:
     assert datetime.datetime.fromisoformat(date).tzinfo
 
 
+@pytest.mark.process
 def test_a_run_whose_terminal_is_closed_trains_to_its_end_and_records_when_and_why(
     tmp_path: Path,
 ) -> None:
@@ -135,6 +140,7 @@ def test_a_run_whose_terminal_is_closed_trains_to_its_end_and_records_when_and_w
     assert_recorded(workdir, "Input/output error")
 
 
+@pytest.mark.process
 def test_a_finished_run_whose_messages_nobody_reads_succeeds_and_records_when_and_why(
     tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +162,7 @@ def test_messages_that_a_full_disk_refuses_are_dropped_and_the_run_records_when_
     assert_recorded(tmp_path, "No space left on device")
 
 
+@pytest.mark.process
 def test_files_are_written_although_the_reader_of_stdout_is_gone(
     tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +175,7 @@ def test_files_are_written_although_the_reader_of_stdout_is_gone(
     assert lines == {"images.csv": 361, "rows.csv": 2}
 
 
+@pytest.mark.process
 def test_a_run_without_stdout_and_stderr_trains_to_its_end(tmp_path: Path) -> None:
     closed = ("sh", "-c", 'exec "$0" "$@" >&- 2>&-')
     result = interpreter(*TRAIN, "--workdir", tmp_path / "run", under=closed)
@@ -175,6 +183,7 @@ def test_a_run_without_stdout_and_stderr_trains_to_its_end(tmp_path: Path) -> No
     assert "(Bad file descriptor)" in (tmp_path / "run" / "console.txt").read_text()
 
 
+@pytest.mark.process
 def test_a_command_whose_stdout_is_closed_prints_nowhere_and_succeeds() -> None:
     result = interpreter("models", "vit_test", under=("sh", "-c", 'exec "$0" "$@" >&-'))
     assert (result.returncode, result.stderr) == (0, "")

@@ -33,6 +33,7 @@ def config_of(**fields: Any) -> ViTConfig:
     return replace(config, **dict(sparse_blocks=(0,), moe=moe) | fields)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS.keys())
 def test_features_and_attention_maps_equal_the_forward_pass(fields: dict[str, Any]) -> None:
     config = config_of(**fields)

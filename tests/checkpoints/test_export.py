@@ -70,6 +70,7 @@ def printed(written: tuple[Path, dict[str, StoredModel]]) -> list[str]:
     return result.stdout.splitlines()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("router", ROUTERS)
 def test_the_program_in_the_readme_gives_the_logits_without_vmoe_for_any_number_of_images(
     router: str, written: tuple[Path, dict[str, StoredModel]], printed: list[str]

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 import vmoe as library
-from tests.command import vmoe
+from tests.command import forked, vmoe
 from tests.random_models import outputs, stored_model
 from vmoe.checkpoints import read, vmoe_format, write
 from vmoe.config import (
@@ -217,10 +217,11 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path) -> None:
         read(tmp_path / "model.pth")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("format", ["vmoe", "published"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(format: str, tmp_path: Path) -> None:
     arguments = ("convert", "vit_fashion_mnist", tmp_path / "copy", "--format", format)
-    result = vmoe(*arguments, max_file_size=100_000)
+    result = forked(*arguments, max_file_size=100_000)
     assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith(f"vmoe: {tmp_path / 'copy'}: cannot be written (")
     assert not list(tmp_path.iterdir())

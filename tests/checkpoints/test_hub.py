@@ -14,10 +14,12 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from tests.command import vmoe
+from tests.command import forked
 from tests.server import Answering, serving
 from vmoe.checkpoints import read
 from vmoe.trees import by_name
+
+pytestmark = pytest.mark.process
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "weights" / "timm_vit"
 TOKEN = "hf_secret"
@@ -97,20 +99,20 @@ def hub() -> Iterator[str]:
 def test_a_model_is_pushed_to_the_hub_and_read_back_bit_for_bit(hub: str, tmp_path: Path) -> None:
     env = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1", "XDG_CACHE_HOME": str(tmp_path)}
     url = f"hf://{REPOSITORY}"
-    refused = vmoe("convert", WEIGHTS, url, environment=env | {"HF_TOKEN": "hf_wrong"})
+    refused = forked("convert", WEIGHTS, url, environment=env | {"HF_TOKEN": "hf_wrong"})
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
     assert line.startswith(f"vmoe: {url}: cannot be pushed (")
     assert line.endswith("Invalid username or password.); set HF_TOKEN to one that may write there")
     assert not Hub.files
 
-    pushed = vmoe("convert", WEIGHTS, url, environment=env | {"HF_TOKEN": TOKEN})
+    pushed = forked("convert", WEIGHTS, url, environment=env | {"HF_TOKEN": TOKEN})
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.startswith(f"{url}: ")
     assert sorted(Hub.files) == ["README.md", "config.json", "model.safetensors"]
     assert Hub.commits == ["Weights for vmoe"]
 
-    back = vmoe("convert", url, tmp_path / "back", environment=env)
+    back = forked("convert", url, tmp_path / "back", environment=env)
     assert back.returncode == 0, back.stderr
     expected, found = (by_name(read(path).params) for path in (WEIGHTS, tmp_path / "back"))
     assert {name: array.tobytes() for name, array in found.items()} == {

@@ -52,6 +52,7 @@ def one_image_per_group(router: str | None):
     return stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
 
 
+@pytest.mark.long_after(2)
 @pytest.mark.parametrize("router", [None, *ROUTERS])
 def test_a_model_without_scatters_has_the_same_decisions_and_logits(router: str | None) -> None:
     stored = one_image_per_group(router)

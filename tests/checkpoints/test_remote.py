@@ -307,6 +307,7 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
         read(f"{scheme}://owner/name")
 
 
+@pytest.mark.process
 def test_a_run_starts_from_a_url_and_resumes(memory: str, tmp_path: Path) -> None:
     dense = dict(depth=1, sparse_blocks=())
     config = configs.replace(configs.load(TINY), model=dense, steps=2, optim=dict(warmup_steps=0))

@@ -58,6 +58,7 @@ def test_a_run_whose_checkpoint_cannot_be_read_changes_nothing_and_goes_on_later
     assert read(run).step == 60
 
 
+@pytest.mark.process
 def test_no_file_that_cannot_be_read_makes_a_checkpoint_corrupt(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

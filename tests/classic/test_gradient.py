@@ -28,6 +28,7 @@ def test_jax_computes_the_log_likelihood_of_em(experts: Any, problem: Any) -> No
     assert value == pytest.approx(rows.weight @ each - fitted.penalty(), rel=1e-12)
 
 
+@pytest.mark.long_after(2)
 @pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
 def test_em_stops_where_the_gradient_is_zero(experts: Any, problem: Any) -> None:
     x, y = problem(0)

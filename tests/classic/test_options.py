@@ -576,10 +576,12 @@ def process() -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
+@pytest.mark.process
 def test_a_fit_by_em_imports_no_jax(process: subprocess.CompletedProcess[str]) -> None:
     assert process.stdout == "False\n"
 
 
+@pytest.mark.process
 def test_a_warning_of_no_convergence_names_the_line_of_the_fit(
     process: subprocess.CompletedProcess[str],
 ) -> None:

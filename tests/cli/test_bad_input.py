@@ -1,27 +1,27 @@
 """Wrong input: one clear line that names the field and its value, status 2, and nothing written.
 
-What a config refuses is tested without a command. ``CASES`` are commands, those of ``REAL`` each in
-a process of its own. In these ``{run}`` is a trained run, ``{tiny}`` its config file; they run in
+What a config refuses is tested without a command. ``CASES`` are commands, those of ``REAL`` also in
+processes of their own. In these ``{run}`` is a trained run, ``{tiny}`` its config file; they run in
 ``files``.
 """
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import ROOT, TINY, interpreter, vmoe
+from tests.command import ROOT, TINY, forked, interpreter, vmoe
 from tests.data.open_files import no_more_files
 from vmoe import retry
 from vmoe.checkpoints.restore import read_metrics
@@ -494,94 +494,66 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
 }  # fmt: skip
 OUT_OF_MEMORY = [*EVALUATE, "--batch-size", f"{10**11}"]
-REAL = {  # run as commands of their own: at least one of every command and every kind of mistake
+REAL = {  # also in processes of their own: at least one of every command and every kind of mistake
     "command", "option", "no model given", "pattern", "steps to trace", "data set", "key",
     "accumulate", "broken image", "another config", "no such step", "batch of 0 images",
     "csv with other columns", "predictions are a pipe", "truncated image", "seed of a rule",
     "budget", "steps of an attack", "no folder for a page", "no weights", "blocks", "shards",
     "config of nothing", "devices", "heads of a named model",
 }  # fmt: skip
-# Root may read everything, unless a command takes that from it.
-SETPRIV = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-UNDER = SETPRIV if os.geteuid() == 0 and shutil.which("setpriv") else ()
-IN_ONE_PROCESS = """
-import contextlib, io, json, pathlib, sys
-from vmoe.cli.main import main
-folders, commands = json.load(sys.stdin)
-def files():
-    return [sorted(map(str, pathlib.Path(folder).rglob("*"))) for folder in folders]
-def run(command):
-    before = files()
-    with (
-        contextlib.redirect_stdout(io.StringIO()) as stdout,
-        contextlib.redirect_stderr(io.StringIO()) as stderr,
-    ):
-        status = main(command)
-    return status, stdout.getvalue(), stderr.getvalue(), files() != before
-print(json.dumps([run(command) for command in commands]))
-"""
+LOCKED = [name for name in CASES if name.startswith("locked")]
 
 
 def words_of(name: str, run: Path) -> list[str]:
-    words = CASES[name][0] if name in CASES else OUT_OF_MEMORY
-    return [word.format(run=run, tiny=TINY) for word in words]
+    return [word.format(run=run, tiny=TINY) for word in CASES[name][0]]
 
 
-@pytest.fixture(scope="module")
-def results(tiny_run: Path, files: Path) -> dict[str, tuple[int, str, str, bool]]:
-    """Of each case that is not ``REAL``: its status, stdout, stderr, and whether it changed a name.
-
-    One process runs them all.
-    """
-    names = [*(name for name in CASES if name not in REAL), "out of memory"]
-    commands = [words_of(name, tiny_run) for name in names]
-    return dict(zip(names, run_in_one_process(commands, tiny_run, files), strict=True))
-
-
-def run_in_one_process(
-    commands: list[list[str]], tiny_run: Path, files: Path, **environment: str
-) -> list[tuple[int, str, str, bool]]:
-    """Runs commands; the result of each is that of ``results``."""
-    result = subprocess.run(
-        [*UNDER, sys.executable, "-c", IN_ONE_PROCESS],
-        input=json.dumps([[str(files), str(tiny_run)], commands]),
-        capture_output=True,
-        text=True,
-        cwd=files,
-        env=os.environ | {"COLUMNS": "200"} | environment,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LOCKED])
 def test_wrong_input_prints_one_clear_line_and_writes_nothing(
-    name: str,
-    results: dict[str, tuple[int, str, str, bool]],
-    tiny_run: Path,
-    files: Path,
+    name: str, tiny_run: Path, files: Path
 ) -> None:
-    if name.startswith("locked") and os.geteuid() == 0 and not UNDER:
+    refused(name, vmoe, tiny_run, files)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_wrong_input_is_the_exit_status_of_a_command(
+    name: str, tiny_run: Path, files: Path
+) -> None:
+    refused(name, forked, tiny_run, files)
+
+
+def refused(
+    name: str, command: Callable[..., CompletedProcess[str]], tiny_run: Path, files: Path
+) -> None:
+    """Checks a case."""
+    before = [sorted(folder.rglob("*")) for folder in (files, tiny_run)]
+    result = command(*words_of(name, tiny_run), cwd=files)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("vmoe: ") and result.stderr.count("\n") == 1, result.stderr
+    assert CASES[name][1] in result.stderr
+    assert not result.stdout
+    assert [sorted(folder.rglob("*")) for folder in (files, tiny_run)] == before
+
+
+# Root may read everything, unless a command takes that from it.
+SETPRIV = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", LOCKED)
+def test_what_its_user_may_not_open_is_named(name: str, tiny_run: Path, files: Path) -> None:
+    under = SETPRIV if os.geteuid() == 0 else ()
+    if under and not shutil.which("setpriv"):
         pytest.skip("root ignores permissions, and setpriv is not installed to change that")
-    if name in REAL:
-        before = [sorted(folder.rglob("*")) for folder in (files, tiny_run)]
-        result = vmoe(*words_of(name, tiny_run), cwd=files)
-        changed = [sorted(folder.rglob("*")) for folder in (files, tiny_run)] != before
-        status, stdout, stderr = result.returncode, result.stdout, result.stderr
-    else:
-        status, stdout, stderr, changed = results[name]
-    assert status == 2, stderr
-    assert stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
-    assert CASES[name][1] in stderr
-    assert not stdout and not changed
+    refused(name, functools.partial(interpreter, under=under), tiny_run, files)
 
 
-def test_out_of_memory_names_the_option_of_an_evaluation_that_helps(
-    results: dict[str, tuple[int, str, str, bool]],
-) -> None:
-    status, stdout, stderr, _ = results["out of memory"]
-    assert (status, stdout) == (1, "")
-    assert stderr == "vmoe: out of memory: use a smaller --batch-size\n"
+def test_out_of_memory_names_the_option_of_an_evaluation_that_helps(tiny_run: Path) -> None:
+    words = [word.format(run=tiny_run) for word in OUT_OF_MEMORY]
+    result = vmoe(*words)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "vmoe: out of memory: use a smaller --batch-size\n"
 
 
 @pytest.mark.slow
@@ -593,23 +565,29 @@ def test_out_of_memory_names_the_options_of_training_that_help(tmp_path: Path) -
     assert result.stderr.splitlines()[-1].startswith(f"vmoe: out of memory: {remedies}")
 
 
-def test_a_platform_that_is_not_there_is_named_and_no_checkpoint_is_called_corrupt(
-    tiny_run: Path, files: Path
-) -> None:
-    commands = [
-        [*EVALUATE],
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "command",
+    [
+        EVALUATE,
         ["train", "--config", "{tiny}", "--workdir", "new"],
         ["predict", "--checkpoint", "vmoe_emoji", "photos"],
-    ]
-    words = [[word.format(run=tiny_run, tiny=TINY) for word in command] for command in commands]
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_platform_that_is_not_there_is_named_and_no_checkpoint_is_called_corrupt(
+    command: list[str], tiny_run: Path, files: Path
+) -> None:
+    words = [word.format(run=tiny_run, tiny=TINY) for word in command]
     missing = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
-    results = run_in_one_process(words, tiny_run, files, **missing)
-    for status, stdout, stderr, changed in results:
-        assert status == 2 and not stdout and not changed, stderr
-        assert stderr.startswith("vmoe: JAX_PLATFORMS=cuda: JAX finds no such device")
-        assert stderr.count("\n") == 1 and "unset it or use cpu" in stderr
+    result = forked(*words, cwd=files, environment=missing)
+    assert result.returncode == 2 and not result.stdout, result.stderr
+    assert result.stderr.startswith("vmoe: JAX_PLATFORMS=cuda: JAX finds no such device")
+    assert result.stderr.count("\n") == 1 and "unset it or use cpu" in result.stderr
+    assert not (files / "new").exists()
 
 
+@pytest.mark.process
 def test_a_wrong_variable_of_jax_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "some")
     result = interpreter("summary", "vit_s32")
@@ -776,9 +754,10 @@ def test_no_message_spells_a_field_which_would_not_become_an_option() -> None:
                 assert not any(map(spelled.match, texts)), f"{path}: {texts}"
 
 
+@pytest.mark.process
 def test_a_wrong_option_is_one_line_of_words_where_boxes_cannot_be_printed() -> None:
     arguments = ("train", "--config", TINY, "--workdir", "new", "--steps", "many")
-    result = vmoe(*arguments, environment={"PYTHONIOENCODING": "ascii"})
+    result = forked(*arguments, environment={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert result.stderr.startswith("vmoe: Error parsing --steps: ")
     assert "---" not in result.stderr and "helptext" not in result.stderr
@@ -845,6 +824,7 @@ def garble(image: Path) -> None:
     image.write_bytes(content)
 
 
+@pytest.mark.process
 def test_a_corrupt_image_in_training_is_reported_and_a_checkpoint_is_saved(
     tmp_path: Path,
 ) -> None:
@@ -867,6 +847,7 @@ def test_a_corrupt_image_in_training_is_reported_and_a_checkpoint_is_saved(
     assert saved == [len(steps)] and saved[0] > 0
 
 
+@pytest.mark.process
 def test_a_corrupt_image_in_an_evaluation_is_reported_and_the_checkpoint_is_kept(
     files: Path, tmp_path: Path
 ) -> None:

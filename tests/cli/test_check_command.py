@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
-from tests.command import vmoe
+import pytest
+
+from tests.command import forked
+
+pytestmark = pytest.mark.process
 
 
 def test_an_installation_that_is_right_passes_and_all_of_it_is_shown(tmp_path: Path) -> None:
-    result = vmoe("check", environment={"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "80"})
+    result = forked("check", environment={"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "80"})
     assert result.returncode == 0, result.stderr + result.stdout
     assert result.stdout.endswith("all right\n") and not result.stderr
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
@@ -26,7 +30,7 @@ def test_what_is_wrong_with_an_installation_is_named_with_its_remedy(tmp_path: P
     cache.touch()
     environment = {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(cache)}
     gpu = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
-    result = vmoe("check", "--json", environment=environment | gpu)
+    result = forked("check", "--json", environment=environment | gpu)
     assert result.returncode == 3
     assert result.stderr == "vmoe: 4 problems: jaxlib, flax, JAX, vmoe's cache\n"
     report = json.loads(result.stdout)

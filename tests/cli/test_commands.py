@@ -20,7 +20,7 @@ from subprocess import CompletedProcess
 import pytest
 from PIL import Image
 
-from tests.command import ROOT, TINY, interpreter, start, vmoe
+from tests.command import ROOT, TINY, forked, interpreter, start, vmoe
 from tests.run_folder import rows, with_corrupt_newest
 from vmoe.config import RoutingOverrides, replace
 from vmoe.data.sources import open_source
@@ -35,6 +35,7 @@ from vmoe.workdir.layout import read_config
 TIMM = ROOT / "tests" / "golden" / "weights" / "timm_vit"
 
 
+@pytest.mark.process
 def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_columns(
     tmp_path: Path,
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_run_is_complete_for_a_command_that_gives_its_length_in_epochs(
     assert result.returncode == 0 and "already complete (60 of 60 steps)" in result.stderr
 
 
+@pytest.mark.process
 def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_path: Path) -> None:
     source, workdir = tmp_path / "source", tmp_path / "run"
     shutil.copytree(tiny_run, source)
@@ -119,6 +121,7 @@ def expert_choice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compl
     return workdir, result
 
 
+@pytest.mark.process
 def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old_config(
     expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old
     assert "(0.07637 and 0.02546 epochs): use the config of that run, or another" in result.stderr
 
 
+@pytest.mark.process
 def test_a_run_says_what_it_compiles_before_it_does_and_that_it_is_at_chance(
     expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
@@ -150,6 +154,7 @@ def test_a_run_says_what_it_compiles_before_it_does_and_that_it_is_at_chance(
     assert any(line.startswith(remark) for line in lines[evaluation:]), lines
 
 
+@pytest.mark.process
 def test_files_whose_first_row_is_that_of_the_checkpoint_are_continued(
     expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
@@ -160,6 +165,7 @@ def test_files_whose_first_row_is_that_of_the_checkpoint_are_continued(
         assert steps == sorted(expected), name
 
 
+@pytest.mark.process
 def test_the_rate_is_left_out_until_it_is_known(
     expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
@@ -171,6 +177,7 @@ def test_the_rate_is_left_out_until_it_is_known(
     assert [step for step, rate in rates.items() if not rate] == ["1", "2"]
 
 
+@pytest.mark.process
 def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops(
     expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
@@ -182,6 +189,7 @@ def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops
     assert "tokens without a routed expert" in result.stdout and "dropped" not in result.stdout
 
 
+@pytest.mark.process
 def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     tmp_path: Path,
 ) -> None:
@@ -227,6 +235,7 @@ def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny
     assert "dropped" in [finding["kind"] for finding in report["findings"]]
 
 
+@pytest.mark.process
 def test_an_evaluation_whose_row_cannot_be_written_is_printed_and_its_other_file_is_written(
     tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -235,7 +244,7 @@ def test_an_evaluation_whose_row_cannot_be_written_is_printed_and_its_other_file
     file.write_bytes(header.ljust(20_000 - 2, b",") + b"\r\n")
     before = file.read_bytes()
     files = ("--csv", file, "--predictions", tmp_path / "images.csv")
-    result = vmoe("evaluate", "--checkpoint", tiny_run, *files, max_file_size=20_050)
+    result = forked("evaluate", "--checkpoint", tiny_run, *files, max_file_size=20_050)
     assert result.returncode == 1 and "accuracy" in result.stdout
     last = result.stderr.splitlines()[-1]  # JAX may say that it cannot write to its cache
     assert last == f"vmoe: {file}: cannot be written (No space left on device)"
@@ -356,6 +365,7 @@ def test_pretrained_models_are_listed_with_sizes_and_their_authors_accuracies() 
     )
 
 
+@pytest.mark.process
 def test_config_prints_the_run_as_json() -> None:
     config = json.loads(interpreter("config", "--config", TINY, "--optim.lr", "0.5").stdout)
     assert config["optim"]["lr"] == 0.5 and config["model"]["moe"]["router"]["kind"]
@@ -369,6 +379,7 @@ def test_every_command_has_help(command: str) -> None:
     assert result.returncode == 0 and "vmoe" in result.stdout and not result.stderr
 
 
+@pytest.mark.process
 def test_a_line_of_a_help_text_ends_where_the_next_word_does_not_fit() -> None:
     command = [sys.executable, "-m", "vmoe", "predict", "--help"]
     wide = os.environ | {"COLUMNS": "100"}
@@ -393,6 +404,7 @@ def test_evaluating_a_run_leaves_an_unfinished_checkpoint_in_place(
     assert "no checkpoint yet" in result.stderr and unfinished.is_dir()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["-c", "import vmoe"], ["-m", "vmoe", "--help"]])
 def test_import_vmoe_and_help_import_neither_jax_nor_flax(arguments: list[str]) -> None:
     result = subprocess.run(
@@ -402,6 +414,7 @@ def test_import_vmoe_and_help_import_neither_jax_nor_flax(arguments: list[str]) 
     assert "vmoe" in imported and not imported & {"jax", "flax", "numpy", "pydantic"}
 
 
+@pytest.mark.process
 def test_vmoe_plan_uses_parts_of_the_trainer_without_importing_the_rest() -> None:
     code = "import sys, vmoe.plan.candidates; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

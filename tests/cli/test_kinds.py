@@ -110,6 +110,7 @@ def command(text: str, run: Path, out: Path) -> list[str]:
     return [word.format(run=run, out=out) for word in text.split()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("text", "printed"),
     [
@@ -129,6 +130,7 @@ def test_every_router_works_in_a_command(
         assert each in result.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -159,6 +161,7 @@ def test_a_command_that_cannot_work_with_a_router_names_it_in_one_line(
     assert result.stderr.startswith(f"vmoe: {message.format(run=run)}"), result.stderr
 
 
+@pytest.mark.process
 def test_the_page_of_each_router_has_the_exported_choices_in_the_order_of_their_ranks(
     run: Path, tmp_path: Path
 ) -> None:

@@ -1,9 +1,5 @@
-"""A folder of photos through the real commands: odd names, unreadable images, changed files.
+"""A folder of photos through the real commands: odd names, unreadable images, changed files."""
 
-The commands print to streams that can encode only ASCII.
-"""
-
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import command
-from tests.command import TINY
+from tests.command import TINY, forked, vmoe
 from tests.run_folder import rows
 from vmoe.config.data import ImageChecks
 from vmoe.data.sources import open_source
@@ -26,13 +21,12 @@ REPLACE = ImageChecks(on_error="replace")
 CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")
 COUNT = 15  # photos of a class
 
-vmoe = functools.partial(command.vmoe, environment={"PYTHONIOENCODING": "ascii"})
+
+TRAIN = ["--data.name", "folder:photos", "--batch-size", "16", "--steps", "30", "--log-every", "10"]
 
 
 def train(folder: Path, *options: str) -> CompletedProcess[str]:
-    arguments = ["--data.name", "folder:photos", "--batch-size", "16", "--steps", "30"]
-    arguments += ["--log-every", "10", *options]
-    return vmoe("train", "--config", TINY, "--workdir", "run", *arguments, cwd=folder)
+    return vmoe("train", "--config", TINY, "--workdir", "run", *TRAIN, *options, cwd=folder)
 
 
 def write_photo(path: Path, seed: int) -> None:
@@ -70,6 +64,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.process
 def test_classes_with_any_utf_8_name_are_trained_evaluated_and_predicted(trained: Path) -> None:
     result = vmoe("evaluate", "--checkpoint", "run", "--json", "--per-class", cwd=trained)
     assert result.returncode == 0, result.stderr
@@ -79,9 +74,24 @@ def test_classes_with_any_utf_8_name_are_trained_evaluated_and_predicted(trained
     image = next((trained / "photos" / CLASSES[3]).glob("*.png"))
     result = vmoe("predict", "--checkpoint", "run", image, "--top", "4", cwd=trained)
     assert result.returncode == 0, result.stderr
+    assert CLASSES[3] in result.stdout and "a\\nb" in result.stdout
+
+
+@pytest.mark.process
+def test_classes_with_any_utf_8_name_are_printed_on_streams_of_ascii(copy: Path) -> None:
+    shutil.rmtree(copy / "run")
+    image = next((copy / "photos" / CLASSES[3]).glob("*.png"))
+    for arguments in (
+        ("train", "--config", TINY, "--workdir", "run", *TRAIN),
+        ("evaluate", "--checkpoint", "run", "--per-class"),
+        ("predict", "--checkpoint", "run", image, "--top", "4"),
+    ):
+        result = forked(*arguments, cwd=copy, environment={"PYTHONIOENCODING": "ascii"})
+        assert result.returncode == 0, result.stderr
     assert "\\xe9toile" in result.stdout and "a\\nb" in result.stdout
 
 
+@pytest.mark.process
 def test_a_finished_run_is_already_complete_and_copied_photos_are_the_same_data(
     copy: Path,
 ) -> None:
@@ -101,6 +111,7 @@ def test_a_finished_run_is_already_complete_and_copied_photos_are_the_same_data(
     assert "run/experts.csv is missing: its rows up to step 30 are lost; starting" in result.stderr
 
 
+@pytest.mark.process
 def test_photos_that_were_changed_in_place_are_reported(copy: Path) -> None:
     for path in (copy / "photos").rglob("*.png"):
         size = path.stat().st_size
@@ -114,6 +125,7 @@ def test_photos_that_were_changed_in_place_are_reported(copy: Path) -> None:
     assert "evaluation set 'validation' has changed since this run began (" in result.stderr
 
 
+@pytest.mark.process
 def test_all_unreadable_photos_are_listed_before_training_or_replaced_and_left_out(
     copy: Path,
 ) -> None:
@@ -148,6 +160,7 @@ def test_all_unreadable_photos_are_listed_before_training_or_replaced_and_left_o
     assert f"{within.name}: cannot be read as an image" in result.stderr
 
 
+@pytest.mark.process
 def test_the_other_images_are_predicted_if_one_cannot_be_read(copy: Path) -> None:
     images = sorted((copy / "photos" / CLASSES[1]).glob("*.png"))
     images[4].write_bytes(images[4].read_bytes()[:1000])
@@ -158,6 +171,7 @@ def test_the_other_images_are_predicted_if_one_cannot_be_read(copy: Path) -> Non
     assert result.stderr.startswith(line) and result.stderr.count("\n") == 1
 
 
+@pytest.mark.process
 def test_class_names_that_are_not_utf_8_are_refused(copy: Path) -> None:
     (copy / "photos" / CLASSES[0]).rename(str(copy / "photos") + "/\udcff")
     result = train(copy)
@@ -165,6 +179,7 @@ def test_class_names_that_are_not_utf_8_are_refused(copy: Path) -> None:
     assert "the name of class b'\\xff' is not UTF-8; rename its folder" in result.stderr
 
 
+@pytest.mark.process
 def test_a_csv_file_that_a_checkpoint_does_not_match_is_reported_and_left_unchanged(
     copy: Path,
 ) -> None:

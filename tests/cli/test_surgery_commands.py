@@ -34,6 +34,7 @@ def accuracy(checkpoint: Path) -> float:
     return evaluate(loaded.model, source, preprocessing=loaded.preprocessing).accuracy
 
 
+@pytest.mark.process
 def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
     average: tuple[Path, dict], tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_the_other_rules_prune_and_experts_become_one_mlp(
     assert library.load(dense).model.config.sparse_blocks == ()
 
 
+@pytest.mark.process
 def test_a_pruned_model_is_written_although_the_reader_of_stdout_is_gone(
     tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -308,6 +308,7 @@ for expression in {list(REFUSED)}:
     return dict(zip(REFUSED, result.stdout.splitlines(), strict=True))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("expression", REFUSED)
 def test_values_of_the_wrong_type_are_refused_by_configs_and_layers_themselves(
     expression: str, messages: dict[str, str]

@@ -27,6 +27,7 @@ def test_every_recipe_round_trips_through_json_and_builds(config: TrainConfig) -
     assert len(set(config.model.moe_blocks.values())) <= 1
 
 
+@pytest.mark.long_after(4)
 def test_a_step_of_every_cut_recipe_can_be_traced(config: TrainConfig) -> None:
     """In one size: recipes that differ in their sizes or learning rates alone are traced once."""
     model = dict(width=16, mlp_dim=32, num_heads=2, patch_size=4, image_size=8)
@@ -75,6 +76,7 @@ config = replace(
 """
 
 
+@pytest.mark.process
 def test_a_dry_run_trains_a_recipe_without_its_data_and_keeps_nothing(tmp_path: Path) -> None:
     recipe = tmp_path.with_suffix(".py")
     recipe.write_text(RECIPE)

@@ -238,6 +238,7 @@ def test_decoding_bytes_equals_reading_the_file_and_pixels_are_unchanged(tmp_pat
         decode(path.read_bytes()[:-100], "somewhere")
 
 
+@pytest.mark.process
 def test_all_formats_are_loaded_before_a_thread_decodes_an_image() -> None:
     """Two threads that load them at once can fail to identify an image."""
     code = """

@@ -283,6 +283,7 @@ def test_an_image_that_is_there_twice_is_found_in_any_part(tmp_path: Path) -> No
             finish_table(writer, ("a",), place="test", identity=str)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own figures")
 def test_a_process_holds_no_object_per_image(tmp_path: Path) -> None:
     """As tuples of names and of labels, 100,000 images would take 15 MB."""

@@ -85,6 +85,7 @@ def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
     assert (epochs[0] != epochs[1]).any()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's setting")
 def test_batches_are_read_into_memory_that_the_process_already_has() -> None:
     """A batch has 1,176 pages; without the setting, reading one takes 560 page faults.

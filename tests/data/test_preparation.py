@@ -174,6 +174,7 @@ def test_missing_images_are_refused_by_class(
     assert "1 of 6 numbered images" in run(*words(archives))[1]
 
 
+@pytest.mark.process
 def test_a_folder_keeps_its_splits_classes_and_images(
     tmp_path: Path, run: Callable[..., tuple[str, str]]
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_folder_keeps_its_splits_classes_and_images(
     assert "nowhere: no such folder" in stopped
 
 
+@pytest.mark.process
 def test_an_interrupt_while_a_script_starts_is_one_line(tmp_path: Path) -> None:
     script = ["-m", "scripts.prepare.folder", tmp_path / "photos", tmp_path / "out"]
     command = [sys.executable, "-X", "importtime", *script]
@@ -239,6 +241,7 @@ def test_a_name_that_tfds_refuses_is_refused_before_an_image_is_read(
     )
 
 
+@pytest.mark.process
 def test_a_signal_ends_a_script_in_one_line(tmp_path: Path) -> None:
     devkit = tmp_path / "devkit"
     os.mkfifo(devkit)

@@ -152,6 +152,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("state", "count"), [("idle", 1), ("reading", 1), ("not closed", 1), ("not closed", 0)]
 )

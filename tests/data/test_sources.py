@@ -144,6 +144,7 @@ def test_a_folder_is_walked_once_per_run_however_many_of_its_splits_are_opened(
     assert len(open_source(f"folder:{photos}", "train")) > len(opened[0])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "others"),
     [
@@ -587,6 +588,7 @@ def contents(source: Source) -> set[tuple[int, str]]:
     return {(value(example), source.class_names[example.labels[0]]) for example in source}
 
 
+@pytest.mark.process
 def test_the_same_images_in_every_form_are_the_same_data_in_a_worker_process(
     tmp_path: Path,
 ) -> None:

@@ -28,6 +28,7 @@ def first_batch(items: int) -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_twenty_million_images_need_no_more_memory_than_a_thousand() -> None:
     few, many = (first_batch(items) for items in (1_000, 20_000_000))

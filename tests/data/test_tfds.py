@@ -327,6 +327,7 @@ def test_none_or_several_images_without_that_name_are_refused(tmp_path: Path) ->
             open_source(f"tfds:{folder}", "test")
 
 
+@pytest.mark.process
 def test_more_shards_than_the_limit_of_open_files_are_refused(photos: Path) -> None:
     code = f"""
 import resource
@@ -349,6 +350,7 @@ def test_features_without_an_image_or_a_class_are_refused(tmp_path: Path) -> Non
         open_source(f"tfds:{folder}", "test")
 
 
+@pytest.mark.process
 def test_tensorflow_is_not_imported_and_tfds_only_when_it_is_used(prepared: Path) -> None:
     code = f"""
 import sys

@@ -78,6 +78,7 @@ def test_the_python_of_a_page_runs(
         assert names["model"].config.num_classes == 10
 
 
+@pytest.mark.slow
 def test_the_code_next_to_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = python_of("docs/from_timm.md")
     words = ("vmoe", "loaded", "# new", "sparse")
@@ -125,6 +126,7 @@ def test_the_commands_of_a_page_are_accepted_by_their_parsers(
         parse(getattr(module, f"{command.title()}Args"), command, words)
 
 
+@pytest.mark.process
 def test_the_options_of_the_commands_on_the_pages_exist() -> None:
     used = dict[str, set[str]]()
     for text in ((ROOT / page).read_text() for page in PAGES):
@@ -186,6 +188,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_site_loads_nothing_from_elsewhere_and_colors_shell_commands(site: Path) -> None:
     texts = "".join(path.read_text() for path in site.rglob("*.html"))
@@ -199,6 +202,7 @@ def test_the_site_loads_nothing_from_elsewhere_and_colors_shell_commands(site: P
     assert re.search(r'language-bash[^>]*><pre>.*<span class="nb">source</span>', install)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @in_a_browser
 def test_the_search_of_the_site_needs_no_server(site: Path) -> None:

@@ -186,6 +186,7 @@ def names_of(words: list[str]) -> set[str]:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_commands_of_the_pages_that_download_read_the_named_files(
     hosts: str, reader: Path, tmp_path: Path

@@ -17,6 +17,8 @@ import pytest
 
 from tests.command import ROOT
 
+pytestmark = pytest.mark.process
+
 PARTS = ("vmoe", "configs", "tests", "pyproject.toml")
 
 

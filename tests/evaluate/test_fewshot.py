@@ -289,6 +289,7 @@ def test_what_cannot_be_probed_is_refused() -> None:
         fewshot(bad, [data], config, OWN)
 
 
+@pytest.mark.process
 def test_the_command_prints_a_table_or_json(tiny_run: Path, tmp_path: Path) -> None:
     """Images are prepared as for the model; for the authors' checkpoints as in the paper.
 

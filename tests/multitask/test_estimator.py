@@ -93,6 +93,7 @@ def test_predictions_have_the_form_of_the_targets(fitted: MultiTaskEstimator) ->
     np.testing.assert_array_equal(predicted["place"], best)
 
 
+@pytest.mark.long_after(3)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns(architecture: str) -> None:
     learned = model(architecture=architecture, max_epochs=40, n_task_experts=1).fit(

@@ -221,6 +221,7 @@ LAST: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long_after(2)
 @pytest.mark.parametrize("last", LAST)
 def test_a_reduced_last_block_changes_no_logit_loss_or_gradient(last: str) -> None:
     """The oracle is the full block, one for all implementations."""
@@ -452,6 +453,7 @@ def test_moe_of_returns_the_config_of_a_sparse_block() -> None:
     assert [config.moe_of(i).num_experts for i in (5, 7)] == [2, 3]
 
 
+@pytest.mark.process
 def test_wrong_inputs_are_refused_by_shape_and_dtype_with_a_remedy() -> None:
     """In a separate process, since annotations are checked in this one."""
     code = """

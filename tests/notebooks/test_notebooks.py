@@ -23,6 +23,8 @@ from vmoe import models
 from vmoe.config import TrainConfig, from_json, replace
 from vmoe.costs.summary import summarize
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from tests.command import TINY, vmoe
+from tests.command import TINY, forked
 from vmoe.cli.printing import print_table
 from vmoe.config import load
 from vmoe.costs.flops import cost
@@ -19,8 +19,9 @@ from vmoe.plan.table import tables
 COMMAND = ("plan", "--config", TINY, "--devices", "2", "--mesh", "expert=2", "--chip", "tpu_v4")
 
 
+@pytest.mark.process
 def test_the_plan_prints_its_assumptions_and_the_memory_with_and_without_remat() -> None:
-    result = vmoe(*COMMAND)
+    result = forked(*COMMAND)
     assert result.returncode == 0, result.stderr
     for words in ("data=1,expert=2", "(remat)", "all-to-all", "40% of the peak of 275 TFLOP/s"):
         assert words in result.stdout
@@ -49,8 +50,9 @@ def test_the_five_best_of_many_meshes_are_printed_in_lines_of_100_columns(
     assert printed.count("data=") == 5 + 4 + 5
 
 
+@pytest.mark.process
 def test_the_plan_as_json_has_bytes_and_seconds_of_each_candidate() -> None:
-    result = vmoe(*COMMAND, "--json")
+    result = forked(*COMMAND, "--json")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert printed["parameters"] == cost(load(TINY).model).parameters
@@ -67,9 +69,10 @@ def test_the_plan_as_json_has_bytes_and_seconds_of_each_candidate() -> None:
     assert memory["opt_state"] == 2 * memory["parameters"] + 8
 
 
+@pytest.mark.process
 def test_a_frozen_part_has_no_gradients_and_no_optimizer_state() -> None:
     frozen = [f"--optim.lr-factors.{part}=0" for part in ("routers", "experts", "others")]
-    result = vmoe(*COMMAND, "--json", *frozen)
+    result = forked(*COMMAND, "--json", *frozen)
     assert result.returncode == 0, result.stderr
     (candidate,) = json.loads(result.stdout)["feasible"]
     head = 4 * (16 * 10 + 10)  # bytes of a kernel and a bias
@@ -92,11 +95,12 @@ CASES = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("words", "status", "message"), CASES.values(), ids=CASES.keys())
 def test_an_impossible_plan_is_refused_with_one_line(
     words: list[str], status: int, message: str
 ) -> None:
-    result = vmoe("plan", "--config", TINY, *words)
+    result = forked("plan", "--config", TINY, *words)
     assert result.returncode == status, result.stderr
     assert all(part in result.stderr for part in message.split(" ... "))
     assert result.stderr.count("\n") == 1, result.stderr

@@ -34,6 +34,7 @@ TIGHT: Shape = (4, 9, 4, 0.4)
 UNEVEN: Shape = (3, 5, 3, 1.0)  # two groups of two, the last image is padding
 SHAPES = {"4x9_e4_tight": TIGHT, "3x5_e3": UNEVEN, "2x17_e8": (2, 17, 8, 1.05)}
 IMPLEMENTATIONS = get_args(Implementation)
+LONG = pytest.mark.slow
 
 KINDS: dict[str, Router] = {config().kind: config() for config in ROUTERS}
 ROUTER_CONFIGS: dict[str, Router] = {
@@ -80,15 +81,20 @@ def routers(name: str, *, each_implementation: bool = False) -> pytest.MarkDecor
 
     An implementation gets only the slots and weights of the choices. So every implementation is
     tested with one config of each form of routing, and the other settings with one implementation.
+    By default every router runs with one implementation, every implementation with one router, and
+    further settings in the test of the outputs.
     """
     TESTED.add(name)
     configs = {r: c for r, c in ROUTER_CONFIGS.items() if r not in EXEMPT.get(name, {})}
     if not each_implementation:
         return pytest.mark.parametrize("router", configs.values(), ids=configs.keys())
+    default = ROUTER_CONFIGS if name == "float64 loop" else KINDS
     cases = {
-        f"{router}-{implementation}": (config, implementation)
+        f"{router}-{implementation}": pytest.param(config, implementation, marks=marks)
         for router, config in configs.items()
         for implementation in _implementations(router)
+        for short in [router == "token_choice" or (router in default and implementation == "auto")]
+        for marks in [() if short else LONG]
     }
     return pytest.mark.parametrize(("router", "implementation"), cases.values(), ids=cases.keys())
 
@@ -102,7 +108,7 @@ def _implementations(router: str) -> tuple[str, ...]:
 
 shape = pytest.mark.parametrize(
     "shape",
-    [TIGHT, UNEVEN, pytest.param(SHAPES["2x17_e8"], marks=pytest.mark.slow)],
+    [TIGHT, *(pytest.param(shape, marks=LONG) for shape in SHAPES.values() if shape != TIGHT)],
     ids=SHAPES.keys(),
 )
 

@@ -196,6 +196,7 @@ def test_every_model_is_measured_under_the_changes_that_it_allows() -> None:
     assert found["standard"] == {"random_routers", "merged"} | limited
 
 
+@pytest.mark.process
 def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         run(tmp_path, "--steps", "4", "--data", "nowhere")

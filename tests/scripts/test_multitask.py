@@ -116,6 +116,7 @@ def test_the_census_is_prepared_as_columns_of_numbers_and_codes(people: Path) ->
 SMALL = census.Size(None, 1 / 3, 10, 3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

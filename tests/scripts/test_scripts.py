@@ -46,6 +46,7 @@ def fake_python(folder: Path, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
 def test_a_missing_python_is_reported_with_a_remedy(name: str, tmp_path: Path) -> None:
     result = script(tmp_path, name, "/nowhere/python3")
@@ -54,6 +55,7 @@ def test_a_missing_python_is_reported_with_a_remedy(name: str, tmp_path: Path) -
     assert "PYTHON=/path/to/python3" in result.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
 def test_a_python_without_venv_is_reported_with_the_package_to_install(
     name: str, tmp_path: Path
@@ -64,6 +66,7 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.process
 def test_the_extras_are_installed_once_and_that_of_the_tests_includes_that_of_the_site(
     tmp_path: Path,
 ) -> None:
@@ -132,6 +135,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
     assert "no section 'layers'" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_the_bench_says_why_it_leaves_flexmix_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +199,7 @@ def test_drawings_of_one_emoji_are_no_more_evidence_than_one() -> None:
     assert line[4] == f"+25.00 ± {error:.2f}"
 
 
+@pytest.mark.process
 def test_a_model_that_is_missing_ends_the_comparison_with_the_message_of_the_search(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -247,6 +252,7 @@ def prepare_emoji(
     return subprocess.run([*command, *given, *options], capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None:
     names = [*(f"{letter}{i}" for letter in "ab" for i in range(30)), "tone", "not_google"]
     packages = {
@@ -270,6 +276,7 @@ def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None
     assert "CC-BY" in (tmp_path / "base" / "SOURCES.txt").read_text()
 
 
+@pytest.mark.process
 def test_emoji_lists_have_categories_by_vendor_and_frequent_words_and_no_copies_of_training_emoji(
     tmp_path: Path,
 ) -> None:
@@ -310,6 +317,7 @@ def test_emoji_lists_have_categories_by_vendor_and_frequent_words_and_no_copies_
     assert sum(1 in words.labels_of(i) for i in range(len(train))) == 10
 
 
+@pytest.mark.process
 def test_emoji_packages_are_downloaded_with_npm(tmp_path: Path) -> None:
     """A fake npm packs what it is asked for."""
     for vendor in ("google", "twitter"):
@@ -333,6 +341,7 @@ def test_emoji_packages_are_downloaded_with_npm(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2 * 9
 
 
+@pytest.mark.process
 def test_a_corrupt_emoji_package_leaves_nothing_behind(tmp_path: Path) -> None:
     package = emoji_package(tmp_path / "google", "google", ["a"])
     next((package / "img").rglob("a.png")).write_bytes(b"no image")
@@ -348,6 +357,7 @@ def test_a_corrupt_emoji_package_leaves_nothing_behind(tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["google"]
 
 
+@pytest.mark.process
 def test_shell_scripts_pass_shellcheck() -> None:
     scripts = [str(path) for path in (ROOT / "scripts").rglob("*.sh")]
     result = subprocess.run(
@@ -359,6 +369,7 @@ def test_shell_scripts_pass_shellcheck() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("status", "queued"), [(0, False), (75, True), (1, False)])
 def test_a_slurm_job_requeues_itself_only_after_it_was_stopped_and_saved(
     status: int, queued: bool, tmp_path: Path
@@ -386,6 +397,7 @@ def test_a_slurm_job_requeues_itself_only_after_it_was_stopped_and_saved(
     assert after == (["scontrol requeue 17"] if queued else [])
 
 
+@pytest.mark.process
 def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_arguments() -> None:
     def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
         script, *rest = arguments

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.command import ROOT, vmoe
+from tests.command import ROOT, forked, vmoe
 from tests.random_models import stored_of
 from vmoe.checkpoints import read, write
 from vmoe.config import MoEConfig, ViTConfig, replace
@@ -46,6 +46,7 @@ def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_pa
     assert arrays["labels"][:, 0].tolist() == labels
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("option", ["--export", "--out"])
 def test_on_a_full_disk_the_file_is_named_the_figures_are_printed_and_nothing_is_left(
     option: str, tiny_run: Path, tmp_path: Path
@@ -53,7 +54,7 @@ def test_on_a_full_disk_the_file_is_named_the_figures_are_printed_and_nothing_is
     data = ("--data", "digits", "--images", "128", "--batch-size", "64")
     page = ("--no-removals", "--page-images", "4") if option == "--out" else ()
     arguments = ("routing", "--checkpoint", tiny_run, *data, *page, option, tmp_path / "file.html")
-    result = vmoe(*arguments, max_file_size=10_000)
+    result = forked(*arguments, max_file_size=10_000)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1] == f"vmoe: {tmp_path / 'file.html'}: File too large"
     assert "digits:test, 128 of " in result.stdout
@@ -211,6 +212,7 @@ def several_labels(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"manifest:{folder / 'list.csv'}:test"
 
 
+@pytest.mark.process
 def test_evaluate_and_attack_count_the_same_images_as_right(
     several_labels: str, tiny_run: Path, tmp_path: Path
 ) -> None:

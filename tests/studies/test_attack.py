@@ -25,6 +25,7 @@ from vmoe.studies.attack.mates_program import Outcome
 FOLDER = Path(__file__).parents[1] / "golden" / "attack"
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("name", ["attack_eps8", "attack_aux_bpr"])
 def test_an_attack_equals_the_published_one(name: str) -> None:
     """In the second run the last image was padding for the results, not for the attack."""

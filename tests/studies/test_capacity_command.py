@@ -46,6 +46,7 @@ def evaluated(*arguments: str | Path) -> tuple[dict[str, object], str]:
     return report, result.stderr
 
 
+@pytest.mark.process
 def test_evaluate_uses_the_file_and_says_so(run: Path, tiny_run: Path) -> None:
     file = run / "routing.json"
     content = json.loads(file.read_text())
@@ -120,6 +121,7 @@ def test_the_budget_can_be_measured_time(tiny_run: Path, tmp_path: Path) -> None
     assert f"routing of {file}: " in message and "x the time, chosen on" in message
 
 
+@pytest.mark.process
 def test_settings_are_written_under_the_numbers_of_the_sparse_blocks(tmp_path: Path) -> None:
     """Blocks 1 and 2 of three, of which the first is dense."""
     layer = MoEConfig(num_experts=2, router=TokenChoice(k=1))

@@ -65,6 +65,7 @@ def assert_equal(left: Any, right: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("router", [TokenChoice(k=1), ExpertChoice()])
 def test_pruning_keeps_the_parameters_and_router_columns_of_the_kept_experts(router: Any) -> None:
     config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=router))

@@ -105,6 +105,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long_after(4)
 @pytest.mark.parametrize(
     ("moe", "reason"),
     [

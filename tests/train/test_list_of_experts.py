@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 import vmoe as library
-from tests.command import ROOT, start, vmoe
+from tests.command import ROOT, forked, start, vmoe
 from tests.run_folder import arrays, differences, last_step
 from vmoe.workdir.layout import steps_of
+
+pytestmark = pytest.mark.process
 
 STEPS = 40
 BIAS = "blocks/0/mlp/state/bias"
@@ -129,7 +131,7 @@ def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) ->
 
 
 def test_a_plan_of_several_devices_does_not_split_the_experts(config_file: Path) -> None:
-    planned = vmoe("plan", "--config", config_file, "--devices", "4", "--json")
+    planned = forked("plan", "--config", config_file, "--devices", "4", "--json")
     assert planned.returncode == 0, planned.stderr
     assert "expert=1" in planned.stdout and "expert=2" not in planned.stdout
 

@@ -94,6 +94,7 @@ def run(
     return workdir
 
 
+@pytest.mark.process
 def test_a_run_folder_has_the_config_model_environment_classes_and_metrics(
     run: Path, config: TrainConfig
 ) -> None:
@@ -273,6 +274,7 @@ def test_a_head_that_is_kept_for_other_classes_is_reported_with_the_remedy(
     assert last.endswith("; for a new head, set init_new_head=True")
 
 
+@pytest.mark.process
 def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run: Path, tmp_path: Path) -> None:
     """A trained model gets worse as the learning rate rises: its best checkpoint is the first."""
     worse = configs.replace(
@@ -297,6 +299,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run: Path, tmp_path: 
     assert found.accuracy == pytest.approx(accuracy[best], abs=1e-5)
 
 
+@pytest.mark.process
 def test_the_same_seed_gives_the_same_run_even_in_a_thread_without_signal_handlers(
     tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -312,6 +315,7 @@ def test_training_never_opens_the_test_split(opened: list[str]) -> None:
     assert set(opened) == {"train", "validation"}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     """Measures the real command from step 500 to 1,500, with evaluations and checkpoints."""
@@ -331,6 +335,7 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     assert late - early < 20, f"{early:.0f} MiB, then {late:.0f}"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_digits_recipe_reaches_92_percent_on_validation_in_a_third_of_its_steps(
     tmp_path: Path,
@@ -399,6 +404,7 @@ def on_photos(photos: Path, *workers: int) -> list[tuple[Process, Path]]:
     return runs
 
 
+@pytest.mark.process
 def test_a_source_that_hangs_is_shown_and_a_signal_stops_the_run(photos: Path) -> None:
     """A run that reads in threads and one with a worker process, which wait at the same time.
 
@@ -425,6 +431,7 @@ def test_a_source_that_hangs_is_shown_and_a_signal_stops_the_run(photos: Path) -
                 time.sleep(0.01)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_source_that_disappears_ends_the_run_with_one_line_and_a_checkpoint(photos: Path) -> None:
     ((process, workdir),) = on_photos(photos, 0)
@@ -437,6 +444,7 @@ def test_a_source_that_disappears_ends_the_run_with_one_line_and_a_checkpoint(ph
     assert "Traceback" not in stderr and steps_of(workdir)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_a_checkpoint(photos: Path) -> None:
     ((process, workdir),) = on_photos(photos, 1)

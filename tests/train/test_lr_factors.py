@@ -304,6 +304,7 @@ def test_a_message_names_the_factors_and_the_numbers_of_parameters() -> None:
     )
 
 
+@pytest.mark.process
 def test_the_command_says_what_it_trains_and_resumes_a_linear_probe(tmp_path: Path) -> None:
     """A run continues from a checkpoint with the optimizer state of the head.
 

@@ -34,6 +34,7 @@ def traced_steps(folder: Path) -> list[int]:
     return sorted(map(int, steps))
 
 
+@pytest.mark.process
 def test_the_steps_of_profile_are_traced_once_in_the_life_of_a_run(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_loop_of_ones_own_changes_the_bias_as_training_does(
     assert (flatten_dict(updated)[kernel] == flatten_dict(decayed)[kernel]).all()
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_batch_in_two_parts_is_that_of_the_whole(
     in_parts: Path, trained: tuple[State, list[Any]]
 ) -> None:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.command import ROOT, start, vmoe
+from tests.command import ROOT, forked, start, vmoe
 from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving, training
 from tests.run_folder import assert_same, differences, last_step, rows
 from vmoe import config as configs
@@ -32,6 +32,8 @@ from vmoe.train.report import Report
 from vmoe.train.sinks import Sink
 from vmoe.train.step import make_train_step
 from vmoe.workdir.layout import steps_of
+
+pytestmark = pytest.mark.process
 
 STEPS = 40
 RECIPE = f"""
@@ -72,9 +74,9 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return workdir
 
 
-def run(recipe: Path, workdir: Path, **limits: int) -> tuple[str, int]:
+def run(recipe: Path, workdir: Path) -> tuple[str, int]:
     """Runs the command; returns its stderr and its exit status."""
-    result = vmoe("train", "--config", recipe, "--workdir", workdir, **limits)
+    result = vmoe("train", "--config", recipe, "--workdir", workdir)
     return result.stderr, result.returncode
 
 
@@ -332,9 +334,10 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     for step in range(40, STEPS + 1, 10):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     # Less than the metadata of the training state, 22 kB; the sizes of data files vary.
-    stderr, status = run(recipe, workdir, max_file_size=20 * 1024)
-    lines = stderr.splitlines()
-    assert status == 1, lines
+    line = ("train", "--config", recipe, "--workdir", workdir)
+    result = forked(*line, max_file_size=20 * 1024)
+    lines = result.stderr.splitlines()
+    assert result.returncode == 1, lines
     assert lines[-1].startswith("vmoe: ") and "cannot be written" in lines[-1], lines
     assert "run the same command to resume" in lines[-1]
     assert not any("Traceback" in line for line in lines), lines

@@ -42,6 +42,7 @@ def test_the_seconds_of_a_step_add_up_to_a_batch_at_the_rate(tiny_run: Path) -> 
         assert seconds * row["images_per_second"] == pytest.approx(batch_size, rel=1e-4)
 
 
+@pytest.mark.process
 def test_a_step_takes_as_long_as_its_images_take_to_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

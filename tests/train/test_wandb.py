@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import TINY, start, vmoe
+from tests.command import TINY, forked, start
 from tests.events import pictures, scalars
 from tests.run_folder import last_step
+
+pytestmark = pytest.mark.process
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("wandb", reason="the extra wandb is not installed")
@@ -74,7 +76,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert process.wait() == 75, process.stderr
         (folder,) = folders(workdir)
         assert f"wandb: offline; `wandb sync {folder}` uploads it" in process.stderr
-    result = vmoe(*line, "--wandb", environment=OFFLINE)
+    result = forked(*line, "--wandb", environment=OFFLINE)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -124,7 +126,7 @@ def test_wandb_has_the_pictures_of_tensorboard(workdir: Path) -> None:
 
 
 def test_a_failed_run_ends_its_wandb_run_with_status_1_and_its_own_error(tmp_path: Path) -> None:
-    result = vmoe(
+    result = forked(
         *[*TRAIN, "--workdir", tmp_path, "--wandb", "--steps", "9", "--optim.lr", "1e38"],
         *["--optim.warmup-steps", "0", "--optim.grad-clip-norm", "None"],
         environment=OFFLINE,
@@ -137,7 +139,7 @@ def test_a_failed_run_ends_its_wandb_run_with_status_1_and_its_own_error(tmp_pat
 
 def test_what_keeps_wandb_from_starting_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     line = [*TRAIN, "--workdir", str(tmp_path / "run"), "--steps", "30", "--wandb"]
-    result = vmoe(*line, environment={"HOME": str(tmp_path), "WANDB_MODE": "online"})
+    result = forked(*line, environment={"HOME": str(tmp_path), "WANDB_MODE": "online"})
     assert result.returncode == 2
     assert result.stderr == (
         "vmoe: wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline\n"
@@ -147,8 +149,8 @@ def test_what_keeps_wandb_from_starting_is_one_line_and_nothing_is_written(tmp_p
 
 def test_another_project_is_refused(workdir: Path) -> None:
     line = [*TRAIN, "--workdir", str(workdir), "--log-every", "10", "--steps", "400"]
-    result = vmoe(*line, "--wandb", "other", environment=OFFLINE)
+    result = forked(*line, "--wandb", "other", environment=OFFLINE)
     assert result.returncode == 2
     assert f"wandb=other: the run in {workdir} is in the project digits" in result.stderr
-    result = vmoe(*line, "--wandb", "one", "two")
+    result = forked(*line, "--wandb", "one", "two")
     assert result.returncode == 2 and "wandb=one two: give one project" in result.stderr

@@ -25,6 +25,7 @@ SAMPLES = {
 """By model: the sample of its test images, and their number."""
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(("name", "sample"), SAMPLES.items())
 def test_a_packaged_model_has_the_accuracy_that_its_entry_states(
     name: str, sample: tuple[str, int], tmp_path: Path
