@@ -44,6 +44,10 @@ def vmoe(*arguments: str | Path, cwd: Path = ROOT) -> CompletedProcess[str]:
 
     A warning is an error, as in other tests.
     """
+    # Imported here: modules that annotate axes are imported after pytest_configure (conftest.py).
+    from vmoe.checkpoints.orbax_logging import hide_late_reports
+
+    hide_late_reports()  # installs a hook once a process, which would be lost below
     out, err = io.StringIO(), io.StringIO()
     disabled = logging.root.manager.disable
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
