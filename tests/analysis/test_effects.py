@@ -200,6 +200,7 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
         assert share == pytest.approx(expected)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("router", [TokenChoice(k=2), BiasBalanced(), Random(), Hash()])
 def test_first_choices_are_compared_by_rank_and_not_by_gate(router: Router) -> None:
     """A token's first choice in the only block does not depend on its number of choices."""

@@ -58,6 +58,7 @@ def decided(config: ViTConfig, params: dict[Any, Any], by: Callable[[Any], Route
     return [run(params, each) for each in of]
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     ("normalize", "settings"),
     [
@@ -91,6 +92,7 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
     assert not run(jnp.int32(0), jnp.int32(0)).routing.kept.any()
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "router", [BiasBalanced(k=3), BiasBalanced(k=3, normalize_weights=True), Hash(k=3)]
 )
@@ -118,6 +120,7 @@ def test_limited_experts_per_token_equal_a_router_of_that_k(router: Router) -> N
         assert not own.kept[..., k:].any()
 
 
+@pytest.mark.long_after(1)
 @each_router
 def test_an_ablated_expert_equals_one_whose_output_is_zero(router: Router) -> None:
     config = config_of(router, **SLOTS[router.kind])
@@ -134,6 +137,7 @@ def test_an_ablated_expert_equals_one_whose_output_is_zero(router: Router) -> No
         np.testing.assert_array_equal(records[0].routing.choices, before[1][0].routing.choices)
 
 
+@pytest.mark.long_after(1)
 @each_router
 def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router: Router) -> None:
     config = config_of(router, **SLOTS[router.kind])
@@ -152,6 +156,7 @@ def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 def test_no_bias_lifts_a_masked_expert(scores: Any) -> None:
     config = MoEConfig(

@@ -101,6 +101,7 @@ def test_onnx_runtime_gives_the_logits_for_any_number_of_images(
         np.testing.assert_allclose(logits / scale, expected / scale, atol=1e-5)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("router", [None, "order", "soft"])
 def test_matmul_form_multiplies_only_matrices_and_changes_no_logits(router: str | None) -> None:
     stored = one_image_per_group(router)

@@ -32,6 +32,7 @@ def mixture(experts: Any, **settings: Any) -> Any:
     return kind(3, experts=experts, **settings)
 
 
+@pytest.mark.long_after(3)
 @pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
 def test_the_penalized_log_likelihood_never_falls(experts: Any, problem: Any) -> None:
     random = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from vmoe.classic import gradient as by_gradient
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
+@pytest.mark.long_after(3)
 @pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
 def test_jax_computes_the_log_likelihood_of_em(experts: Any, problem: Any) -> None:
     x, y = problem(0)

@@ -36,6 +36,7 @@ def wait_for_end(pid: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_batches_come_in_order_whoever_reads_them(count: int) -> None:
     before = os.environ.get("JAX_PLATFORMS")
@@ -56,6 +57,7 @@ def test_batches_come_in_order_whoever_reads_them(count: int) -> None:
     assert not any(alive(pid) for pid in pids - {os.getpid()})
 
 
+@pytest.mark.process
 def test_a_worker_reads_the_batches_that_the_steps_define() -> None:
     """The oracle reads in this process. The shared memory grows with the batches."""
     model = ViTConfig(patch_size=2, image_size=8, num_classes=10)
@@ -78,6 +80,7 @@ def test_a_worker_reads_the_batches_that_the_steps_define() -> None:
             assert x.dtype == y.dtype
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_error_is_raised_in_its_place(count: int) -> None:
     for how, kind, message in [
@@ -91,6 +94,7 @@ def test_an_error_is_raised_in_its_place(count: int) -> None:
             assert str(caught.value) == message
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("how", "line"),
     [
@@ -110,6 +114,7 @@ def test_a_worker_that_dies_is_an_error_with_its_name_and_a_remedy(how: str, lin
     gc.collect()  # prints no error, which pytest would raise
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_wait_for_a_source_that_hangs_can_be_ended(count: int) -> None:
     batches: list[int] = []
@@ -174,6 +179,7 @@ def test_no_process_is_left_behind_and_none_keeps_another_from_ending(
     wait_for_end(int(run.stdout.split()[0]))
 
 
+@pytest.mark.process
 def test_a_signal_that_stops_the_run_does_not_end_a_worker() -> None:
     with Workers(1) as workers, read_ahead(Numbers(), 0, 60, workers) as reader:
         pid = next(reader)["pid"]

@@ -214,6 +214,7 @@ def test_parameters_are_those_that_the_papers_count(name: str, expected: int) ->
     assert count(built(name)) == expected
 
 
+@pytest.mark.long_after(4)
 @pytest.mark.parametrize("gate", ["softmax", "dselect_k"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_reach_every_parameter(name: str, gate: str) -> None:

@@ -103,6 +103,7 @@ def test_every_architecture_learns(architecture: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_learns(weighting: str) -> None:
     targets = {name: Y[name] for name in ("positive", "sum")}
@@ -146,6 +147,7 @@ def test_the_mean_loss_of_an_epoch_is_that_of_the_labeled_rows() -> None:
     assert learned.history_[0]["train"]["place"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_weighting_learns_a_task_with_few_labels_in_a_way_of_its_own() -> None:
     y = {"place": np.where(FEW, Y["place"], np.nan), "sum": Y["sum"]}
     settings = {"batch_size": 8, "max_epochs": 12, "validation_fraction": 0}
@@ -245,6 +247,7 @@ def test_each_label_counts_alike_in_an_epoch_however_it_is_cut_into_batches() ->
         np.testing.assert_allclose(one, 41 / 8 * each, rtol=0.1, atol=0.02)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "weighting",
     [
@@ -853,6 +856,7 @@ def test_a_column_without_a_category_in_fit_has_none_later() -> None:
         np.testing.assert_array_equal(codes, 0)
 
 
+@pytest.mark.slow
 def test_a_trained_model_leaves_no_program_behind() -> None:
     learned = model(max_epochs=1)
     trainers = []

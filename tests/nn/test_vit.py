@@ -104,6 +104,7 @@ def value_and_gradients(config: ViTConfig) -> Any:
     return run(params)
 
 
+@pytest.mark.long_after(4)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any]) -> None:
     config = tiny_config(**variant)

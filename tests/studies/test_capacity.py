@@ -95,6 +95,7 @@ def test_budgets_out_of_reach_are_refused_with_the_smallest_one() -> None:
         costs.check(0.6)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "fields", [{}, dict(pooling="mean"), dict(moe=dict(dropless=True))], ids=str
 )

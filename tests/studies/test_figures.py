@@ -57,6 +57,7 @@ def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRoutin
     return MeasuredRouting(*of_data, BatchDependence(0.0, 0.0), findings=[])
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("router", [TokenChoice(k=2), ExpertChoice()])
 def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     router: TokenChoice | ExpertChoice,
@@ -87,6 +88,7 @@ LAYERS = (
 )
 
 
+@pytest.mark.slow
 def test_without_classes_the_other_figures_are_written(tmp_path: Path) -> None:
     loaded, drawn = loaded_of(*LAYERS), []
     files = write_plots(measured(loaded), tmp_path / "plots", on_plot=lambda: drawn.append(1))
@@ -114,6 +116,7 @@ def test_the_report_says_what_shared_and_zero_experts_do_with_unprocessed_tokens
     ]
 
 
+@pytest.mark.slow
 def test_without_a_gate_no_patch_is_shown_as_the_one_with_the_largest_gate() -> None:
     hashed = replace(LAYERS[0], router=Hash(k=1))
     for layers, learned in (((hashed, LAYERS[0]), [1]), ((hashed,), [])):

@@ -76,6 +76,7 @@ def test_the_worst_draw_equals_a_loop_that_calls_the_model_on_every_group() -> N
     assert len(steps) == 1 + 3  # 20 images are 5 groups: of 3, and of 12
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("immune", IMMUNE, ids=["dropless", "alone"])
 def test_without_a_capacity_and_in_groups_of_one_no_mate_changes_anything(
     immune: RoutingOverrides,

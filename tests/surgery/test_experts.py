@@ -130,6 +130,7 @@ def test_fewer_experts_have_more_slots_at_the_same_capacity_factor() -> None:
     assert (slots_and_factor(config.moe, 32)[0], slots_and_factor(pruned.moe, 32)[0]) == (16, 32)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "router",
     [TokenChoice(), TokenChoice(normalize_weights=True), BiasBalanced(normalize_weights=True)],
@@ -269,6 +270,7 @@ def test_experts_of_a_router_without_a_gate_per_expert_are_refused(
             change()
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("gate", [NoisyGate(), MlpGate(hidden_dim=3)], ids=lambda gate: gate.kind)
 def test_experts_of_one_kind_are_pruned_merged_and_added_with_the_columns_of_their_gate(
     gate: Gate,

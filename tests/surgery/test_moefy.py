@@ -68,6 +68,7 @@ def sparse_paths(model: nnx.Module) -> list[tuple[Any, ...]]:
     return [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     ("select", "paths"),
     [

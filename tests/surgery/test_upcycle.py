@@ -87,6 +87,7 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     np.testing.assert_allclose(outputs(model, x), GOLDEN["logits_sparse"], atol=1e-5)
 
 
+@pytest.mark.long_after(2)
 @pytest.mark.parametrize(
     "moe",
     [
