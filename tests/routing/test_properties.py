@@ -92,9 +92,8 @@ def routers(name: str, *, each_implementation: bool = False) -> pytest.MarkDecor
     cases = {
         f"{router}-{implementation}": pytest.param(config, implementation, marks=marks)
         for router, config in configs.items()
-        for implementation in _implementations(router)
-        for short in [router == "token_choice" or (router in default and implementation == "auto")]
-        for marks in [() if short else LONG]
+        for i, implementation in enumerate(_implementations(router))
+        for marks in [() if router == "token_choice" or (router in default and not i) else LONG]
     }
     return pytest.mark.parametrize(("router", "implementation"), cases.values(), ids=cases.keys())
 

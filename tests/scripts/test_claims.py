@@ -35,6 +35,7 @@ def run(folder: Path, *options: str) -> None:
     )
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_is_trained_measured_and_gets_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -98,6 +98,7 @@ def test_every_experiment_gives_finite_figures(
     assert made["versions"].keys() == {"python", "numpy", "scipy", "sklearn"}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_makes_missing_rows_once_and_keeps_sizes_and_data_apart(
     tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

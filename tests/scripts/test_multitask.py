@@ -311,6 +311,7 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
     assert "category and vendor share **25%** of their weights" in text("drawings_2", drawn)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_row_is_written_once_and_not_repeated(tmp_path: Path) -> None:
     name = "synthetic_mmoe_0.5"

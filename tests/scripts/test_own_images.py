@@ -52,6 +52,7 @@ def test_the_config_of_the_page_is_the_one_that_was_measured() -> None:
     assert to_json(names["config"]) == to_json(own_images.recipe("vmoe_emoji", "folder:pets", 2))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_cell_is_trained_on_a_share_of_each_category_and_has_a_digit_for_each_test_image(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ def test_stored_rows_are_compared_with_token_choice_and_the_best_on_validation_i
     assert lines["token choice, k = 2"][2] == "-"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_model_is_trained_evaluated_and_gets_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

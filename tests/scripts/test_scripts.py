@@ -100,6 +100,7 @@ def test_each_part_of_the_quick_start_says_how_long_it_takes() -> None:
     assert len(parts) == 4 and all(re.search("minute|second", part) for part in parts)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_bench_writes_ratios_to_references_and_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -151,6 +152,7 @@ def test_the_bench_says_why_it_leaves_flexmix_out(
     assert "more than 10,000 rows; --rows 10000 measures it" in capsys.readouterr().err
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_per_block_and_uniform_routing_are_compared_on_the_test_split(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
