@@ -107,9 +107,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cases = collections.defaultdict[str, list[pytest.Item]](list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
-    for first, *others in cases.values():
-        if mark := first.get_closest_marker("long_after"):
-            for item in others[mark.args[0] - 1 :]:
+    for each in cases.values():
+        if mark := each[0].get_closest_marker("long_after"):
+            for item in each[mark.args[0] :]:
                 item.add_marker("slow")
     tiers = (("slow", "--slow"), ("process", "--processes"))
     without = [mark for mark, option in tiers if not config.getoption(option)]

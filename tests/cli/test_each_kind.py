@@ -5,8 +5,7 @@ is tested elsewhere; here reports are compared with the exported routing, and fi
 """
 
 import json
-import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.command import vmoe
 from tests.random_models import model_of, outputs, random_images, stored_of
 from vmoe.checkpoints import StoredModel, read, write
-from vmoe.cli.main import main
 from vmoe.config import (
     AttentionExpert,
     BiasBalanced,
@@ -94,14 +93,6 @@ REFUSED = {
     },
 }
 """By command and model, a part of the message of a refusal; in all other cases it works."""
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    """A command turns off the logs of its process."""
-    disabled = logging.root.manager.disable
-    yield
-    logging.disable(disabled)
 
 
 def config_of(name: str) -> ViTConfig:
@@ -211,20 +202,19 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
         commands["routing"] += ("--plots", "plots")
         commands["mates"] = (*sample, "--steps", "1", *mates.split())
     reports = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        for text, arguments in commands.items():
-            capfd.readouterr()
-            status = main([*text.split(), *arguments])
-            out, error = capfd.readouterr()
-            reason = REFUSED.get(text, {}).get(name)
-            assert status == (2 if reason else 0), f"{text}: {error}"
-            if reason:
-                assert not out and error.count("\n") == 1, error
-                assert error.startswith("vmoe: ") and reason.format(name) in error, error
-            else:
-                assert "nan" not in out.lower()
-                reports[text] = parsed(out) if "--json" in arguments else out
+    for text, arguments in commands.items():
+        capfd.readouterr()
+        result = vmoe(*text.split(), *arguments, cwd=tmp_path)
+        out, error = result.stdout, result.stderr
+        reason = REFUSED.get(text, {}).get(name)
+        assert result.returncode == (2 if reason else 0), f"{text}: {error}"
+        if reason:
+            assert not out and error.count("\n") == 1, error
+            assert error.startswith("vmoe: ") and reason.format(name) in error, error
+            assert capfd.readouterr() == ("", "")  # no library prints past Python's streams
+        else:
+            assert "nan" not in out.lower()
+            reports[text] = parsed(out) if "--json" in arguments else out
     check_routing(reports["routing"], tmp_path, config)
     check_program(tmp_path / "jax", stored)
     check_written(tmp_path, stored, reports)
