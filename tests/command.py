@@ -207,8 +207,11 @@ def interpreter(
 
 def children(pid: int) -> list[int]:
     """The processes that the main thread of a process has started, on Linux; its workers."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()] if path.exists() else []
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        text = ""
+    return [int(child) for child in text.split()]
 
 
 def alive(pid: int) -> bool:

@@ -24,8 +24,11 @@ def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
 
     A missing file has no rows: a run without few-shot probes has no fewshot.csv.
     """
-    path = workdir / f"{name}.csv"
-    table = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
+    try:
+        lines = (workdir / f"{name}.csv").read_text().splitlines()
+    except FileNotFoundError:  # not asked before reading: a run may set its file aside meanwhile
+        lines = []
+    table = csv.DictReader(lines)
     return [{k: v for k, v in row.items() if k not in timing.COLUMNS} for row in table]
 
 

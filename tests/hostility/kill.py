@@ -89,8 +89,10 @@ def log_of(workdir: Path, process: int) -> Path:
 
 
 def _log(workdir: Path, process: int) -> str:
-    path = log_of(workdir, process)
-    return path.read_text() if path.exists() else ""
+    try:
+        return log_of(workdir, process).read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def unfinished(workdir: Path) -> list[str]:

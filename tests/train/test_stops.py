@@ -121,6 +121,24 @@ def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
     assert_same(uninterrupted, workdir)
 
 
+@pytest.mark.parametrize("name", ["evaluations", "fewshot"])
+@pytest.mark.parametrize("step", [20, STEPS])
+def test_an_evaluation_is_repeated_if_a_row_has_changed_that_no_checkpoint_covers(
+    step: int, name: str, uninterrupted: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    """The rows of an evaluation are written after the checkpoint of its step."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    for later in (each for each in steps_of(workdir) if each > step):
+        shutil.rmtree(workdir / "checkpoints" / str(later))
+    path = workdir / f"{name}.csv"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b",0.") + 3 if step == STEPS else 5] ^= 1  # a digit, or the header
+    path.write_bytes(content)
+    train(config, workdir)
+    assert_same(workdir, uninterrupted)
+
+
 @pytest.fixture(scope="module")
 def stopped_twice(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run stopped one step before a row is due, then while it evaluates for the second time."""

@@ -115,7 +115,7 @@ def test_a_device_in_the_place_of_rows_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").symlink_to("/dev/null")
     for read in (
         writer.stored_step,
-        lambda: writer.rows_of(7),
+        lambda: writer.has(position),
         lambda: writer.restore(7, position),
     ):
         with pytest.raises(Failure, match="metrics.csv: cannot be read .not a regular file.; rest"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,16 +14,17 @@ from vmoe import distributed
 from vmoe.config import TrainConfig
 from vmoe.costs.chips import chip_of
 from vmoe.costs.flops import training_flops
-from vmoe.errors import Failure, one_line
+from vmoe.errors import Failure, one_line, parse_json
 from vmoe.evaluate import NamedEvaluation
 from vmoe.evaluate.table import remarks
+from vmoe.retry import read_regular, retried
 from vmoe.routing.health import findings
 from vmoe.train.console import RunConsole
 from vmoe.train.entries import evaluation_entry, training_entry
-from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard
+from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard, write_errors
 from vmoe.train.timing import Activity, StepTimer
 from vmoe.train.wandb_run import WandbRun
-from vmoe.workdir.layout import EVALUATIONS, TABLES
+from vmoe.workdir.layout import EVALUATED, TABLES, replace_text
 
 
 class Report:
@@ -46,6 +48,7 @@ class Report:
         sinks: Sequence[Sink] = (),
     ):
         self._workdir, self._config = workdir, config
+        self._record = workdir / EVALUATED
         self._timer = StepTimer(config.batch_size)
         self._tables: dict[str, CsvFile] = {}
         self._sinks: list[Sink] = []
@@ -81,7 +84,7 @@ class Report:
         """Continues after a step; removes the rows of later steps, which will be run again.
 
         A checkpoint is saved before the evaluation of its step, whose rows are kept if all of them
-        were written.
+        were written and have not changed since; else the evaluation is repeated.
 
         Args:
             positions: as saved with the checkpoint of the step; empty if there is none.
@@ -102,12 +105,12 @@ class Report:
                     f"{self._workdir}: there is no checkpoint, so the run starts again; its rows "
                     f"are kept in {', '.join(kept)}"
                 )
+        evaluated = self._evaluated(step)
+        if evaluated and all(each.has(evaluated[name]) for name, each in self._tables.items()):
+            positions = evaluated
         missing = [
             each.restore(step, positions.get(name, START)) for name, each in self._tables.items()
         ]
-        if tables and self._is_evaluated(step):
-            for table in tables:
-                table.keep(step)
         for sink in self._sinks:
             sink.resume(step)
         self._first = step + 1
@@ -119,15 +122,15 @@ class Report:
         elif step:
             self.log(f"{self._workdir}: resumed from step {step} of {self._config.steps}")
 
-    def _is_evaluated(self, step: int) -> bool:
-        """Whether all rows of an evaluation follow the positions of its step's checkpoint.
-
-        They are written last, so the rows of the step are complete in the other files too.
-        """
-        weights = 2 if self._config.ema_decay else 1
-        rows = self._tables[EVALUATIONS].rows_of(step)
-        sets = [row for row in rows if not row.startswith(b"step,")]
-        return len(sets) == weights * len(self._config.evaluations)
+    def _evaluated(self, step: int) -> dict[str, Position]:
+        """The end of each CSV file after the evaluation of a step; empty if it is not recorded."""
+        try:
+            stored = parse_json(retried(self._record, lambda: read_regular(self._record)))
+            if stored["step"] == step:
+                return {name: Position(*stored["files"][name]) for name in self._tables}
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # missing or corrupt: nothing is trusted, and the evaluation is repeated
+        return {}
 
     def has(self, table: str, step: int) -> bool:
         """Whether a CSV file has the rows of a step; False in all but the primary process."""
@@ -172,6 +175,9 @@ class Report:
         model, last = self._config.model, step == self._config.total_steps
         warmup = step <= self._config.optim.warmup_steps and not last
         self.write(step, *(evaluation_entry(each, model) for each in evaluations))
+        if self._tables:
+            with write_errors(self._record):
+                replace_text(self._record, json.dumps({"step": step, "files": self.positions()}))
         found: dict[tuple[str, str, int | None], str] = {}
         for name, _, result in evaluations:
             for each in findings(model, result.totals, training=not last):

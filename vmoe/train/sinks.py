@@ -8,7 +8,6 @@ import csv
 import functools
 import hashlib
 import io
-import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -109,7 +108,10 @@ class CsvFile(Sink):
             return
         columns = ["step", *rows[0]]
         if self._columns and self._columns != columns:
-            raise Failure(f"{self._path} has other columns: another version of vmoe wrote it")
+            raise Failure(
+                f"{self._path} has other columns: another version of vmoe wrote it; move it away, "
+                "and run the same command to resume with a new one"
+            )
         text = io.StringIO()
         writer = csv.DictWriter(text, columns)
         if not self._columns:
@@ -166,26 +168,10 @@ class CsvFile(Sink):
         self.last_step = _last_step(rows)
         return missing
 
-    def rows_of(self, step: int) -> list[bytes]:
-        """The complete rows of a step that follow the restored position, after the header if any.
-
-        They were written between the checkpoint of the step and the next step.
-        """
-        lines = (self._stored or b"")[self._size :].splitlines(keepends=True)
-        header = lines[: not self._size]
-        own = itertools.takewhile(
-            lambda line: line.startswith(b"%d," % step) and line.endswith(b"\n"),
-            lines[len(header) :],
-        )
-        return header + rows if (rows := list(own)) else []
-
-    def keep(self, step: int) -> None:
-        """Moves the restored position behind the rows of a step."""
-        if rows := self.rows_of(step):
-            self._columns = self._columns or next(csv.reader([rows[0].decode()]))
-            self.last_step = step
-            self._size += sum(map(len, rows))
-            self._hash.update(b"".join(rows))
+    def has(self, position: Position) -> bool:
+        """Whether the content of the file up to a position is unchanged."""
+        content = (self._stored or b"")[: position.size]
+        return Position(len(content), hashlib.sha256(content).hexdigest()) == position
 
     def stored_step(self) -> int:
         """The step of the last complete row on the disk; 0 if there is none."""

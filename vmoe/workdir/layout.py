@@ -6,7 +6,7 @@ init.json          where the first parameters are from, if not from the seed
 config.N.json      the config before the run was extended from N steps
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
-fewshot.csv        a row per few-shot probe
+fewshot.csv        a row per few-shot probe           evaluated.json  ends of the CSV files
 tensorboard/       the same, for TensorBoard, and pictures
 wandb.json, wandb/ the same, for Weights & Biases, if requested: the id of its run, and its files
 profile/           traces of steps, if requested
@@ -40,8 +40,8 @@ INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHECKPOINTS = "checkpoints"
 CONSOLE = "console.txt"
-EVALUATIONS = "evaluations.csv"
-TABLES = ("metrics.csv", "experts.csv", "fewshot.csv", EVALUATIONS)  # in the order of writing
+EVALUATED = "evaluated.json"  # the end of each CSV file after the newest evaluation
+TABLES = ("metrics.csv", "experts.csv", "fewshot.csv", "evaluations.csv")  # in the order of writing
 
 
 def has_config(workdir: Path) -> bool:
