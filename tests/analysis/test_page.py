@@ -776,6 +776,7 @@ def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.slow
 def test_a_page_of_a_bias_balanced_router_has_its_choices_and_slots_to_change(
     tmp_path: Path,
 ) -> None:

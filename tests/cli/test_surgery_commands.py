@@ -89,6 +89,7 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     np.testing.assert_array_equal(pruned, kernel[:, columns])
 
 
+@pytest.mark.slow
 def test_the_other_rules_prune_and_experts_become_one_mlp(
     tiny_run: Path, average: tuple[Path, dict], tmp_path: Path
 ) -> None:

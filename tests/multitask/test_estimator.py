@@ -180,6 +180,7 @@ def test_tasks_that_need_opposite_experts_need_a_gate_each() -> None:
     assert gated > 0.8 and shared <= 0.5
 
 
+@pytest.mark.slow
 def test_weight_decay_pulls_kernels_alone() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "work": Y["positive"]})
     # a step halves what decays
@@ -877,6 +878,7 @@ def test_a_classifier_refuses_other_kinds() -> None:
         MultiTaskClassifier(kinds={"a": "count"}).fit(X, {"a": Y["visits"]})
 
 
+@pytest.mark.slow
 def test_a_search_chooses_the_setting_that_learns() -> None:
     frame = pd.DataFrame({"sum": Y["sum"]})
     search = GridSearchCV(model(max_epochs=20), {"learning_rate": [1e-6, 0.01]}, cv=2)

@@ -104,7 +104,7 @@ def value_and_gradients(config: ViTConfig) -> Any:
     return run(params)
 
 
-@pytest.mark.long_after(4)
+@pytest.mark.long_after(2)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any]) -> None:
     config = tiny_config(**variant)
@@ -202,6 +202,7 @@ def test_training_without_a_key_uses_the_next_key_of_the_models_rng_stream() -> 
     assert (first != call(one)).any()
 
 
+@pytest.mark.slow
 def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
     """The block is reduced and drops choices."""
     plain, remat = (
@@ -413,6 +414,7 @@ def test_padding_images_change_no_other_logits() -> None:
     np.testing.assert_allclose(padded, alike, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_sparse_block_can_have_its_own_config() -> None:
     (_, (_, records)), _ = value_and_gradients(tiny_config(**VARIANTS["config_per_block"]))
     assert records[0].gates.shape[-1] == 2 and records[0].routing.slots.shape[-1] == 1

@@ -246,6 +246,7 @@ def test_where_the_mixture_is_better_is_told_by_sign_and_clearness() -> None:
     assert answer.listed(["a", "b", "c"]) == "a, b and c"
 
 
+@pytest.mark.slow
 def test_the_rate_has_the_lowest_validation_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "RATES", (1e-9, 1e-2))
     found = synthetic.measure("shared_bottom", 0.5, synthetic.Size(512, 64, 2, 2))

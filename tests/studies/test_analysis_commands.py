@@ -131,6 +131,7 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
     assert all(few["grid"]["slots"] == sorted(few["grid"]["slots"]) for few in models)
 
 
+@pytest.mark.slow
 def test_a_check_exits_with_3_and_names_every_problem() -> None:
     result = vmoe(*MODEL, *FEW, "--check", "--json", "--routing.capacity-factor", "0.3")
     assert result.returncode == 3

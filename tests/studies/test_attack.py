@@ -66,6 +66,7 @@ def model_of(**fields: Any) -> ViT:
     return models.with_params(config, random_params(config))
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("project", [False, True])
 def test_changes_are_at_most_epsilon_and_raise_the_loss(project: bool) -> None:
     images = random_images(b=4)
@@ -128,6 +129,7 @@ def gradients_of(model: ViT, images: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+@pytest.mark.slow
 def test_the_gradients_of_both_paths_add_up_to_the_whole_one_in_a_single_sparse_block() -> None:
     gradients = gradients_of(model_of())(random_images(b=4))
     both = gradients["experts"] + gradients["routers"]

@@ -121,6 +121,7 @@ def test_a_model_with_nan_logits_has_no_scores() -> None:
         Scores(broken, batches(), levels_of(config))
 
 
+@pytest.mark.slow
 def test_scores_equal_models_with_these_settings() -> None:
     """Numbers of slots, k and priority are traced in one program, but fixed in these models."""
     config = config_of(router=dict(k=2), capacity_multiple=1)

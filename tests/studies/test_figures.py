@@ -97,6 +97,7 @@ def test_without_classes_the_other_figures_are_written(tmp_path: Path) -> None:
     assert len(drawn) == len(names) and all(file.stat().st_size > 1000 for file in files)
 
 
+@pytest.mark.slow
 def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_with_its_slots() -> None:
     loaded = loaded_of(*LAYERS)
     routing = measured(loaded, np.arange(8)[:, None] % 3)

@@ -97,6 +97,7 @@ def test_one_program_serves_all_settings_with_groups_of_one_size() -> None:
         assert roomy.config == first[0].config and routing.slots != first[1].slots
 
 
+@pytest.mark.slow
 def test_optimized_mates_take_more_slots_than_mates_changed_at_random() -> None:
     model = model_of()
     model.blocks[0].mlp.router.kernel[...] *= 0.3  # flat gates, so that the surrogate is smooth
@@ -108,6 +109,7 @@ def test_optimized_mates_take_more_slots_than_mates_changed_at_random() -> None:
     assert changed.optimized.dropped.mean() > result.drawn.dropped[:, 0].mean()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_result_at_any_epsilon() -> None:
     small, large = (
         attack_mates(model_of(), images(), LABELS, ROOMY, CONFIG, [SMALL, LARGE], batch_size=size)

@@ -158,6 +158,7 @@ def test_noise_has_the_given_standard_deviation_relative_to_each_kernel() -> Non
         np.testing.assert_array_equal(after.bias[...], np.stack([before.bias[...]] * 4))
 
 
+@pytest.mark.slow
 def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
     """The oracles are the first layer's parameters, and the dense parent's logits."""
     parent = dense()

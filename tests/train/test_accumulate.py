@@ -18,6 +18,7 @@ from vmoe.train.state import init_state
 from vmoe.train.step import make_train_step
 
 
+@pytest.mark.slow
 def test_parts_with_the_same_groups_give_the_update_and_the_metrics_of_the_whole_batch() -> None:
     """A group is four images, a part eight; tokens drop, and the priority is by order."""
     config = configs.replace(

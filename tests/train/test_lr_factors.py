@@ -206,6 +206,7 @@ def test_a_linear_probe_changes_the_head_and_no_bit_of_anything_else(
     assert metrics["lr"] == pytest.approx(config.optim.lr, rel=1e-2)  # the schedule's own
 
 
+@pytest.mark.slow
 def test_frozen_routers_and_experts_stay_and_all_else_is_clipped_by_its_own_norm(
     config: TrainConfig, batch: Batch
 ) -> None:

@@ -144,6 +144,7 @@ def test_the_bias_has_no_optimizer_state_and_no_average_of_its_own(
     }
 
 
+@pytest.mark.slow
 def test_a_frozen_router_keeps_its_bias(config: TrainConfig, batches: list[Batch]) -> None:
     frozen = changed(config, optim=dict(lr_factors=dict(routers=0.0)))
     first = init_state(frozen)

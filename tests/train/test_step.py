@@ -81,6 +81,7 @@ def forward_and_backward(
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
+@pytest.mark.slow
 def test_the_first_warmup_step_reports_loss_and_accuracy_and_changes_no_parameter(
     batch: Batch,
 ) -> None:
