@@ -23,7 +23,7 @@ from scripts.bench.measure import (
 from vmoe.config import MoEConfig, replace
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Hidden, Mlp
-from vmoe.nn.moe import MoE
+from vmoe.nn.moe import MoE, implementation_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.rows import block_size, sort_rows
 
@@ -99,7 +99,7 @@ def _variants(
         ),
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens), (state, tokens)),
     }
-    if (chosen := moe.choose_implementation(record.routing)) != "batched":
+    if (chosen := implementation_of(moe, record.routing)) != "batched":
         block = None if chosen == "ragged" else block_size(record.routing)
         routing, sizes = sort_rows(record.routing, block=block or 1)
         rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)

@@ -206,7 +206,7 @@ def test_switch_jitters_what_the_gate_sees_in_training_only() -> None:
     _, record = jax.jit(lambda x: moe.forward(x, key=jax.random.key(0)))(tokens)
     seen = np.asarray(record.logits)
     assert 0.75 <= seen.min() < 0.76 and 1.24 < seen.max() <= 1.25
-    _, record = jax.jit(moe.forward)(tokens)
+    _, record = nnx.jit(MoE.forward)(moe, tokens)
     np.testing.assert_array_equal(record.logits, np.ones((1, 600, 2)))
 
 

@@ -232,7 +232,7 @@ def as_experts(experts: ExpertsLike) -> Experts:
     Raises:
         UsageError: they are no modules, or ask for places of tokens in an image.
     """
-    experts = experts if isinstance(experts, Experts) else experts_of(experts)
+    experts = experts_of(experts)
     if experts.asks or experts.takes:
         asked = ", ".join(sorted(experts.asks | experts.takes))
         raise UsageError(

@@ -1,7 +1,7 @@
 """The MoE layer: group, route, dispatch, experts, combine, ungroup."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from vmoe.config import MoEConfig, Router, TokenChoice
 from vmoe.config.model import Gelu, Implementation
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
-from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
+from vmoe.nn.experts import Copies, Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.copies import check_expert
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
@@ -26,7 +26,7 @@ from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
-from vmoe.routing.layout import combine, dispatch, dispatch_inputs
+from vmoe.routing.layout import combine, dispatch, dispatch_inputs, fill_empty
 from vmoe.routing.load import load_of
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
@@ -43,13 +43,13 @@ class MoE(nnx.Module):
     >>> experts = [nnx.Linear(8, 5, rngs=rngs) for _ in range(4)]
     >>> gate = nnx.Linear(8, 4, use_bias=False, rngs=rngs)
     >>> layer = MoE(experts, gate, TokenChoice(k=2))
-    >>> jax.jit(layer)(jnp.ones((2, 9, 8))).shape
+    >>> nnx.jit(MoE.__call__)(layer, jnp.ones((2, 9, 8))).shape
     (2, 9, 5)
     """
 
     def __init__(
         self,
-        experts: Experts | Sequence[Any],
+        experts: nnx.Module | Iterable[Any],
         gate: nnx.Module | None,
         router: Router | MoEConfig | None = None,
         *,
@@ -59,22 +59,22 @@ class MoE(nnx.Module):
         """Makes a layer of existing modules.
 
         Args:
-            experts: one module for each expert, see ``experts_of``; or experts that are computed
-                together, such as ``StackedMlps``.
+            experts: one module for each expert, or one of ``nnx.vmap``, see ``experts_of``; or
+                experts that are computed together, such as ``StackedMlps``.
             gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. Its statistics
                 and random streams, if it has any, change under ``nnx.jit`` as in any module. None
                 for a router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
-            shared: one further expert, which acts on tokens alone; its outputs are added for every
-                token.
+            shared: a further expert, or several, which act on tokens alone; their outputs are added
+                for every token.
             placement: the devices over which groups and experts are split.
 
         Raises:
-            UsageError: an expert is not a module, or has state other than parameters; or the number
-                of experts is not the one in the config.
+            UsageError: an expert is not a module, or the number of experts is not the one in the
+                config.
         """
-        self.experts = experts if isinstance(experts, Experts) else experts_of(experts)
+        self.experts = experts_of(experts)
         self.router = gate
         self.shared = None if shared is None else _on_tokens_alone(shared)
         self.placement = placement
@@ -172,10 +172,13 @@ class MoE(nnx.Module):
         self.placement.check_batch(b)
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
+        if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
+            self.sow(nnx.Intermediate, "record", record)
         routing = record.routing
         kept = n
         if class_token_only and not self.experts.asks and not per_token:
             groups, routing = keep_class_tokens(groups, routing, n)
+            group_valid = group_valid[:, :: group_valid.shape[1] // groups.shape[1]]
             kept = 1
         inputs = {name: about(name, routing, n) for name in sorted(self.experts.asks)}
 
@@ -184,18 +187,20 @@ class MoE(nnx.Module):
             rows, _ = group(
                 x.reshape(b, n, math.prod(rest)), valid, self.config.images_per_group, devices
             )
-            slots = dispatch_inputs(rows, routing)
+            slots = dispatch_inputs(rows, routing, group_valid)
             return slots.reshape(*slots.shape[:-1], *rest)
 
         inputs |= jax.tree.map(to_slots, dict(per_token or {}))
         slots = Slots(n, groups.shape[1], jax.tree.map(self.placement.to_experts, inputs))
         outputs = self._through_experts(
-            groups, routing, tokens.dtype, slots, experts_key, *args, **kwargs
+            groups, group_valid, routing, tokens.dtype, slots, experts_key, *args, **kwargs
         )
         outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
         if class_token_only:
             outputs, images = outputs[:, :1], images[:, :1]
         outputs = self._with_shared(outputs, images, key)
+        if self.shared is not None:  # it has outputs for padding too
+            outputs = jnp.where(valid[:, None, None], outputs, 0)
         axes = outputs.shape[:2] if class_token_only else tokens.shape[:-1]
         return outputs.reshape(*axes, outputs.shape[-1]), record
 
@@ -282,6 +287,7 @@ class MoE(nnx.Module):
     def _through_experts(
         self,
         groups: Float[Array, "g s d"],
+        valid: Bool[Array, "g s"],
         routing: Routing | SoftRouting,
         dtype: jax.typing.DTypeLike,
         slots: Slots,
@@ -290,9 +296,12 @@ class MoE(nnx.Module):
         **kwargs: Any,
     ) -> jax.Array:
         """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
-        implementation, groups = self.choose_implementation(routing), self._transfer(groups)
+        implementation, groups = implementation_of(self, routing), self._transfer(groups)
         if implementation == "batched":
-            tokens = self.placement.to_experts(dispatch(groups, routing, mixture_dtype=dtype))
+            tokens = dispatch(groups, routing, mixture_dtype=dtype)
+            if isinstance(routing, Routing) and not isinstance(self.experts, StackedMlps):
+                tokens = fill_empty(tokens, groups, routing, valid)
+            tokens = self.placement.to_experts(tokens)
             outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
             outputs = self.placement.from_experts(self._transfer(outputs))
             return combine(outputs, routing)
@@ -308,48 +317,52 @@ class MoE(nnx.Module):
     def _with_shared(
         self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey
     ) -> Float[Array, "b n x"]:
-        """The routed experts' outputs plus the shared expert's, if there is one."""
+        """The routed experts' outputs plus those of all shared experts, if there are any."""
         if self.shared is None:
             return outputs
         n = tokens.shape[1]
         shared_key = None if key is None else jax.random.fold_in(key, 2)  # forward has 0 and 1
-        by_expert = self.shared(tokens[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
+        e = self.shared.num_experts
+        slots = jnp.broadcast_to(tokens[:, None], (len(tokens), e, *tokens.shape[1:]))
+        by_expert = self.shared(slots, Slots(n, n, {}), shared_key)  # b e n x
         widths = by_expert.shape[-1], outputs.shape[-1]
         require(
             widths[0] == widths[1],
             f"the shared expert has outputs of width {widths[0]}, the "
             f"others of {widths[1]}: make them equal",
         )
-        return outputs + by_expert[:, 0].astype(outputs.dtype)
-
-    def choose_implementation(self, routing: Routing | SoftRouting) -> Implementation:
-        """The config's implementation; for "auto", one that suits the platform and the shapes.
-
-        "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
-        choices, and ``ragged`` if there are many more slots. Soft routing, which fills every slot,
-        is always ``batched``. So is any routing on several devices, since these exchange slots,
-        and any experts other than ``StackedMlps``.
-        """
-        by_slots = isinstance(routing, SoftRouting) or not isinstance(self.experts, StackedMlps)
-        if by_slots or self.placement.devices > 1:
-            return "batched"
-        if self.config.implementation != "auto":
-            return self.config.implementation
-        if jax.default_backend() == "cpu":
-            return "blocked"
-        g, s, k = routing.slots.shape
-        return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
+        total = by_expert.sum(1) if e > 1 else by_expert[:, 0]
+        return outputs + total.astype(outputs.dtype)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
+def implementation_of(layer: MoE, routing: Routing | SoftRouting) -> Implementation:
+    """The implementation in a layer's config; for "auto", one for the platform and the shapes.
+
+    "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
+    choices, and ``ragged`` if there are many more slots. Soft routing, which fills every slot, is
+    always ``batched``. So is any routing on several devices, since these exchange slots, and any
+    experts other than ``StackedMlps``.
+    """
+    by_slots = isinstance(routing, SoftRouting) or not isinstance(layer.experts, StackedMlps)
+    if by_slots or layer.placement.devices > 1:
+        return "batched"
+    if layer.config.implementation != "auto":
+        return layer.config.implementation
+    if jax.default_backend() == "cpu":
+        return "blocked"
+    g, s, k = routing.slots.shape
+    return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
+
+
 def _on_tokens_alone(shared: Any) -> Experts:
-    """The shared expert, after checking that it needs no slots."""
+    """The shared experts, after checking that they need no slots."""
     if not isinstance(shared, Experts):
         check_expert("the shared expert", shared)
-        shared = experts_of([shared])
+        shared = Copies([shared])
     if asks := shared.asks | (shared.takes - {"key"}):
         asked = ", ".join(sorted(asks))
         raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
@@ -372,17 +385,15 @@ def capture_records(
 ) -> tuple[Any, dict[tuple[str | int, ...], tuple[Record, ...]]]:
     """``model(*args, **kwargs)``, and the records of its MoE layers by path, one for each call.
 
-    A layer that is not called has no record. For any Flax NNX model. Add the ``aux_loss`` of each
-    record to the loss in training. Works inside ``jax.jit`` and ``jax.grad`` with a model that is
-    merged there; unused parts of the records are then not computed.
+    A layer that is not called has no record. For any Flax NNX model, also one whose layers are in
+    ``nnx.remat``, ``nnx.scan`` or ``nnx.vmap``: the arrays of a record then have the axes of these
+    in front. Add the ``aux_loss`` of each record to the loss in training. A layer sows its record
+    as an ``nnx.Intermediate``, so ``nnx.capture`` itself works too. Inside ``nnx.jit``, unused
+    parts of the records are not computed.
     """
     with nnx.set_graph_mode(True):  # a model can have a module in several places
         layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
-        run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
-        outputs, captured = run(*args, **kwargs)
+        outputs, captured = nnx.capture(model, nnx.Intermediate)(*args, **kwargs)
     results = dict(nnx.to_flat_state(captured))
-    calls = {
-        path: results[*path, "forward"].get_value() if (*path, "forward") in results else ()
-        for path in layers
-    }
-    return outputs, {path: tuple(record for _, record in made) for path, made in calls.items()}
+    sown = {path: results.get((*path, "record")) for path in layers}
+    return outputs, {path: () if x is None else x.get_value() for path, x in sown.items()}

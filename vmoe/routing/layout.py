@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vmoe.axes import Routing, SoftRouting
 from vmoe.errors import UsageError
@@ -51,12 +51,33 @@ def combine(
     return _combine(outputs, routing.weights, routing.slots, routing.choices)
 
 
+def fill_empty(
+    slots: Float[Array, "g e c d"],
+    tokens: Float[Array, "g s d"],
+    routing: Routing,
+    valid: Bool[Array, "g s"],
+) -> Float[Array, "g e c d"]:
+    """The slots with a token in those that are empty: a module may not be finite at zero.
+
+    Nothing reads the outputs of empty slots. They get the first token of the group that is not
+    padding; ones if there is none.
+    """
+    first = jnp.take_along_axis(tokens, valid.argmax(1)[:, None, None], axis=1)  # g 1 d
+    row = jax.lax.stop_gradient(jnp.where(valid.any(1)[:, None, None], first, 1))
+    filled = routing.tokens < tokens.shape[1]
+    return jnp.where(filled[..., None], slots, row[:, None])
+
+
 def dispatch_inputs(
-    inputs: Shaped[Array, "g s x"], routing: Routing | SoftRouting
+    inputs: Shaped[Array, "g s x"], routing: Routing | SoftRouting, valid: Bool[Array, "g s"]
 ) -> Shaped[Array, "g e c x"]:
-    """Further inputs of experts, by slot: as ``dispatch``, for arrays of any dtype."""
+    """Further inputs of experts, by slot: as ``dispatch``, for arrays of any dtype.
+
+    Empty slots have the inputs of the token that ``fill_empty`` puts there.
+    """
     if isinstance(routing, Routing):
-        return rows_at(inputs, routing.tokens)
+        filled = routing.tokens < inputs.shape[1]
+        return rows_at(inputs, jnp.where(filled, routing.tokens, valid.argmax(1)[:, None, None]))
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise UsageError(
             f"soft slots hold mixtures of tokens, and {inputs.dtype} cannot be mixed: give floats"

@@ -52,12 +52,12 @@ def moefy(
         seed: seed of the routers.
 
     Raises:
-        UsageError: no module is selected, or a selected module has state other than parameters,
-            contains a convolution that is not 1x1, or does not act on the last axis.
+        UsageError: no module is selected, or a selected module contains a convolution that is not
+            1x1, or does not act on the last axis.
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
     >>> sparse = moefy(model, select=nnx.Linear, num_experts=2)
-    >>> jax.jit(sparse)(jnp.ones((3, 4))).shape
+    >>> sparse(jnp.ones((3, 4))).shape
     (3, 8)
     """
     config = MoEConfig(

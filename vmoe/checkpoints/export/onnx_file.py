@@ -160,7 +160,8 @@ class MatmulMoE(MoE):
         **kwargs: Any,
     ) -> tuple[Float[Array, "b x d"], Record]:
         """As ``MoE``, in evaluation, without padding and with the router's own decisions."""
-        record = self.route(tokens, jnp.ones(tokens.shape[:2], bool))
+        valid = jnp.ones(tokens.shape[:2], bool)
+        record = self.route(tokens, valid)
         own = tokens[:, :1] if class_token_only else tokens
         routing = record.routing
         assert isinstance(routing, SoftRouting)
@@ -170,7 +171,8 @@ class MatmulMoE(MoE):
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
         slots = Slots(tokens.shape[1], tokens.shape[1], {})
-        outputs = self._through_experts(tokens, routing, tokens.dtype, slots, None)
+        valid = valid[:, : tokens.shape[1]]
+        outputs = self._through_experts(tokens, valid, routing, tokens.dtype, slots, None)
         return self._with_shared(outputs, own, None), record
 
     def route(

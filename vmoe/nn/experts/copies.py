@@ -1,13 +1,16 @@
 """Experts that are modules of equal structure: copies of one, or made one by one."""
 
-import inspect
-from collections.abc import Sequence
+import functools
+import types
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from flax.errors import TraceContextError
 from jaxtyping import Array, Float
 
 from vmoe.errors import UsageError, require
@@ -16,43 +19,66 @@ from vmoe.nn.inputs import taking
 from vmoe.nn.keys import MaybeKey
 from vmoe.trees import path_name
 
+Path = tuple[Any, ...]
+
 
 class Copies(Experts):
-    """Modules of equal structure, computed at once: their parameters are stacked along e.
+    """Modules of equal structure, computed at once: their variables are stacked along e.
 
     A module that acts on the last axis gets the tokens of all its slots as rows, f[r d], and
-    returns f[r x]. A module that mixes tokens has a parameter ``filled``, ``images`` or
-    ``positions`` (see ``OF_SLOTS``). It gets the slots of each group, f[g c d], and these arrays
-    (g, c) by name, and returns f[g c x]. Parameters ``n`` and ``s`` get the number of tokens of an
-    image and of a group. A parameter ``key`` gets another key for each expert, and None in
-    evaluation.
+    returns f[r x]. Empty slots hold the first token of their group. What else a module wants to
+    know it names in an attribute ``takes``, and gets by these names:
 
-    Parameters: ``stacked``, the module with an axis e in front of every parameter.
+    - "filled", "images", "positions": arrays (g, c) about its slots, see ``OF_SLOTS``. Such a
+      module may mix tokens: it gets the slots of each group, f[g c d], and returns f[g c x].
+    - "n", "s": the number of tokens of an image and of a group.
+    - "key": another key for each expert; None in evaluation.
+
+    Each expert has its own parameters, statistics and random streams, which change under
+    ``nnx.jit`` as in any module. A parameter that several modules hold stays one.
+
+    Parameters: ``stacked``, the module with an axis e in front of every variable of its own.
     """
 
-    def __init__(self, modules: Sequence[nnx.Module], *, spatial: int = 0):
-        """The experts start with the parameters of the modules.
+    def __init__(
+        self,
+        modules: nnx.Module | Sequence[nnx.Module],
+        *,
+        spatial: int = 0,
+        shared: Collection[int] = (),
+    ):
+        """The experts start with the values of the modules.
 
         Args:
-            modules: one for each expert; the same one several times for equal starts.
+            modules: one for each expert; the same one several times for equal starts. Or one module
+                whose variables have an axis e in front, as of ``nnx.vmap``.
             spatial: number of axes of size 1 between r and d that the modules need, such as 2 for a
                 1x1 convolution of images.
+            shared: ids of variables that experts share, also of other kinds; see
+                ``shared_variables``.
 
         Raises:
-            UsageError: a module has state other than parameters, or another structure.
+            UsageError: the modules differ in structure, or the variables in their first axis.
         """
-        self.num_experts = len(modules)
-        self.spatial = spatial
-        for module in modules:
-            check_expert(type(module).__name__, module)
-        if any(structure(module) != structure(modules[0]) for module in modules):
-            raise UsageError("only modules of equal structure can be stacked: use experts_of")
-        states = [nnx.state(module, graph=True) for module in modules]
-        stacked = jax.tree.map(lambda *params: jnp.stack(params), *states)
-        self.stacked = nnx.merge(nnx.graphdef(modules[0], graph=True), stacked)
-        parameters = inspect.signature(modules[0].__call__).parameters
-        self.asks = frozenset(OF_SLOTS).intersection(parameters)
-        self.takes = frozenset(OF_LAYER).intersection(parameters)
+        self.spatial, paths = spatial, frozenset[Path]()
+        if isinstance(modules, nnx.Module):
+            self.stacked, self.num_experts = modules, _first_axis(modules)
+        else:
+            for module in modules:
+                check_expert(type(module).__name__, module)
+            if any(structure(module) != structure(modules[0]) for module in modules):
+                raise UsageError("only modules of equal structure can be stacked: use experts_of")
+            ids = {*shared, *shared_variables(modules)}
+            paths = frozenset(path for path, x in variables_of(modules[0]) if id(x) in ids)
+            self.stacked, self.num_experts = _stacked(modules, paths), len(modules)
+        self.shared = paths
+        takes, known = frozenset(getattr(self.stacked, "takes", ())), (*OF_SLOTS, *OF_LAYER)
+        require(
+            takes <= set(known),
+            f"{type(self.stacked).__name__}.takes names {', '.join(sorted(takes - set(known)))}: a "
+            f"layer has {', '.join(known)}",
+        )
+        self.asks, self.takes = takes.intersection(OF_SLOTS), takes.intersection(OF_LAYER)
 
     @jax.named_scope("experts")
     def __call__(
@@ -64,34 +90,62 @@ class Copies(Experts):
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
         g, e, _, _ = tokens.shape
-        graph, params = nnx.split(self.stacked, graph=True)
         named = {k: v for k, v in slots.inputs.items() if k not in OF_SLOTS or k in self.asks}
         form = "g e c ... -> e g c ..." if self.asks else "g e c ... -> e (g c) ..."
         tokens, named = jax.tree.map(lambda x: rearrange(x, form), (tokens, named))
         sizes = {
             name: size for name, size in (("n", slots.n), ("s", slots.s)) if name in self.takes
         }
-        expert_keys = None if key is None else jax.random.split(key, e)
+        keys = None if key is None else jax.random.split(key, e)
 
         def expert(
-            params: nnx.State, tokens: jax.Array, named: dict[str, Any], key: MaybeKey
+            module: nnx.Module, tokens: jax.Array, named: dict[str, Any], key: MaybeKey
         ) -> jax.Array:
             inputs = kwargs | sizes | named | ({"key": key} if "key" in self.takes else {})
-            return self._apply(nnx.merge(graph, params, copy=True), tokens, *args, **inputs)
+            return self._apply(module, tokens, *args, **inputs)
 
-        outputs = jax.vmap(expert)(params, tokens, named, expert_keys)
+        outputs = self._of_each(expert, tokens, named, keys)
         form = "e g c x -> g e c x" if self.asks else "e (g c) x -> g e c x"
         return rearrange(outputs, form, g=g)
 
     @jax.named_scope("experts")
     def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
         """See ``Experts``. A linear layer of all experts is one product of matrices."""
-        graph, params = nnx.split(self.stacked, graph=True)
+        return self._of_each(lambda module: self._apply(module, rows))
 
-        def expert(params: nnx.State) -> jax.Array:
-            return self._apply(nnx.merge(graph, params, copy=True), rows)
+    def _of_each(self, apply: Callable[..., jax.Array], *inputs: Any) -> Float[Array, "e ..."]:
+        """``apply(module, *inputs)`` for each expert; its state that changes is kept.
 
-        return jax.vmap(expert, axis_size=self.num_experts)(params)
+        Args:
+            inputs: trees of arrays with an axis e in front.
+        """
+        graph, shared, own = nnx.split(
+            self.stacked, lambda path, _: path in self.shared, ..., graph=True
+        )
+
+        def expert(own: nnx.State, *inputs: Any) -> tuple[jax.Array, dict[Path, Any]]:
+            module = nnx.merge(graph, shared, own, copy=True)
+            before = {path: x.get_value() for path, x in variables_of(module)}
+            outputs = apply(module, *inputs)
+            after = {path: x.get_value() for path, x in variables_of(module)}
+            return outputs, {k: x for k, x in after.items() if x is not before.get(k)}
+
+        outputs, changed = jax.vmap(expert, axis_size=self.num_experts)(own, *inputs)
+        variables = dict(variables_of(self.stacked))
+        for path, x in changed.items():
+            name = f"{type(self.stacked).__name__}/{path_name(path)}"
+            require(
+                path in variables and path not in self.shared,
+                f"{name} changes, and experts share it or did not have it before",
+            )
+            try:
+                variables[path].set_value(x)
+            except TraceContextError:
+                raise UsageError(
+                    f"{name} changes: call the layer under nnx.jit, nnx.grad and the like, which "
+                    "keep what changes; or make experts that do not change, by layer.eval()"
+                ) from None
+        return outputs
 
     def _apply(
         self, module: nnx.Module, tokens: Float[Array, "*r d"], *args: Any, **kwargs: Any
@@ -108,26 +162,86 @@ class Copies(Experts):
         return outputs
 
 
+def variables_of(module: nnx.Module) -> list[tuple[Path, nnx.Variable]]:
+    """The variables of a module by path, each once."""
+    return list(nnx.to_flat_state(nnx.state(module, graph=True)))
+
+
+def shared_variables(modules: Iterable[nnx.Module]) -> set[int]:
+    """The ids of variables that several modules hold, without random streams.
+
+    These are of each expert, even if the modules were made with one stream.
+    """
+    different = {id(module): module for module in modules}.values()
+    counts = Counter(
+        id(x)
+        for module in different
+        for _, x in variables_of(module)
+        if not isinstance(x, nnx.RngState)
+    )
+    return {variable for variable, count in counts.items() if count > 1}
+
+
+def _stacked(modules: Sequence[nnx.Module], shared: Collection[Path]) -> nnx.Module:
+    """One module with an axis e in front of every variable that is not shared."""
+    graph, state = nnx.graphdef(modules[0], graph=True), []
+    for leaves in zip(*map(variables_of, modules), strict=True):
+        path, first = leaves[0]
+        if path not in shared:
+            variables = [x for _, x in leaves]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *variables)
+            if isinstance(first, nnx.RngKey) and len({*map(id, variables)}) == 1:
+                stacked = stacked.replace(jax.random.split(first.get_value(), len(modules)))
+            first = nnx.spmd.add_axis(stacked, 0, {nnx.PARTITION_NAME: None})
+        state.append((path, first))
+    return nnx.merge(graph, nnx.from_flat_state(state))
+
+
+def _first_axis(module: nnx.Module) -> int:
+    """The size of the first axis of every variable of a stacked module."""
+    shapes = {path_name(path): x.shape for path, x in variables_of(module)}
+    sizes = {shape[:1] for shape in shapes.values()}
+    if len(sizes) != 1 or () in sizes:
+        raise UsageError(
+            f"experts is one {type(module).__name__}, whose variables need an axis of experts in "
+            f"front, all of one size: {shapes}; or give a list with a module for each expert"
+        )
+    return sizes.pop()[0]
+
+
 def structure(module: nnx.Module) -> Any:
-    """What modules have in common that can be stacked: everything but the values of parameters."""
-    graph, state = nnx.split(module, graph=True)
-    shapes = [(path, leaf.shape, str(leaf.dtype)) for path, leaf in nnx.to_flat_state(state)]
-    return graph, tuple(shapes)
+    """What modules have in common that can be stacked: everything but the values of variables.
+
+    Functions made in each module, such as a lambda or ``functools.partial``, are compared by what
+    they compute.
+    """
+    graph = nnx.graphdef(module, graph=True)
+    attributes = tuple(
+        (name, _comparable(getattr(attribute, "value", attribute)))
+        for name, attribute in graph.attributes
+    )
+    shapes = tuple((path, x.shape, str(x.dtype)) for path, x in variables_of(module))
+    return tuple(graph.nodes), attributes, shapes
+
+
+def _comparable(value: Any) -> Any:
+    """A value that is equal for functions of equal code and equal captured values."""
+    if isinstance(value, functools.partial):
+        named = tuple(sorted((k, _comparable(x)) for k, x in value.keywords.items()))
+        return "partial", _comparable(value.func), tuple(map(_comparable, value.args)), named
+    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:
+        captured = tuple(_comparable(cell.cell_contents) for cell in value.__closure__ or ())
+        return "function", value.__code__, value.__defaults__, captured
+    return value
 
 
 def check_expert(name: str, module: Any) -> None:
-    """Checks that a module has parameters and no other state."""
+    """Checks that an expert is a module."""
     if not isinstance(module, nnx.Module):
         raise UsageError(
             f"{name} ({type(module).__name__}) is not an nnx.Module: give a module; a function can "
             "be its __call__"
         )
-    for path, leaf in nnx.to_flat_state(nnx.state(module, graph=True)):
-        if not isinstance(leaf, nnx.Param):
-            raise UsageError(
-                f"{name}/{path_name(path)} is not a parameter: experts cannot have other state, "
-                "such as statistics or random streams"
-            )
 
 
 def on_rows(

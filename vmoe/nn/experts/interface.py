@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,7 +17,7 @@ image in the group, and its position in the image, in [0, n). The last two are u
 slots."""
 
 OF_LAYER = ("n", "s", "key")
-"""What else an expert gets by name, if it takes it: see ``Slots``, and the key for dropout."""
+"""What else experts can ask for: see ``Slots``, and a key for each expert."""
 
 
 def check_names(names: Collection[str]) -> None:
@@ -43,10 +42,6 @@ class Slots(NamedTuple):
     s: int
     inputs: dict[str, Any]
 
-    def of(self, experts: slice) -> "Slots":
-        """The slots of some experts."""
-        return self._replace(inputs=jax.tree.map(lambda x: x[:, experts], self.inputs))
-
 
 class Experts(nnx.Module):
     """The interface of the experts of a layer. A subclass defines ``__call__``.
@@ -55,7 +50,7 @@ class Experts(nnx.Module):
         num_experts: number of experts.
         asks: the names in ``OF_SLOTS`` that the experts ask for. Experts that ask may mix the
             tokens in their slots.
-        takes: the names in ``OF_LAYER`` that the experts take.
+        takes: the names in ``OF_LAYER`` that they ask for.
     """
 
     num_experts: int
@@ -70,7 +65,7 @@ class Experts(nnx.Module):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
-        """The outputs of the experts for the tokens in their slots; empty slots have zeros.
+        """The outputs of the experts for the tokens in their slots.
 
         Args:
             slots: what is known about the slots.

@@ -1,15 +1,17 @@
 """Experts of different kinds in one layer."""
 
-import itertools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.errors import UsageError
-from vmoe.nn.experts.copies import Copies, check_expert, structure
+from vmoe.nn.experts.copies import Copies, check_expert, shared_variables, structure, variables_of
 from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.keys import MaybeKey, split
 
@@ -20,11 +22,12 @@ class MixedExperts(Experts):
     Parameters: ``kinds``, a list.
     """
 
-    def __init__(self, kinds: Sequence[Experts]):
-        """The experts are numbered in the order of the kinds."""
+    def __init__(self, kinds: Sequence[Experts], order: Sequence[int] | None = None):
+        """``order``: the number of each expert in the order of the kinds; if None, 0, 1, 2..."""
         self.kinds = nnx.List(kinds)
         self.num_experts = sum(kind.num_experts for kind in kinds)
         self.asks = frozenset().union(*(kind.asks for kind in kinds))
+        self.order = tuple(range(self.num_experts) if order is None else order)
 
     def __call__(
         self,
@@ -36,13 +39,28 @@ class MixedExperts(Experts):
     ) -> Float[Array, "g e c x"]:
         first, outputs = 0, []
         for kind, kind_key in zip(self.kinds, split(key, len(self.kinds)), strict=True):
-            own = slice(first, first := first + kind.num_experts)
-            outputs.append(kind(tokens[:, own], slots.of(own), kind_key, *args, **kwargs))
-        return concatenate(outputs, axis=1)
+            own = self.order[first : (first := first + kind.num_experts)]
+            rows, inputs = of_experts((tokens, slots.inputs), own)
+            outputs.append(kind(rows, slots._replace(inputs=inputs), kind_key, *args, **kwargs))
+        return of_experts(concatenate(outputs, axis=1), self._places)
 
     def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
         """See ``Experts``."""
-        return concatenate([kind.on_same(rows) for kind in self.kinds], axis=0)
+        outputs = concatenate([kind.on_same(rows) for kind in self.kinds], axis=0)
+        return of_experts(outputs[None], self._places)[0]
+
+    @property
+    def _places(self) -> list[int]:
+        """The place of each expert in the order of the kinds."""
+        return sorted(range(self.num_experts), key=self.order.__getitem__)
+
+
+def of_experts(tree: Any, numbers: Sequence[int]) -> Any:
+    """The arrays (g, x, ...) of some experts, from those of all, (g, e, ...)."""
+    first, end = numbers[0], numbers[0] + len(numbers)
+    if tuple(numbers) != tuple(range(first, end)):
+        return jax.tree.map(lambda x: x[:, np.array(numbers)], tree)
+    return jax.tree.map(lambda x: x if x.shape[1] == end - first else x[:, first:end], tree)
 
 
 def concatenate(outputs: Sequence[Array], axis: int) -> Array:
@@ -55,21 +73,55 @@ def concatenate(outputs: Sequence[Array], axis: int) -> Array:
     return jnp.concatenate(outputs, axis=axis)
 
 
-def experts_of(modules: Sequence[Any]) -> Experts:
+def experts_of(modules: nnx.Module | Iterable[Any]) -> Experts:
     """Experts from one module for each of them; any modules, see ``Copies``.
 
-    Modules of equal structure that follow each other are computed at once. A module may occur
-    several times, for experts that start equal.
+    Modules of equal structure, in any order, are computed at once, and different ones one after
+    another. A module may occur several times, for experts that start equal. What several modules
+    hold, such as a frozen base below a part of each one's own, stays one.
+
+    Args:
+        modules: one module for each expert; or one whose variables have an axis of experts in
+            front, as of ``nnx.vmap``.
 
     Raises:
-        UsageError: there is no module, or one has state other than parameters.
+        UsageError: there is no module, or something else is given.
     """
-    if not isinstance(modules, Sequence):
+    if isinstance(modules, nnx.Module):
+        return modules if isinstance(modules, Experts) else Copies(modules)
+    if not isinstance(modules, Iterable):
         kind = type(modules).__name__
         raise UsageError("give a list with one module for each expert", experts=kind)
+    modules = list(modules)
     for i, module in enumerate(modules):
         check_expert(f"expert {i}", module)
-    kinds = [Copies(list(alike)) for _, alike in itertools.groupby(modules, structure)]
+    shared = shared_variables(modules)
+    kinds: dict[Any, list[int]] = {}
+    for i, module in enumerate(modules):
+        held = tuple((path, id(x)) for path, x in variables_of(module) if id(x) in shared)
+        kinds.setdefault((structure(module), held), []).append(i)
     if not kinds:
         raise UsageError("experts is empty: give at least one module")
-    return kinds[0] if len(kinds) == 1 else MixedExperts(kinds)
+    _warn_of_attributes(modules, [members[0] for members in kinds.values()])
+    made = [Copies([modules[i] for i in members], shared=shared) for members in kinds.values()]
+    order = [i for members in kinds.values() for i in members]
+    return made[0] if len(made) == 1 else MixedExperts(made, order)
+
+
+def _warn_of_attributes(modules: Sequence[nnx.Module], firsts: Sequence[int]) -> None:
+    """Says which modules could be computed at once, were it not for what is no variable.
+
+    Args:
+        firsts: the number of the first expert of each kind.
+    """
+    seen: dict[Any, int] = {}
+    for i in firsts:
+        shapes = tuple((path, x.shape, str(x.dtype)) for path, x in variables_of(modules[i]))
+        other = seen.setdefault((type(modules[i]), shapes), i)
+        if other != i:
+            warnings.warn(
+                f"experts {other} and {i} are both {type(modules[i]).__name__} with variables of "
+                "equal shapes, but differ in other attributes or in what they share: they are "
+                "computed one after another",
+                stacklevel=3,
+            )

@@ -35,6 +35,8 @@ class Cnn(nnx.Module):
     neighbors. Parameters: ``depthwise`` kernel (x, x, 1, d), ``pointwise`` kernel (d, d), biases.
     """
 
+    takes = ("filled", "images", "positions", "n", "s")
+
     def __init__(
         self, width: int, kernel_size: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs
     ):
@@ -83,6 +85,8 @@ class Attention(nnx.Module):
 
     Parameters: ``attention``, as in a block of the ViT.
     """
+
+    takes = ("filled", "images")
 
     def __init__(
         self, width: int, num_heads: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs
