@@ -19,6 +19,7 @@ from vmoe.nn.moe import MoE, capture_records
 
 B, N, D, E = 2, 6, 8, 4
 TOKENS = jnp.float32(np.random.default_rng(0).normal(size=(B, N, D)))
+TABLE = np.linspace(0, 1, 16)
 ALL = MoEConfig(
     num_experts=E, router=TokenChoice(k=E, noise_std=0.0), dropless=True, images_per_group=B
 )
@@ -80,7 +81,8 @@ def test_each_expert_has_masks_and_statistics_of_its_own_as_if_called_alone() ->
 
 
 def test_copies_of_one_module_draw_different_masks() -> None:
-    layer = MoE([nnx.Dropout(0.5, rngs=nnx.Rngs(0))] * E, gate(), ALL)
+    one, other = (nnx.Dropout(0.5, rngs=nnx.Rngs(i)) for i in range(2))
+    layer = MoE([one, one, other, other], gate(), ALL)
     masks = nnx.jit(lambda m, x: m.experts.on_same(x))(layer, jnp.ones((50, D)))
     assert all((masks[i] != masks[j]).any() for i in range(E) for j in range(i))
     first = forward(layer, TOKENS)
@@ -144,14 +146,51 @@ def test_modules_and_variables_that_experts_share_stay_one() -> None:
         )
 
 
+class Holding(nnx.Module):
+    """Holds something that is no variable."""
+
+    def __init__(self, held: Any):
+        self.held = held
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class Sowing(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(D, D, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = self.linear(x)
+        self.sow(nnx.Intermediate, "features", features)
+        return features
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+def test_modules_may_hold_anything_and_sow() -> None:
+    held = (jnp.ones(D), np.ones(D), nnx.Variable(0), {"a": 1}, [1, 2], {1, 2})
+    for each in held:
+        layer = MoE([Holding(each) for _ in range(E)], gate(), ALL)
+        np.testing.assert_allclose(forward(layer, TOKENS), TOKENS, rtol=1e-5)
+    layer = MoE([Sowing(nnx.Rngs(i)) for i in range(E)], gate(), ALL)
+    outputs = forward(layer, TOKENS)
+    again, sown = nnx.capture(layer, nnx.Intermediate)(TOKENS)
+    np.testing.assert_allclose(outputs, again, rtol=1e-5, atol=1e-6)
+    assert sown["experts"]["stacked"]["features"][0].shape == (E, B * N, D)
+
+
 def test_what_some_experts_share_stays_theirs() -> None:
     bases = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(2)]
     experts = [LowRank(bases[i % 2], nnx.Rngs(i)) for i in range(E)]
     with pytest.warns(UserWarning, match="experts 0 and 1 are both LowRank .* one after another"):
         layer = MoE(experts, gate(), ALL)
-    assert [kind.stacked.base.kernel for kind in layer.experts.kinds] == [b.kernel for b in bases]
-    rows = forward(layer, TOKENS)
-    assert np.isfinite(rows).all()
+    for kind, base in zip(layer.experts.kinds, bases, strict=True):
+        assert kind.stacked.base.kernel is base.kernel
+    rows = TOKENS.reshape(-1, D)
+    expected = np.stack([expert(rows) for expert in experts])
+    np.testing.assert_allclose(layer.experts.on_same(rows), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="share base/bias with some of the others only: use exp"):
+        Copies(experts)
 
 
 class Unit(nnx.Module):
@@ -253,16 +292,29 @@ def test_equal_modules_are_computed_at_once_in_any_order() -> None:
     np.testing.assert_allclose(outputs.reshape(-1, D), by_hand, rtol=1e-4, atol=1e-5)
 
 
+def recursive() -> Callable[..., jax.Array]:
+    def apply(x: jax.Array, depth: int = 0) -> jax.Array:
+        return nnx.relu(x) if depth else apply(x, 1)
+
+    return apply
+
+
 def test_functions_of_equal_code_make_no_kinds_and_others_are_said() -> None:
     for make in (
         lambda: functools.partial(nnx.leaky_relu, negative_slope=0.1),
         lambda: lambda x: nnx.relu(x) ** 2,
+        lambda: lambda x: x * TABLE,
+        recursive,
     ):
         modules = [Block(nnx.Rngs(i), make()) for i in range(E)]
         assert isinstance(experts_of(modules), Copies)
-    powers = [Block(nnx.Rngs(i), lambda x, i=i: x**i) for i in range(2)]
-    with pytest.warns(UserWarning, match="experts 0 and 1 are both Block with variables of equal"):
-        assert len(experts_of(powers).kinds) == 2
+    for functions in (
+        [lambda x, i=i: x**i for i in range(2)],
+        [lambda x, *, i=i: x**i for i in range(2)],
+    ):
+        powers = [Block(nnx.Rngs(i), function) for i, function in enumerate(functions)]
+        with pytest.warns(UserWarning, match="experts 0 and 1 are both Block with variables of eq"):
+            assert len(experts_of(powers).kinds) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # experts of other sizes are meant to differ
         experts_of([nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.Linear(D, 2, rngs=nnx.Rngs(0))])
@@ -278,13 +330,20 @@ def test_all_shared_experts_are_added_and_padding_stays_zero() -> None:
     assert (outputs[1] == 0).all()
 
 
+def test_a_list_of_flax_is_a_list() -> None:
+    modules = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
+    same = (forward(MoE(each, gate(), ALL), TOKENS) for each in (modules, nnx.List(modules)))
+    np.testing.assert_array_equal(next(same), next(same))
+
+
 class Stack(nnx.Module):
-    """Two layers, called in a way of its own."""
+    """Two layers, called in a way of its own; their experts are nested lists of modules."""
 
     def __init__(self, way: str, count: int = 2):
         def make(rngs: nnx.Rngs) -> MoE:
             linear = functools.partial(nnx.Linear, D, rngs=rngs)
-            return MoE([linear(D) for _ in range(E)], linear(E, use_bias=False), TIGHT)
+            experts = [nnx.Sequential(linear(D), nnx.tanh, linear(D)) for _ in range(E)]
+            return MoE(experts, linear(E, use_bias=False), TIGHT)
 
         self.way = way
         if way in ("scan", "vmap"):

@@ -66,8 +66,8 @@ class MoE(nnx.Module):
                 for a router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
-            shared: a further expert, or several, which act on tokens alone; their outputs are added
-                for every token.
+            shared: a further expert, or ``Experts`` of which all are used. They act on tokens
+                alone, and their outputs are added for every token.
             placement: the devices over which groups and experts are split.
 
         Raises:
@@ -148,7 +148,8 @@ class MoE(nnx.Module):
         Args:
             args: further inputs of every expert, which each of them gets as they are.
             valid: False for images that only pad the batch.
-            key: for noise, a random priority and dropout; None in evaluation.
+            key: for noise, a random priority and dropout of MLP experts; None in evaluation. Other
+                modules have random streams of their own, and follow ``train()`` and ``eval()``.
             per_token: further inputs with a row for each token: arrays (*b, ...), or trees of
                 these, by name. Each expert gets the rows of the tokens in its slots, by this name.
             class_token_only: return the outputs of each image's first token only, f[b 1 x]; all
@@ -386,14 +387,20 @@ def capture_records(
     """``model(*args, **kwargs)``, and the records of its MoE layers by path, one for each call.
 
     A layer that is not called has no record. For any Flax NNX model, also one whose layers are in
-    ``nnx.remat``, ``nnx.scan`` or ``nnx.vmap``: the arrays of a record then have the axes of these
-    in front. Add the ``aux_loss`` of each record to the loss in training. A layer sows its record
-    as an ``nnx.Intermediate``, so ``nnx.capture`` itself works too. Inside ``nnx.jit``, unused
-    parts of the records are not computed.
+    ``nnx.remat``, ``nnx.scan`` or ``nnx.vmap``; under the last two the arrays of a record have one
+    more axis in front. Add the ``aux_loss`` of each record to the loss in training. A layer sows
+    its record as an ``nnx.Intermediate``, so ``nnx.capture`` itself works too. Inside ``nnx.jit``,
+    unused parts of the records are not computed.
     """
     with nnx.set_graph_mode(True):  # a model can have a module in several places
-        layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
-        outputs, captured = nnx.capture(model, nnx.Intermediate)(*args, **kwargs)
-    results = dict(nnx.to_flat_state(captured))
-    sown = {path: results.get((*path, "record")) for path in layers}
-    return outputs, {path: () if x is None else x.get_value() for path, x in sown.items()}
+        layers = {path: part for path, part in nnx.iter_modules(model) if isinstance(part, MoE)}
+        # As nnx.capture does for every module; under nnx.remat it fails for an nnx.Sequential.
+        for layer in layers.values():
+            layer.__captures__ = nnx.data((nnx.Intermediate({}),))
+        try:
+            outputs = model(*args, **kwargs)
+            sown = {path: layer.__captures__[0].get_value() for path, layer in layers.items()}
+        finally:
+            for layer in layers.values():
+                del layer.__captures__
+    return outputs, {path: x.get("record", ()) for path, x in sown.items()}

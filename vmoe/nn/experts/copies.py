@@ -26,8 +26,8 @@ class Copies(Experts):
     """Modules of equal structure, computed at once: their variables are stacked along e.
 
     A module that acts on the last axis gets the tokens of all its slots as rows, f[r d], and
-    returns f[r x]. Empty slots hold the first token of their group. What else a module wants to
-    know it names in an attribute ``takes``, and gets by these names:
+    returns f[r x]. An empty slot holds the group's first token that is not padding. What else a
+    module wants to know it names in a tuple ``takes``, and gets by these names:
 
     - "filled", "images", "positions": arrays (g, c) about its slots, see ``OF_SLOTS``. Such a
       module may mix tokens: it gets the slots of each group, f[g c d], and returns f[g c x].
@@ -35,7 +35,7 @@ class Copies(Experts):
     - "key": another key for each expert; None in evaluation.
 
     Each expert has its own parameters, statistics and random streams, which change under
-    ``nnx.jit`` as in any module. A parameter that several modules hold stays one.
+    ``nnx.jit`` as in any module. What different modules hold, but random streams, stays one.
 
     Parameters: ``stacked``, the module with an axis e in front of every variable of its own.
     """
@@ -54,14 +54,14 @@ class Copies(Experts):
                 whose variables have an axis e in front, as of ``nnx.vmap``.
             spatial: number of axes of size 1 between r and d that the modules need, such as 2 for a
                 1x1 convolution of images.
-            shared: ids of variables that experts share, also of other kinds; see
+            shared: ids of variables that experts of other kinds hold too, see
                 ``shared_variables``.
 
         Raises:
             UsageError: the modules differ in structure, or the variables in their first axis.
         """
         self.spatial, paths = spatial, frozenset[Path]()
-        if isinstance(modules, nnx.Module):
+        if is_stacked(modules):
             self.stacked, self.num_experts = modules, _first_axis(modules)
         else:
             for module in modules:
@@ -119,24 +119,31 @@ class Copies(Experts):
         Args:
             inputs: trees of arrays with an axis e in front.
         """
-        graph, shared, own = nnx.split(
-            self.stacked, lambda path, _: path in self.shared, ..., graph=True
-        )
+        # As leaves in the order of the graph: nnx.capture makes states whose keys cannot be sorted.
+        graph, flat = nnx.graphlib.flatten(self.stacked, graph=True)
+        variables = dict(zip(flat.paths, flat.leaves, strict=True))
+        changed: list[Path] = []
 
-        def expert(own: nnx.State, *inputs: Any) -> tuple[jax.Array, dict[Path, Any]]:
-            module = nnx.merge(graph, shared, own, copy=True)
-            before = {path: x.get_value() for path, x in variables_of(module)}
+        def expert(own: dict[int, Any], *inputs: Any) -> Any:
+            state = [own.get(i, x) for i, x in enumerate(flat.leaves)]
+            module = nnx.graphlib.unflatten(graph, state, copy_variables=True)
+            before = {path: jax.tree.leaves(x) for path, x in _leaves(module).items()}
             outputs = apply(module, *inputs)
-            after = {path: x.get_value() for path, x in variables_of(module)}
-            return outputs, {k: x for k, x in after.items() if x is not before.get(k)}
+            after, changed[:] = _leaves(module), []
+            for path, x in after.items():
+                sown = path not in before and isinstance(x, nnx.Intermediate)  # without a capture
+                if not sown and not _same(before.get(path), jax.tree.leaves(x)):
+                    changed.append(path)
+            return outputs, [after[path].get_value() for path in changed]
 
-        outputs, changed = jax.vmap(expert, axis_size=self.num_experts)(own, *inputs)
-        variables = dict(variables_of(self.stacked))
-        for path, x in changed.items():
+        own = {i: x for i, (path, x) in enumerate(variables.items()) if path not in self.shared}
+        outputs, values = jax.vmap(expert, axis_size=self.num_experts)(own, *inputs)
+        for path, x in zip(changed, values, strict=True):
             name = f"{type(self.stacked).__name__}/{path_name(path)}"
+            require(path in variables, f"{name} is new in a call: make it in __init__")
             require(
-                path in variables and path not in self.shared,
-                f"{name} changes, and experts share it or did not have it before",
+                path not in self.shared,
+                f"{name} changes, but experts share it: give each its own, or call .eval() of it",
             )
             try:
                 variables[path].set_value(x)
@@ -162,9 +169,19 @@ class Copies(Experts):
         return outputs
 
 
-def variables_of(module: nnx.Module) -> list[tuple[Path, nnx.Variable]]:
-    """The variables of a module by path, each once."""
+def variables_of(module: nnx.Module) -> list[tuple[Path, Any]]:
+    """The variables of a module by path, and arrays that are none, each once."""
     return list(nnx.to_flat_state(nnx.state(module, graph=True)))
+
+
+def _leaves(module: nnx.Module) -> dict[Path, Any]:
+    flat = nnx.graphlib.flatten(module, graph=True)[1]
+    return dict(zip(flat.paths, flat.leaves, strict=True))
+
+
+def _same(before: list[Any] | None, after: list[Any]) -> bool:
+    """Whether a variable has the arrays that it had; None if there was no such variable."""
+    return before is not None and [*map(id, before)] == [*map(id, after)]
 
 
 def shared_variables(modules: Iterable[nnx.Module]) -> set[int]:
@@ -177,7 +194,7 @@ def shared_variables(modules: Iterable[nnx.Module]) -> set[int]:
         id(x)
         for module in different
         for _, x in variables_of(module)
-        if not isinstance(x, nnx.RngState)
+        if isinstance(x, nnx.Variable) and not isinstance(x, nnx.RngState)
     )
     return {variable for variable, count in counts.items() if count > 1}
 
@@ -187,19 +204,31 @@ def _stacked(modules: Sequence[nnx.Module], shared: Collection[Path]) -> nnx.Mod
     graph, state = nnx.graphdef(modules[0], graph=True), []
     for leaves in zip(*map(variables_of, modules), strict=True):
         path, first = leaves[0]
-        if path not in shared:
-            variables = [x for _, x in leaves]
+        variables = [x for _, x in leaves]
+        different = len({*map(id, variables)})
+        if path in shared:
+            require(
+                different == 1,
+                f"experts share {path_name(path)} with some of the others only: use experts_of",
+            )
+        else:
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *variables)
-            if isinstance(first, nnx.RngKey) and len({*map(id, variables)}) == 1:
-                stacked = stacked.replace(jax.random.split(first.get_value(), len(modules)))
+            if isinstance(first, nnx.RngKey) and different < len(modules):
+                keys = jax.vmap(jax.random.fold_in)(stacked.get_value(), jnp.arange(len(modules)))
+                stacked = stacked.replace(keys)
             first = nnx.spmd.add_axis(stacked, 0, {nnx.PARTITION_NAME: None})
         state.append((path, first))
     return nnx.merge(graph, nnx.from_flat_state(state))
 
 
+def is_stacked(modules: Any) -> bool:
+    """Whether one module is given, and not a list of modules."""
+    return isinstance(modules, nnx.Module) and not isinstance(modules, nnx.List)
+
+
 def _first_axis(module: nnx.Module) -> int:
     """The size of the first axis of every variable of a stacked module."""
-    shapes = {path_name(path): x.shape for path, x in variables_of(module)}
+    shapes = {path_name(path): jnp.shape(jax.tree.leaves(x)[0]) for path, x in variables_of(module)}
     sizes = {shape[:1] for shape in shapes.values()}
     if len(sizes) != 1 or () in sizes:
         raise UsageError(
@@ -212,26 +241,49 @@ def _first_axis(module: nnx.Module) -> int:
 def structure(module: nnx.Module) -> Any:
     """What modules have in common that can be stacked: everything but the values of variables.
 
-    Functions made in each module, such as a lambda or ``functools.partial``, are compared by what
-    they compute.
+    Functions made in each module, such as a lambda or ``functools.partial``, are compared by their
+    code and by what they capture.
     """
     graph = nnx.graphdef(module, graph=True)
     attributes = tuple(
         (name, _comparable(getattr(attribute, "value", attribute)))
         for name, attribute in graph.attributes
     )
-    shapes = tuple((path, x.shape, str(x.dtype)) for path, x in variables_of(module))
-    return tuple(graph.nodes), attributes, shapes
+    return tuple(graph.nodes), attributes, shapes_of(module)
 
 
-def _comparable(value: Any) -> Any:
-    """A value that is equal for functions of equal code and equal captured values."""
+def shapes_of(module: nnx.Module) -> tuple[Any, ...]:
+    """The shape and the type of every array of a module, by path."""
+    return tuple(
+        (path, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(x)))
+        for path, x in variables_of(module)
+    )
+
+
+def _comparable(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """A value that is equal for functions of equal code and equal captured values.
+
+    Args:
+        inside: ids of the functions around it, since a function can capture itself.
+    """
     if isinstance(value, functools.partial):
-        named = tuple(sorted((k, _comparable(x)) for k, x in value.keywords.items()))
-        return "partial", _comparable(value.func), tuple(map(_comparable, value.args)), named
+        parts = value.func, value.args, value.keywords
+        return "partial", _comparable(parts, inside)
     if isinstance(value, types.FunctionType) and "<" in value.__qualname__:
-        captured = tuple(_comparable(cell.cell_contents) for cell in value.__closure__ or ())
-        return "function", value.__code__, value.__defaults__, captured
+        if id(value) in inside:
+            return "itself", inside.index(id(value))
+        cells = [cell for cell in value.__closure__ or () if cell != types.CellType()]
+        parts = value.__defaults__, value.__kwdefaults__, [cell.cell_contents for cell in cells]
+        captured = _comparable(parts, (*inside, id(value)))
+        return "function", value.__code__, id(value.__globals__), captured
+    if isinstance(value, dict):
+        return "dict", tuple((name, _comparable(x, inside)) for name, x in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_comparable(x, inside) for x in value)
+    try:
+        hash(value)
+    except TypeError:
+        return "object", id(value)
     return value
 
 

@@ -11,7 +11,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.errors import UsageError
-from vmoe.nn.experts.copies import Copies, check_expert, shared_variables, structure, variables_of
+from vmoe.nn.experts.copies import (
+    Copies,
+    check_expert,
+    is_stacked,
+    shapes_of,
+    shared_variables,
+    structure,
+    variables_of,
+)
 from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.keys import MaybeKey, split
 
@@ -87,7 +95,7 @@ def experts_of(modules: nnx.Module | Iterable[Any]) -> Experts:
     Raises:
         UsageError: there is no module, or something else is given.
     """
-    if isinstance(modules, nnx.Module):
+    if is_stacked(modules):
         return modules if isinstance(modules, Experts) else Copies(modules)
     if not isinstance(modules, Iterable):
         kind = type(modules).__name__
@@ -116,8 +124,7 @@ def _warn_of_attributes(modules: Sequence[nnx.Module], firsts: Sequence[int]) ->
     """
     seen: dict[Any, int] = {}
     for i in firsts:
-        shapes = tuple((path, x.shape, str(x.dtype)) for path, x in variables_of(modules[i]))
-        other = seen.setdefault((type(modules[i]), shapes), i)
+        other = seen.setdefault((type(modules[i]), shapes_of(modules[i])), i)
         if other != i:
             warnings.warn(
                 f"experts {other} and {i} are both {type(modules[i]).__name__} with variables of "
