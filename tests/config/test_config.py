@@ -277,7 +277,7 @@ REFUSED = {
     "ExpertList(each=('mlp',))": f"model.moe.experts.each=('mlp',): use {EXPERTS} or",
     "ExpertList(each=(ExpertList(),))": f"model.moe.experts.each: use {EXPERTS} or an Identity",
     "ExpertList(each='mlp')": "model.moe.experts.each=mlp: use a tuple of MlpExpert or Gated",
-    "MoE(nnx.Linear(8, 5, rngs=nnx.Rngs(0)), None)": "experts is one Linear, whose variables need an",
+    "MoE(nnx.Linear(8, 5, rngs=nnx.Rngs(0)), None)": "experts is one Linear, whose variables need",
     "MoE(MlpExpert(), None)": "experts=MlpExpert: give a list with one module for each expert",
     "MoE([nnx.Linear(8, 8, rngs=nnx.Rngs(0))] * 8, CosineGate())": (
         "gate=CosineGate: give a module that makes logits"
