@@ -461,7 +461,7 @@ class Sized(nnx.Module):
 
 
 class Dropping(nnx.Module):
-    """A module of a user that knows nothing of this library but the name ``key``."""
+    """A module of a user that knows nothing of this library but what it takes."""
 
     takes = ("key",)
 

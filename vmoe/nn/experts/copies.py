@@ -66,7 +66,8 @@ class Copies(Experts):
         else:
             for module in modules:
                 check_expert(type(module).__name__, module)
-            if any(structure(module) != structure(modules[0]) for module in modules):
+            different = {id(module): module for module in modules}.values()
+            if len(set(map(structure, different))) > 1:
                 raise UsageError("only modules of equal structure can be stacked: use experts_of")
             ids = {*shared, *shared_variables(modules)}
             paths = frozenset(path for path, x in variables_of(modules[0]) if id(x) in ids)
@@ -119,17 +120,15 @@ class Copies(Experts):
         Args:
             inputs: trees of arrays with an axis e in front.
         """
-        # As leaves in the order of the graph: nnx.capture makes states whose keys cannot be sorted.
-        graph, flat = nnx.graphlib.flatten(self.stacked, graph=True)
-        variables = dict(zip(flat.paths, flat.leaves, strict=True))
+        graph, variables = nnx.graphdef(self.stacked, graph=True), dict(variables_of(self.stacked))
         changed: list[Path] = []
 
         def expert(own: dict[int, Any], *inputs: Any) -> Any:
-            state = [own.get(i, x) for i, x in enumerate(flat.leaves)]
+            state = [own.get(i, x) for i, x in enumerate(variables.values())]
             module = nnx.graphlib.unflatten(graph, state, copy_variables=True)
-            before = {path: jax.tree.leaves(x) for path, x in _leaves(module).items()}
+            before = {path: jax.tree.leaves(x) for path, x in variables_of(module)}
             outputs = apply(module, *inputs)
-            after, changed[:] = _leaves(module), []
+            after, changed[:] = dict(variables_of(module)), []
             for path, x in after.items():
                 sown = path not in before and isinstance(x, nnx.Intermediate)  # without a capture
                 if not sown and not _same(before.get(path), jax.tree.leaves(x)):
@@ -170,13 +169,13 @@ class Copies(Experts):
 
 
 def variables_of(module: nnx.Module) -> list[tuple[Path, Any]]:
-    """The variables of a module by path, and arrays that are none, each once."""
-    return list(nnx.to_flat_state(nnx.state(module, graph=True)))
+    """The variables of a module by path, and arrays that are none, each once.
 
-
-def _leaves(module: nnx.Module) -> dict[Path, Any]:
-    flat = nnx.graphlib.flatten(module, graph=True)[1]
-    return dict(zip(flat.paths, flat.leaves, strict=True))
+    In the order of the graph: ``nnx.state`` sorts by the keys of the path, which it cannot do with
+    those that ``nnx.capture`` adds to a list of modules.
+    """
+    _, flat = nnx.graphlib.flatten(module, graph=True)
+    return list(zip(flat.paths, flat.leaves, strict=True))
 
 
 def _same(before: list[Any] | None, after: list[Any]) -> bool:
