@@ -15,12 +15,10 @@ A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a gro
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
-
-from vmoe.config import MoEConfig
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Images = Float[Array, "b h w 3"] | Float[np.ndarray, "b h w 3"]  # pixels in [-1, 1]
 Valid = Bool[Array, "b"] | Bool[np.ndarray, "b"]  # False for images that only fill the batch
@@ -112,17 +110,19 @@ class Decision(NamedTuple):
             used (in training, the softmax of the noisy logits); for soft routing, the combine
             weights summed over an expert's slots.
         routing: which token goes to which slot, with which weight.
-        losses: the auxiliary losses whose weight is not 0, by name; unweighted, one value per
-            group.
+        losses: auxiliary losses by name; unweighted, one value per group.
+        sums: arrays by name that the layer adds up over the groups of all devices, for the next
+            state of the router.
     """
 
     gates: Float[Array, "g s e"]
     routing: Routing | SoftRouting
-    losses: dict[str, Float[Array, "g"]]
+    losses: dict[str, Float[Array, "g"]] = {}
+    sums: dict[str, Shaped[Array, "g ..."]] = {}
 
 
-Route = Callable[[RouterInputs, MoEConfig, int], Decision]
-"""A routing function: (inputs, config of the layer, capacity) -> decision."""
+Route = Callable[[RouterInputs, Any, int], Decision]
+"""A function that decides instead of a router: (inputs, that router, number of slots c)."""
 
 
 class Record(NamedTuple):
@@ -133,6 +133,7 @@ class Record(NamedTuple):
         gates: see ``Decision``.
         routing: see ``Decision``.
         losses: see ``Decision``.
+        sums: see ``Decision``.
         aux_loss: the weighted sum of the losses, averaged over the groups.
         valid: False for padding, which takes no slot and counts in no loss.
     """
@@ -141,5 +142,6 @@ class Record(NamedTuple):
     gates: Float[Array, "g s e"]
     routing: Routing | SoftRouting
     losses: dict[str, Float[Array, "g"]]
+    sums: dict[str, Shaped[Array, "g ..."]]
     aux_loss: Float[Array, ""]
     valid: Bool[Array, "g s"]

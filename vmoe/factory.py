@@ -16,13 +16,13 @@ from vmoe.checkpoints import Origin, StoredModel, read, write
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
-from vmoe.config.fields import NOT_EMPTY
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.routing_file import RoutingFile
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
 from vmoe.errors import UsageError, listed, naming, require
+from vmoe.fields import NOT_EMPTY
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit

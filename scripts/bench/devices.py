@@ -19,7 +19,6 @@ from vmoe.config import MoEConfig, ViTConfig
 from vmoe.costs.collectives import COMPILER_OPTIONS, parse_collectives
 from vmoe.mesh import place
 from vmoe.nn.moe import MoE
-from vmoe.routing import slots_and_factor
 from vmoe.sharding import Placement
 
 DEVICES = 8
@@ -57,7 +56,7 @@ def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) 
 def slots(options: argparse.Namespace, config: MoEConfig) -> int:
     """The number of slots of all experts on one device."""
     images = options.images // DEVICES
-    c, _ = slots_and_factor(config, config.images_per_group * IMAGE_TOKENS)
+    c = config.slots(config.images_per_group * IMAGE_TOKENS)
     return images // config.images_per_group * config.num_experts * c
 
 

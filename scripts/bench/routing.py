@@ -33,7 +33,7 @@ def routing(options: argparse.Namespace) -> list[Row]:
         s = options.tokens
         gates = jax.nn.softmax(jax.random.normal(jax.random.key(e), (1, s, e)), axis=-1)
         config = MoEConfig(num_experts=e)
-        c = token_choice.capacity(config, s)
+        c = config.slots(s)
         assign = functools.partial(token_choice.assign, k=2, c=c, priority="largest_gate")
         ours = compiled(assign, gates, jnp.ones((1, s), bool))
         alone = compiled(lambda gates: top_k(gates, 2), gates)

@@ -37,12 +37,11 @@ from vmoe.config import (
     ViTConfig,
     replace,
 )
-from vmoe.config.routers import PRIORITIES
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 from vmoe.passes import in_batches
-from vmoe.routing import slots_and_factor
+from vmoe.routing.priority import PRIORITIES
 
 B, E = 6, 3
 
@@ -101,7 +100,7 @@ def test_logits_at_other_capacities_equal_a_model_with_that_capacity() -> None:
     assert np.abs(result[8, "order"] - result[8, "largest_gate"]).max() > 1e-3
     for priority in ("order", "largest_gate"):
         config = config_of(router=dict(priority=priority))
-        assert slots_and_factor(config.moe, s=2 * 17)[0] == 8
+        assert config.moe.slots(2 * 17) == 8
         other = models.with_params(config, models.params_of(model))
         np.testing.assert_allclose(result[8, priority], logits_of(other), atol=1e-5)
     nothing = silenced(silenced(model_of(), 0, [*range(E)]), 1, [*range(E)])

@@ -24,10 +24,8 @@ from vmoe.config import (
     ViTConfig,
     replace,
 )
-from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
-from vmoe.routing import router_of
-from vmoe.routing.token_choice import route
+from vmoe.routing.priority import Priority
 from vmoe.surgery.experts import prune_experts
 
 E = 4
@@ -71,17 +69,16 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
 ) -> None:
     """One program for all of them. Without any slot every choice is dropped."""
     router, s, c = TokenChoice(normalize_weights=normalize), 34, 20
-    config = MoEConfig(num_experts=E, router=router)
     logits = np.random.default_rng(0).normal(size=(2, s, E)).astype(np.float32)
     inputs = RouterInputs(jnp.asarray(logits), None, jnp.arange(s) < jnp.array([[s], [30]]), None)
 
     @jax.jit
     def run(slots: jax.Array, priority: jax.Array) -> Decision:
-        return limited(slots, priority)(inputs, config, c)
+        return limited(slots, priority)(inputs, router, c)
 
     for slots, priority in settings:
-        other = replace(config, router=replace(router, priority=priority))
-        expected = jax.jit(lambda other=other, slots=slots: route(inputs, other, slots))()
+        other = replace(router, priority=priority)
+        expected = jax.jit(other, static_argnums=1)(inputs, slots)
         own = run(jnp.int32(slots), jnp.int32(get_args(Priority).index(priority)))
         np.testing.assert_allclose(own.gates, expected.gates, rtol=1e-5)
         np.testing.assert_allclose(own.routing.weights, expected.routing.weights, rtol=1e-5)
@@ -98,7 +95,6 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
 )
 def test_limited_experts_per_token_equal_a_router_of_that_k(router: Router) -> None:
     s, c = 34, 20
-    config = MoEConfig(num_experts=E, router=router)
     rng = np.random.default_rng(0)
     inputs = RouterInputs(
         logits=jnp.asarray(rng.normal(size=(2, s, E)), jnp.float32),
@@ -108,11 +104,9 @@ def test_limited_experts_per_token_equal_a_router_of_that_k(router: Router) -> N
         positions=jnp.broadcast_to(jnp.arange(s), (2, s)),
         state={"bias": jnp.asarray(rng.normal(size=(2, E)), jnp.float32)},
     )
-    run = jax.jit(lambda slots, k: limited(slots, jnp.int32(0), k)(inputs, config, c))
+    run = jax.jit(lambda slots, k: limited(slots, jnp.int32(0), k)(inputs, router, c))
     for slots, k in ((6, 1), (20, 2), (9, 3)):
-        other = replace(config, router=dict(k=k))
-        decide = router_of(config).route
-        expected = jax.jit(decide, static_argnums=(1, 2))(inputs, other, slots).routing
+        expected = jax.jit(replace(router, k=k), static_argnums=1)(inputs, slots).routing
         own = run(jnp.int32(slots), jnp.int32(k)).routing
         np.testing.assert_array_equal(own.kept[..., :k], expected.kept)
         np.testing.assert_array_equal(own.experts[..., :k], expected.experts)
@@ -159,20 +153,18 @@ def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router
 @pytest.mark.long_after(1)
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 def test_no_bias_lifts_a_masked_expert(scores: Any) -> None:
-    config = MoEConfig(
-        num_experts=E, router=BiasBalanced(k=2, scores=scores, normalize_weights=True)
-    )
+    router = BiasBalanced(k=2, scores=scores, normalize_weights=True)
     logits = jax.random.normal(jax.random.key(0), (1, 8, E))
     state = {"bias": jnp.array([[0.9, 0.0, 0.1, -0.1]])}
     inputs = RouterInputs(logits, None, jnp.ones((1, 8), bool), None, state=state)
-    free = router_of(config).route(inputs, config, 8)
+    free = router(inputs, 8)
     assert (free.routing.experts[..., 0] == 0).mean() > 0.5  # the bias chooses expert 0
     for choosable in (jnp.arange(E) != 0, jnp.arange(E) == 2):
-        routing = masked(choosable)(inputs, config, 8).routing
+        routing = masked(choosable)(inputs, router, 8).routing
         weight_of_masked = np.where(choosable[routing.experts], 0, routing.weights)
         np.testing.assert_allclose(weight_of_masked, 0, atol=1e-12)
         np.testing.assert_allclose(routing.weights.sum(-1), 1, rtol=1e-6)
-    assert not (masked(jnp.arange(E) != 0)(inputs, config, 8).routing.experts == 0).any()
+    assert not (masked(jnp.arange(E) != 0)(inputs, router, 8).routing.experts == 0).any()
 
 
 def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviation_of_the_gate() -> (

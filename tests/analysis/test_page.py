@@ -7,7 +7,6 @@ import base64
 import dataclasses
 import html
 import json
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -35,11 +34,9 @@ from vmoe.config import (
     TokenChoice,
     ViTConfig,
 )
-from vmoe.config import fields as config_fields
-from vmoe.config.routers import Priority
 from vmoe.nn.inputs import is_label
 from vmoe.passes import in_batches
-from vmoe.routing import ROUTERS
+from vmoe.routing.priority import Priority
 from vmoe.routing.token_choice import assign
 
 B, E, SIDE, SLOTS = 5, 4, 4, 12
@@ -734,11 +731,13 @@ class ByPlace(ExpertChoice):
     can_drop = True
     logits_per = None
 
+    def capacity(self, limits: Any, s: int) -> int:
+        return 2
 
-def route_by_place(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    g, s, e = inputs.logits.shape
-    gates = jnp.broadcast_to(jax.nn.one_hot(jnp.arange(s) % e, e), (g, s, e))
-    return Decision(gates, assign(gates, inputs.valid, k=1, c=capacity), {})
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        g, s, e = inputs.logits.shape
+        gates = jnp.broadcast_to(jax.nn.one_hot(jnp.arange(s) % e, e), (g, s, e))
+        return Decision(gates, assign(gates, inputs.valid, k=1, c=c))
 
 
 @in_a_browser
@@ -746,13 +745,8 @@ def route_by_place(inputs: RouterInputs, config: MoEConfig, capacity: int) -> De
     "router", [ExpertChoice(), Soft(), ByPlace()], ids=["expert_choice", "soft", "by_place"]
 )
 def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
-    browser: Any, tmp_path: Path, router: Any, monkeypatch: pytest.MonkeyPatch
+    browser: Any, tmp_path: Path, router: Any
 ) -> None:
-    module = types.ModuleType("by_place")
-    vars(module).update(capacity=lambda config, s: 2, route=route_by_place)
-    monkeypatch.setitem(ROUTERS, ByPlace, module)
-    monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | ByPlace)
-    monkeypatch.setattr(config_fields, "_annotations", config_fields._annotations.__wrapped__)
     model = observed(config_of(router, images_per_group=1))
     opened(browser, written(tmp_path, model), "#slots=3&priority=random&image=1")
     browser.find_element("id", "picture-0-0").click()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.own_router import Own
 from vmoe import models
 from vmoe.analysis import capture, collect, concatenate
 from vmoe.config import (
@@ -288,7 +289,7 @@ def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
         assert leaf.sharding == target.sharding
 
 
-@pytest.mark.parametrize("router", [TokenChoice(noise_std=0.0), BiasBalanced()])
+@pytest.mark.parametrize("router", [TokenChoice(noise_std=0.0), BiasBalanced(), Own()])
 def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_device(
     router: Router,
 ) -> None:
@@ -304,8 +305,8 @@ def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_
     compiled = step.lower(start, batch).compile()
     assert set(collectives(compiled)) <= {"all-to-all", "all-reduce"}
     assert_close(compiled(start, batch), expected)
-    if router.stateful:
-        assert np.any(expected[0].params["blocks"][0]["mlp"]["state"]["bias"])
+    for name, before in router.initial_state(4).items():
+        assert np.any(expected[0].params["blocks"][0]["mlp"]["state"][name] != before)
 
 
 @pytest.mark.parametrize(("mesh", "fsdp"), [("expert=4", True), ("expert=8", False)])

@@ -47,9 +47,9 @@ from vmoe.evaluate.metrics import PerExample, calibration_error, confusion
 from vmoe.evaluate.sample import Sample
 from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
+from vmoe.health import findings
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
-from vmoe.routing.health import findings
 from vmoe.train import train
 from vmoe.train.report import Report
 

@@ -18,6 +18,7 @@ from vmoe.config import (
     MlpGate,
     MoEConfig,
     NoisyGate,
+    Router,
     Soft,
     TokenChoice,
     replace,
@@ -117,10 +118,8 @@ def test_the_noise_of_the_noisy_gate_has_the_learned_standard_deviation_and_its_
     layer = layer_of(module, aux_loss=AuxLossWeights(load=1.0, importance=0.0))
     seen = []
 
-    def spy(inputs: Any, config: MoEConfig, capacity: int) -> Any:
-        from vmoe.routing import router_of
-
-        decision = router_of(config).route(inputs, config, capacity)
+    def spy(inputs: Any, router: Router, c: int) -> Any:
+        decision = router(inputs, c)
         jax.debug.callback(lambda *x: seen.append(x), inputs.noise, decision.losses["load"])
         return decision
 

@@ -24,7 +24,7 @@ from vmoe.axes import Route, RouterInputs, Routing, SoftRouting
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.nn.vit import ViT
-from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
+from vmoe.routing import aux_losses, expert_choice, token_choice
 from vmoe.trees import by_name
 
 # The tests compare the program that users run, so it is compiled as users do (see conftest.py).
@@ -70,7 +70,7 @@ class Golden:
         """By block, its router with the stored noise; empty for a run without noise."""
 
         def with_noise(noise: np.ndarray) -> Route:
-            return lambda inputs, moe, c: router_of(moe).route(inputs._replace(noise=noise), moe, c)
+            return lambda inputs, router, c: router(inputs._replace(noise=noise), c)
 
         blocks = self.config.sparse_blocks if self.train else ()
         return {i: with_noise(self.arrays[f"noise/encoderblock_{i}"]) for i in blocks}
@@ -127,13 +127,13 @@ def decide(
             return token_choice.assign(gates, valid, k=k, c=c, priority=priority)
         case ExpertChoice():
             return expert_choice.assign(gates, valid, c=c)
-    return router_of(moe).route(RouterInputs(logits, None, valid, None), moe, c).routing
+    return moe.router(RouterInputs(logits, None, valid, None), c).routing
 
 
 def test_routing_decisions_equal_the_published_ones_given_their_gates(golden: Golden) -> None:
     for i, stored in golden.blocks:
         moe, (_, s, *_) = golden.config.moe_of(i), stored["router_logits"].shape
-        c = router_of(moe).capacity(moe, s)
+        c = moe.slots(s)
         routing = decide(moe, c, stored["router_logits"], stored.get("gates"))
         if "dispatch" in stored:
             assert c == stored["dispatch"].shape[-1]

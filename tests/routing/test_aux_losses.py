@@ -39,7 +39,7 @@ def losses_of(
     valid: jax.Array,
 ) -> dict[str, jax.Array]:
     inputs = RouterInputs(logits, None if noisy is None else noisy - logits, valid, draw=None)
-    return aux_losses.losses(router, inputs, inputs.noisy_logits, gates)
+    return router.losses(inputs, inputs.noisy_logits, gates)
 
 
 def squared_coefficient_of_variation(x: np.ndarray) -> float:

@@ -27,10 +27,8 @@ from vmoe.config import (
     ZeroExpert,
     replace,
 )
-from vmoe.config import fields as config_fields
-from vmoe.config.routers import RouterConfig
 from vmoe.errors import UsageError
-from vmoe.routing.health import all_clear, findings
+from vmoe.health import all_clear, findings
 from vmoe.routing.load import ExpertTotals
 from vmoe.surgery.experts import prune_experts, random_experts
 from vmoe.trees import nested
@@ -39,7 +37,7 @@ E, B, N = 8, 40, 25
 K1 = TokenChoice(k=1)
 
 
-def config_of(router: RouterConfig = K1, e: int = E) -> ViTConfig:
+def config_of(router: Router = K1, e: int = E) -> ViTConfig:
     per_group = 1 if isinstance(router, Soft) else 8
     layer = MoEConfig(num_experts=e, router=router, images_per_group=per_group)
     return ViTConfig(sparse_blocks=(5,), moe=layer)
@@ -150,12 +148,8 @@ class Fixed(ExpertChoice):
 
 
 @pytest.mark.parametrize("router", [TokenChoice(), ExpertChoice(), Fixed()])
-def test_a_remedy_is_one_that_the_router_has(
-    router: RouterConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_remedy_is_one_that_the_router_has(router: Router) -> None:
     """A fixed router has gates of 0 and 1 and its own load, which are no faults."""
-    monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | Fixed)
-    monkeypatch.setattr(config_fields, "_annotations", config_fields._annotations.__wrapped__)
     config = config_of(router)
     own = dataclasses.replace(totals(1.0, E, 1), entropy=-0.0)
     found = {finding.kind: str(finding) for finding in findings(config, {5: own})}

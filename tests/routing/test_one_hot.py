@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from vmoe.axes import RouterInputs, Routing, SoftRouting
-from vmoe.config import ExpertChoice, MoEConfig, TokenChoice
-from vmoe.config.routers import Priority
-from vmoe.routing import router_of
+from vmoe.config import ExpertChoice, TokenChoice
+from vmoe.routing.priority import Priority
 
 ROUTERS = [
     *((TokenChoice(k=3, priority=each), 5) for each in get_args(Priority)),
@@ -27,16 +26,12 @@ def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates
     router: TokenChoice | ExpertChoice, capacity: int
 ) -> None:
     g, s, e = 3, 24, 4
-    config = MoEConfig(num_experts=e, router=router, capacity=capacity)
     logits = np.random.default_rng(0).integers(0, 3, (g, s, e)).astype(np.float32)
 
     @jax.jit
     def route(logits: jax.Array) -> tuple[Routing, SoftRouting]:
         inputs = RouterInputs(logits, None, jnp.ones((g, s), bool), None)
-        module = router_of(config)
-        routes = module.route, module.route_without_scatters
-        own, other = (route(inputs, config, capacity).routing for route in routes)
-        return own, other
+        return router(inputs, capacity).routing, router.without_scatters(inputs, capacity).routing
 
     routing, own = route(logits)
     dispatch = np.asarray(routing.tokens)[:, None] == np.arange(s)[:, None, None]

@@ -19,13 +19,13 @@ from flax import nnx
 
 from tests.oracles import experts_of, moe_by_einsum, moe_by_loop, one_hot_dispatch
 from tests.random_models import outputs
+from tests.routers import ROUTERS
 from vmoe.axes import Record, Routing
 from vmoe.config import BiasBalanced, MoEConfig, Router, TokenChoice
 from vmoe.config.model import Implementation
-from vmoe.config.routers import Priority
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
-from vmoe.routing import ROUTERS
+from vmoe.routing.priority import Priority
 
 WIDTH, MLP_DIM = 6, 10
 Shape = tuple[int, int, int, float | None]
@@ -181,7 +181,7 @@ def groups_of(moe: MoE, tokens: np.ndarray) -> np.ndarray:
 def test_1_one_expert_with_capacity_for_every_token_is_the_dense_mlp(
     router: Router, implementation: str
 ) -> None:
-    if router.experts_per_token > 1:
+    if router.k > 1:
         router = dataclasses.replace(router, k=1)
     shape = (2, 5, 1, 4.0)
     moe, tokens = layer(router, shape, implementation=implementation), images(shape)
@@ -213,7 +213,7 @@ def test_3_a_slot_has_one_token_and_a_token_is_sent_to_an_expert_once(
         sent = one_hot_dispatch(routing)
         assert sent.sum(axis=1).max() <= 1, "a slot holds two tokens"
         assert sent.sum(axis=3).max() <= 1, "a token was sent to an expert twice"
-        k = router.experts_per_token if router.can_drop else shape[2]
+        k = router.k if router.can_drop else shape[2]
         assert sent.sum(axis=(2, 3)).max() <= k
         # ``choices`` agrees with ``slots``
         g, s = routing.slots.shape[:2]

@@ -15,8 +15,6 @@ from vmoe.axes import Decision, RouterInputs
 from vmoe.config import BiasBalanced, GShard, Hash, MoEConfig, Random, Router, Switch
 from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
-from vmoe.routing import hashed, router_of
-from vmoe.routing.load import Load
 
 S, E, C = 23, 4, 5
 Choice = tuple[int, float]
@@ -48,11 +46,10 @@ def bias_balanced(
 
 
 def hashes(logits: np.ndarray, draw: float, position: int) -> list[Choice]:
-    config = MoEConfig(num_experts=E, router=Hash(k=3, seed=5))
-    return [(int(e), 1 / 3) for e in np.asarray(table(config, S))[position]]
+    return [(int(e), 1 / 3) for e in np.asarray(table(Hash(k=3, seed=5), E, S))[position]]
 
 
-table = jax.jit(hashed.table, static_argnums=(0, 1))
+table = jax.jit(Hash.table, static_argnums=(0, 1, 2))
 
 
 CASES: dict[str, tuple[Router, Rule]] = {
@@ -84,8 +81,7 @@ def inputs_of(seed: int, *, draw: bool = True) -> RouterInputs:
 
 @functools.partial(jax.jit, static_argnums=1)
 def decide(inputs: RouterInputs, router: Router) -> Decision:
-    config = MoEConfig(num_experts=E, router=router)
-    return router_of(config).route(inputs, config, C)
+    return router(inputs, C)
 
 
 @pytest.mark.parametrize(("router", "rule"), CASES.values(), ids=CASES.keys())
@@ -101,7 +97,7 @@ def test_decisions_equal_a_float64_loop_over_the_papers_rule(router: Router, rul
             for s in range(S)
         ]
         free, expected = [C] * E, {}
-        for rank in range(router.experts_per_token):  # all first choices before any second one
+        for rank in range(router.k):  # all first choices before any second one
             for s in range(S):
                 if rank < len(chosen[s]):
                     expert, weight = chosen[s][rank]
@@ -127,14 +123,12 @@ def test_gshard_makes_every_second_choice_in_evaluation() -> None:
 
 
 def test_the_bias_rises_for_experts_below_the_mean_load_and_falls_above_it() -> None:
-    config = MoEConfig(num_experts=4, router=BiasBalanced(update_rate=0.5))
-    router = router_of(config)
-    first = router.initial_state(config)
+    router = BiasBalanced(update_rate=0.5)
+    first = router.initial_state(4)
     np.testing.assert_array_equal(first["bias"], np.zeros(4))
-    load = Load(jnp.array([10, 2, 5, 3]), jnp.array(10))  # the mean is 5
-    state = router.next_state(first, load, config)
+    state = router.next_state(first, {"choices": jnp.array([10, 2, 5, 3])})  # the mean is 5
     np.testing.assert_array_equal(state["bias"], [-0.5, 0.5, 0, 0.5])
-    state = router.next_state(state, load._replace(choices=jnp.array([9, 1, 5, 5])), config)
+    state = router.next_state(state, {"choices": jnp.array([9, 1, 5, 5])})
     np.testing.assert_array_equal(state["bias"], [-1, 1, 0, 0.5])
 
 
@@ -183,15 +177,15 @@ def test_random_experts_are_uniform() -> None:
 
 @pytest.mark.parametrize("n", [E, 3 * E, 3 * E + 1])
 def test_the_table_of_hash_is_balanced_distinct_and_independent_of_the_image_size(n: int) -> None:
-    config = MoEConfig(num_experts=E, router=Hash(k=3))
-    experts = np.asarray(table(config, n))
+    config = Hash(k=3)
+    experts = np.asarray(table(config, E, n))
     for rank in range(3):
         counts = np.bincount(experts[:, rank], minlength=E)
         assert counts.max() - counts.min() <= 1
     assert all(len(set(row)) == 3 for row in experts.tolist())
-    np.testing.assert_array_equal(experts, table(config, 40)[:n])
-    others = MoEConfig(num_experts=E, router=Hash(k=3, seed=1))
-    assert (np.asarray(table(others, 3 * E)) != table(config, 3 * E)).any()
+    np.testing.assert_array_equal(experts, table(config, E, 40)[:n])
+    others = Hash(k=3, seed=1)
+    assert (np.asarray(table(others, E, 3 * E)) != table(config, E, 3 * E)).any()
 
 
 def test_switch_jitters_what_the_gate_sees_in_training_only() -> None:

@@ -25,7 +25,6 @@ from vmoe.costs.flops import flops_to_logits
 from vmoe.data.pipeline import Batch
 from vmoe.errors import Failure, UsageError
 from vmoe.nn.vit import ViT
-from vmoe.routing import slots_and_factor
 from vmoe.studies.capacity.costs import Costs, flops_costs, time_costs
 from vmoe.studies.capacity.scores import SHARPNESS, Scores
 from vmoe.studies.capacity.search import Search
@@ -178,7 +177,7 @@ def test_levels_are_evenly_spaced_numbers_of_slots_up_to_those_as_trained(
     config = config_of(dict(capacity=5, dropless=False), **fields)
     found = []
     for layer, levels in zip(config.moe_blocks.values(), levels_of(config), strict=True):
-        every = [[slots_and_factor(own.apply(layer), 34)[0] for own in x.values()] for x in levels]
+        every = [[own.apply(layer).slots(34) for own in x.values()] for x in levels]
         assert all(len(set(of_level)) == 1 for of_level in every)
         found.append([of_level[0] for of_level in every])
     multiple = config.moe_blocks[0].capacity_multiple

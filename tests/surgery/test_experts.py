@@ -30,7 +30,6 @@ from vmoe.config import (
 )
 from vmoe.config.gates import Gate
 from vmoe.errors import UsageError
-from vmoe.routing import slots_and_factor
 from vmoe.surgery.experts import (
     add_experts,
     average_experts,
@@ -127,7 +126,7 @@ def test_experts_whose_router_vectors_grew_least_are_pruned() -> None:
 def test_fewer_experts_have_more_slots_at_the_same_capacity_factor() -> None:
     config = replace(CONFIG, moe=MoEConfig(num_experts=E, capacity_factor=1.0))
     pruned, _ = prune_experts(config, random_params(config), {0: (0, 1), 1: (2, 3)})
-    assert (slots_and_factor(config.moe, 32)[0], slots_and_factor(pruned.moe, 32)[0]) == (16, 32)
+    assert (config.moe.slots(32), pruned.moe.slots(32)) == (16, 32)
 
 
 @pytest.mark.long_after(1)

@@ -16,11 +16,11 @@ from vmoe import models, passes
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
-from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 from vmoe.passes import in_batches
+from vmoe.routing.priority import PRIORITIES, Priority
 from vmoe.sharding import Placement
 
 Way = Literal["ablated", "masked"]
@@ -117,7 +117,7 @@ def with_random_routers(
 def can_be_limited(config: ViTConfig) -> bool:
     """Whether a model has slots and a priority to change: every router has a priority."""
     routers = [moe.router for moe in config.moe_blocks.values()]
-    return all(router.priority is not None for router in routers)
+    return all(router.has("priority") for router in routers)
 
 
 def at_capacities(

@@ -13,11 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from vmoe.axes import Decision, Route, RouterInputs, Routing
-from vmoe.config import MoEConfig
-from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
-from vmoe.routing import router_of, token_choice
+from vmoe.routing import token_choice
+from vmoe.routing.priority import PRIORITIES
+from vmoe.routing.router import Router
 from vmoe.routing.top_k import MASKED
+
+
+def _own(inputs: RouterInputs, router: Router, c: int) -> Decision:
+    """The layer's own decision."""
+    return router(inputs, c)
 
 
 def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
@@ -26,8 +31,8 @@ def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
     Tokens still go to inactive experts, and take slots there.
     """
 
-    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-        decision = (inner or router_of(config).route)(inputs, config, capacity)
+    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+        decision = (inner or _own)(inputs, router, c)
         routing = decision.routing
         if isinstance(routing, Routing):
             of_choice = jnp.append(active, False)[routing.experts]  # e stands for no expert
@@ -46,11 +51,10 @@ def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
     choosable, or with expert choice, masked experts still receive tokens, but with weight 0.
     """
 
-    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
         slots = (1,) * (inputs.logits.ndim - 3)
         logits = jnp.where(choosable.reshape(-1, *slots), inputs.logits, MASKED)
-        route = inner or router_of(config).route
-        return route(inputs._replace(logits=logits), config, capacity)
+        return (inner or _own)(inputs._replace(logits=logits), router, c)
 
     return decide
 
@@ -67,11 +71,11 @@ def randomized(
         apply: False to use the gate's logits.
     """
 
-    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
         real = inputs.valid.reshape(*inputs.valid.shape, *(1,) * (inputs.logits.ndim - 2))
         drawn = inputs.logits.std(where=real) * jax.random.normal(key, inputs.logits.shape)
         logits = jnp.where(apply, drawn, inputs.logits)
-        return (inner or router_of(config).route)(inputs._replace(logits=logits), config, capacity)
+        return (inner or _own)(inputs._replace(logits=logits), router, c)
 
     return decide
 
@@ -86,18 +90,19 @@ def limited(
 
     Args:
         slots: slots per expert and group; with 0 every choice is dropped.
-        priority: number of a priority in ``vmoe.config.routers.PRIORITIES``.
+        priority: number of a priority in ``vmoe.routing.priority.PRIORITIES``.
         k: experts per token; the layer's k if None.
 
     Raises:
         UsageError: the returned function is called for a router that never drops a choice.
     """
 
-    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-        router, (_, s, e) = config.router, inputs.logits.shape[:3]
+    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+        _, s, e = inputs.logits.shape[:3]
         if not router.can_drop:
             raise UsageError(f"router {router.kind} drops no choice: its slots cannot be limited")
-        gates, routing, _ = router_of(config).route(inputs, config, s)  # a slot for every choice
+        decision = router(inputs, s)  # a slot for every choice
+        gates, routing = decision.gates, decision.routing
         assert isinstance(routing, Routing)
         assign = functools.partial(
             token_choice.assign_chosen,
@@ -106,13 +111,13 @@ def limited(
             inputs.valid,
             weights=routing.weights,
             e=e,
-            c=capacity,
+            c=c,
             normalize=router.normalized and k is not None,
             draw=inputs.draw,
             ranks=k,
         )
         branches = [functools.partial(assign, priority=name) for name in PRIORITIES]
         routing = jax.lax.switch(priority, branches)
-        return Decision(gates, token_choice.first_slots(routing, slots), {})
+        return Decision(gates, token_choice.first_slots(routing, slots))
 
     return decide

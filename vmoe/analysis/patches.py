@@ -8,9 +8,9 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 
 from vmoe.analysis.collect import Collected
-from vmoe.config.fields import at_least
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
+from vmoe.fields import at_least
 
 
 def on_grid(

@@ -50,7 +50,7 @@ def outline(family: Family) -> StoredModel:
     if family.config is None:
         if moe := next((x for x in config.moe_blocks.values() if x.router.can_drop), None):
             assumed += [
-                f"k={moe.router.experts_per_token}, priority=order, images_per_group="
+                f"k={moe.router.k}, priority=order, images_per_group="
                 f"{moe.images_per_group}, transfer_dtype={moe.transfer_dtype}",
                 f"capacity_factor={moe.capacity_factor}, {family.capacity_source}",
             ]

@@ -17,7 +17,6 @@ from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import MlpExpert, MoEConfig, ViTConfig
 from vmoe.errors import listed
 from vmoe.nn.patches import num_tokens
-from vmoe.routing import slots_and_factor
 
 NAMED = 5  # classes in the card
 CARD = """\
@@ -191,5 +190,5 @@ def _competing_images(config: ViTConfig) -> int:
 def _compete(moe: MoEConfig, tokens: int) -> int:
     """Images of a group that compete; 0 if there is one image, or a slot for every token."""
     images = moe.images_per_group
-    slots, _ = slots_and_factor(moe, images * tokens)
+    slots = moe.slots(images * tokens)
     return images if images > 1 and slots < images * tokens else 0

@@ -19,6 +19,7 @@ import tyro
 from vmoe import config as configs
 from vmoe.config.train import ANY_LENGTH, LENGTHS
 from vmoe.errors import UsageError, choice
+from vmoe.fields import kinds as kinds_of
 
 Arguments = TypeVar("Arguments")
 
@@ -200,7 +201,7 @@ def _with_kind(config: Any, path: str, kinds: list[str], option: str) -> Any:
             return config
     else:
         hint = typing.get_type_hints(type(config))[name]
-        members = {member.kind: member for member in _members(hint) if hasattr(member, "kind")}
+        members = kinds_of(hint)
         own = getattr(config, name)
         if not members or not kinds or kinds == [getattr(own, "kind", None)]:
             return config
@@ -212,12 +213,6 @@ def _with_kind(config: Any, path: str, kinds: list[str], option: str) -> Any:
     changed = copy.copy(config)
     object.__setattr__(changed, name, value)  # the config is frozen, and may be wrong for now
     return changed
-
-
-def _members(hint: Any) -> list[Any]:
-    """The classes in a type such as A | B | None or tuple[A | B, ...]."""
-    inner = typing.get_args(hint)
-    return [member for each in inner for member in _members(each)] if inner else [hint]
 
 
 def given(argv: Sequence[str]) -> dict[str, str | None]:

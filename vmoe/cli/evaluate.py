@@ -94,7 +94,7 @@ def _append_row(path: Path, loaded: "Loaded", evaluation: "Evaluation") -> None:
 
 def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> None:
     from vmoe.evaluate.table import per_class, remarks, summary
-    from vmoe.routing.health import all_clear, findings
+    from vmoe.health import all_clear, findings
 
     found = findings(loaded.model.config, evaluation.totals) if evaluation.totals else []
     by_class = per_class(evaluation) if args.per_class else {}

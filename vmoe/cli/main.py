@@ -9,7 +9,8 @@ Exit status:
     129, 130, 143   SIGHUP, SIGINT or SIGTERM ended the command at once
     141             the reader of stdout is gone
 
-``--debug`` shows the traceback of an error.
+``--debug`` shows the traceback of an error. ``--import FILE`` before the command runs a Python file
+first, such as one that defines the router of a run.
 """
 
 import importlib
@@ -20,6 +21,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from vmoe.errors import (
@@ -28,6 +30,7 @@ from vmoe.errors import (
     VmoeError,
     is_out_of_memory,
     one_line,
+    require,
     unknown,
 )
 
@@ -99,8 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(argv: Sequence[str], *, debug: bool) -> int:
+def _run(argv: list[str], *, debug: bool) -> int:
     try:
+        while argv[:1] == ["--import"]:
+            require(len(argv) > 1, "--import needs a Python file")
+            from vmoe.config.files import execute  # imports jax
+
+            execute(Path(argv[1]))
+            del argv[:2]
         _dispatch(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout closed the pipe
@@ -200,6 +209,7 @@ def _overview() -> str:
             *lines,
             "",
             "vmoe COMMAND --help lists the options; --debug shows the traceback of an error;",
+            "vmoe --import FILE COMMAND first runs a Python file, such as one with your routers;",
             "vmoe --version prints the version.",
         ]
     )

@@ -1,41 +1,49 @@
-"""The config of a run: frozen dataclasses in plain Python that import neither jax nor flax.
+"""The config of a run: frozen dataclasses.
 
 A file in ``configs/`` builds one ``TrainConfig``; ``replace`` makes a variant of it. The options of
 the command line are the same fields. A config with incompatible settings raises a ``UsageError``
 that names them.
+
+Names are imported on first use: routers compute with jax, and processes that only read data need
+the config of the data alone.
 """
 
-from vmoe.config.data import DataConfig, PreprocessingConfig, RandAugmentConfig
-from vmoe.config.evaluation import EvalConfig, RoutingOverrides
-from vmoe.config.experts import (
-    AttentionExpert,
-    CnnExpert,
-    ExpertList,
-    GatedMlpExpert,
-    IdentityExpert,
-    MlpExpert,
-    ZeroExpert,
-)
-from vmoe.config.fewshot import FewShotConfig
-from vmoe.config.fields import replace
-from vmoe.config.files import from_json, load, to_json
-from vmoe.config.gates import CosineGate, LinearGate, MlpGate, NoisyGate, SlotGate
-from vmoe.config.model import MoEConfig, ViTConfig
-from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
-from vmoe.config.preprocessing import Preprocessing
-from vmoe.config.routers import (
-    AuxLossWeights,
-    BiasBalanced,
-    ExpertChoice,
-    GShard,
-    Hash,
-    Random,
-    Router,
-    Soft,
-    Switch,
-    TokenChoice,
-)
-from vmoe.config.train import TrainConfig
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmoe.config.data import DataConfig, PreprocessingConfig, RandAugmentConfig
+    from vmoe.config.evaluation import EvalConfig, RoutingOverrides
+    from vmoe.config.experts import (
+        AttentionExpert,
+        CnnExpert,
+        ExpertList,
+        GatedMlpExpert,
+        IdentityExpert,
+        MlpExpert,
+        ZeroExpert,
+    )
+    from vmoe.config.fewshot import FewShotConfig
+    from vmoe.config.files import from_json, load, to_json
+    from vmoe.config.gates import CosineGate, LinearGate, MlpGate, NoisyGate, SlotGate
+    from vmoe.config.model import MoEConfig, ViTConfig
+    from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
+    from vmoe.config.preprocessing import Preprocessing
+    from vmoe.config.train import TrainConfig
+    from vmoe.fields import replace
+    from vmoe.routing import (
+        AuxLossWeights,
+        BiasBalanced,
+        ExpertChoice,
+        GShard,
+        Hash,
+        Random,
+        Router,
+        Soft,
+        Switch,
+        TokenChoice,
+    )
 
 __all__ = [
     "AttentionExpert",
@@ -78,3 +86,27 @@ __all__ = [
     "replace",
     "to_json",
 ]
+
+_MODULES = (  # those without jax come first
+    "fields",
+    "config.preprocessing",
+    "config.data",
+    "config.fewshot",
+    "config.experts",
+    "config.gates",
+    "config.optim",
+    "routing",
+    "config.model",
+    "config.evaluation",
+    "config.train",
+    "config.files",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(importlib.import_module(f"vmoe.{module}")).get(name)
+            if found is not None and not isinstance(found, ModuleType):
+                return globals().setdefault(name, found)
+    raise AttributeError(f"module 'vmoe.config' has no attribute {name!r}")

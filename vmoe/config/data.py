@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated, Literal, NamedTuple
 
-from vmoe.config.fields import Checked, NonNegative, at_least, at_most, more_than
 from vmoe.config.preprocessing import MAX_PIXELS, Interpolation, Preprocessing
+from vmoe.fields import Checked, NonNegative, at_least, at_most, more_than
 
 Check = Literal["headers", "decode"]
 OnError = Literal["fail", "replace"]

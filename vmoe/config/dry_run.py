@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from vmoe.config.fields import replace
 from vmoe.config.model import ViTConfig
 from vmoe.config.train import TrainConfig
+from vmoe.fields import replace
 
 STEPS = 2
 BATCH_SIZE = 8
@@ -50,6 +50,6 @@ def cut_model(model: ViTConfig) -> ViTConfig:
         return replace(model, depth=1, num_classes=classes)
     layer = model.moe_blocks[model.sparse_blocks[-1]]
     experts = min(layer.num_experts, NUM_EXPERTS)
-    router = dict(k=experts) if layer.router.experts_per_token > experts else {}
+    router = dict(k=experts) if layer.router.k > experts else {}
     moe = replace(layer, num_experts=experts, router=router)
     return replace(model, depth=2, sparse_blocks=(1,), moe=moe, num_classes=classes)

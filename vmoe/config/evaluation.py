@@ -4,11 +4,12 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from vmoe.config.data import DataConfig
-from vmoe.config.fields import Checked, Count, Positive, at_least, replace
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.config.routers import Priority, RouterConfig
 from vmoe.errors import UsageError, naming
+from vmoe.fields import Checked, Count, Positive, at_least, replace
+from vmoe.routing.priority import Priority
+from vmoe.routing.router import Router
 
 Weights = Literal["raw", "ema"]
 """Parameters of a run: of the last update, or their moving average."""
@@ -97,10 +98,10 @@ class RoutingOverrides(Checked):
         return {name: value for name, value in settings.items() if value is not None}
 
 
-def _applies(name: str, router: RouterConfig) -> bool:
+def _applies(name: str, router: Router) -> bool:
     """Whether an override has an effect on layers with this router."""
     if name in ("k", "priority"):
-        return getattr(router, name) is not None
+        return router.has(name)
     return name != "dropless" or router.can_drop
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from vmoe.config.fields import NOT_EMPTY, Checked, Count, at_least
+from vmoe.fields import NOT_EMPTY, Checked, Count, at_least
 
 Activation = Literal["tanh", "erf", "quick", "relu", "silu"]
 """The activation of an MLP. tanh, erf, quick: GELU(x) by the tanh approximation, exactly (erf), or

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from vmoe.config.fields import NOT_EMPTY, Checked, Count, Seed, at_least, replace
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.fields import NOT_EMPTY, Checked, Count, Seed, at_least, replace
 
 PAPER_DATA = (
     "tfds:caltech_birds2011:train[:100%],test",  # Caltech-UCSD Birds 200

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, unknown
+from vmoe.fields import Checked, Config, kinds
 from vmoe.retry import retried
+from vmoe.routing import Router
 
 FORMAT = 1
 """Version of the format of config.json."""
@@ -42,13 +43,22 @@ def load(path: str | Path) -> TrainConfig:
             return from_json(TrainConfig, retried(path, path.read_text))
         except (UsageError, UnicodeDecodeError, OSError) as error:
             raise UsageError(f"{path}: {error}") from None
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except (Exception, SystemExit) as error:  # any error in a config file is wrong input
-        raise UsageError(_recipe_error(path, error)) from error
+    config = execute(path).get("config")
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{path}: the file must define `config = TrainConfig(...)`")
     return config
+
+
+def execute(path: Path) -> dict[str, Any]:
+    """The names that a Python file defines, by running it, so use only files that you trust.
+
+    Raises:
+        UsageError: the file is missing or raises an error.
+    """
+    try:
+        return runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:  # any error in such a file is wrong input
+        raise UsageError(_recipe_error(path, error)) from error
 
 
 def _named(path: Path) -> Path:
@@ -108,9 +118,13 @@ def _without_version(text: str) -> str:
     return json.dumps(fields)
 
 
-@functools.cache  # making one takes longer than using it
 def _adapter(kind: type) -> Any:
     """The adapter with which pydantic reads and writes a type."""
+    return _adapter_for(kind, tuple(kinds(Router).values()))
+
+
+@functools.cache  # making one takes longer than using it
+def _adapter_for(kind: type, routers: Sequence[type]) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -151,6 +165,11 @@ def _first_problem(errors: Sequence[Any]) -> tuple[Sequence[int | str], str]:
     of the type whose ``kind`` was given are meant.
     """
     first = errors[0]
+    if first["type"] == "union_tag_invalid":
+        own = "import the file of yours that defines it, or a later version may have it"
+        context = first["ctx"]
+        place = (*first["loc"], "kind")
+        return place, f"{context['tag']!r} is none of {context['expected_tags']}; {own}"
     if first["loc"][-1:] != ("kind",):
         return first["loc"], first["msg"]
     place = first["loc"][:-2]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from vmoe.config.fields import Checked, Count, Positive
+from vmoe.fields import Checked, Count, Positive
 
 
 class GateConfig(Checked):

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 from vmoe.config.experts import AttentionExpert, Expert, MlpExpert
-from vmoe.config.fields import (
+from vmoe.config.gates import Gate, LinearGate, SlotGate
+from vmoe.errors import UsageError
+from vmoe.fields import (
     LARGEST_COUNT,
     Checked,
     Count,
@@ -15,9 +17,8 @@ from vmoe.config.fields import (
     at_most,
     less_than,
 )
-from vmoe.config.gates import Gate, LinearGate, SlotGate
-from vmoe.config.routers import Router, TokenChoice
-from vmoe.errors import UsageError
+from vmoe.routing.router import Router
+from vmoe.routing.token_choice import TokenChoice
 
 Implementation = Literal["batched", "blocked", "ragged"]
 """How the experts compute (``vmoe/nn/implementations.py``)."""
@@ -37,8 +38,7 @@ class MoEConfig(Checked):
     """The experts: copies of one kind, or a list of different ones."""
     gate: Gate | None = None
     """How the logits are computed; if None, a linear gate, or slots for a soft router."""
-    router: Router = TokenChoice()
-    """How tokens are assigned to experts."""
+    router: Router = TokenChoice()  # its kind says how tokens are assigned to experts
     capacity_factor: Positive = 1.05
     """Capacity of an expert = capacity_factor * k * s / e slots, rounded, with s tokens per group
     and e experts."""
@@ -70,9 +70,9 @@ class MoEConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require, router, experts = self.require, self.router, self.experts
-        k, per_slot = router.experts_per_token, router.logits_per == "slot"
+        k, per_slot = router.k, router.logits_per == "slot"
         by_slots = self.implementation in ("auto", "batched")
-        if router.k is not None:
+        if router.has("k"):
             require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
         require(k <= self.num_experts, needs, "num_experts", "router.kind")
@@ -102,6 +102,14 @@ class MoEConfig(Checked):
         without = "these experts have no dropout, use 0"
         dropout = bool(self.expert_dropout)
         require(experts.stacked or not dropout, without, "expert_dropout", "experts.kind")
+
+    def slots(self, s: int) -> int:
+        """Slots of an expert for a group of s tokens."""
+        return self.router.capacity(self, s)
+
+    def rounded_factor(self, s: int) -> float:
+        """The capacity factor for a group of s tokens, after rounding to slots."""
+        return self.slots(s) * self.num_experts / (s * self.router.k)
 
     @property
     def divisible_experts(self) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from vmoe.config.fields import (
+from vmoe.fields import (
     Checked,
     Count,
     NonNegative,

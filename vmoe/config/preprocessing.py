@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, at_least
+from vmoe.fields import Checked, at_least
 
 MAX_PIXELS = 89_478_485  # Pillow's limit, of 256 MB in RGB; a photo of 13,300 x 6,700
 MOST_RESIZED = 10  # times image_size; a crop shows a hundredth of such an image

@@ -6,10 +6,11 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, Positive, at_least, replace
 from vmoe.config.model import MoEConfig, ViTConfig
-from vmoe.config.routers import Priority, Router
 from vmoe.errors import require
+from vmoe.fields import Checked, Positive, at_least, replace
+from vmoe.routing.priority import Priority
+from vmoe.routing.router import Router
 
 Unit = Literal["flops", "time"]
 """What a budget counts."""
@@ -17,7 +18,7 @@ Unit = Literal["flops", "time"]
 
 def check_router(router: Router) -> None:
     """Raises a UsageError unless a router has a k and a priority."""
-    missing = [name for name in ("k", "priority") if getattr(router, name) is None]
+    missing = [name for name in ("k", "priority") if not router.has(name)]
     require(not missing, f"router {router.kind} has no {' and no '.join(missing)} to choose")
 
 

@@ -8,7 +8,11 @@ from typing import Annotated, Literal
 from vmoe.config.data import DataConfig
 from vmoe.config.evaluation import EvalConfig
 from vmoe.config.fewshot import FewShotConfig
-from vmoe.config.fields import (
+from vmoe.config.model import ViTConfig
+from vmoe.config.optim import OptimConfig
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.errors import require
+from vmoe.fields import (
     LARGEST_COUNT,
     NOT_EMPTY,
     Checked,
@@ -18,10 +22,6 @@ from vmoe.config.fields import (
     Seed,
     at_least,
 )
-from vmoe.config.model import ViTConfig
-from vmoe.config.optim import OptimConfig
-from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import require
 
 LENGTHS = ("steps", "epochs", "images")
 """The fields of a ``TrainConfig`` for its length; a config sets one of them."""

@@ -136,7 +136,7 @@ def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:
     if config.router.can_drop:
-        return float(config.router.experts_per_token)
+        return float(config.router.k)
     _, s, e = record.gates.shape
     routing = record.routing
     slots = routing.choices if isinstance(routing, Routing) else routing.dispatch

@@ -12,7 +12,6 @@ from vmoe.config import MlpExpert, ViTConfig
 from vmoe.costs.flops import Cost, cost, flops_to_logits
 from vmoe.nn.parts import NORMS, PARTS, STATE, part_of
 from vmoe.nn.patches import num_tokens
-from vmoe.routing import slots_and_factor
 
 
 def summarize(config: ViTConfig, *, title: str = "model") -> str:
@@ -59,7 +58,7 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
     lines = []
     for block, moe in config.moe_blocks.items():
         s = moe.images_per_group * num_tokens(config)
-        slots, factor = slots_and_factor(moe, s)
+        slots, factor = moe.slots(s), moe.rounded_factor(s)
         capacity = (
             "dropless"
             if moe.dropless

@@ -19,7 +19,6 @@ from grain.experimental import index_shuffle
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from vmoe.config import DataConfig, TrainConfig
-from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.augment import augment
 from vmoe.data.crops import resize_and_crop
@@ -31,6 +30,7 @@ from vmoe.data.resize import Resized, resize
 from vmoe.data.sources import Example, Source
 from vmoe.data.workers import Batches
 from vmoe.errors import UsageError
+from vmoe.fields import at_least
 
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
 MOST_IMAGES = (1 << 32) - 1  # that can be shuffled, as Grain's shuffle computes with 32 bits

@@ -14,7 +14,6 @@ from vmoe import distributed, models, passes
 from vmoe.analysis.statistics import error_of_difference
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.evaluation import Weights
-from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.data.pipeline import (
@@ -28,10 +27,10 @@ from vmoe.data.reading import READING, Reading
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import PerExample, calibration_error, check_finite, per_example
+from vmoe.fields import at_least
 from vmoe.nn.inputs import has_label, to_float
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
-from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 from vmoe.routing.load import (
     ExpertTotals,
@@ -96,7 +95,7 @@ class Evaluation:
     indices: Int[np.ndarray, "b"] = dataclasses.field(repr=False, compare=False)
     """The index of each image in the source; images that could not be read are missing."""
     totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
-    """By sparse block: how much each expert was used, for ``vmoe.routing.health``."""
+    """By sparse block: how much each expert was used, for ``vmoe.health``."""
 
     @property
     def labeled(self) -> int:
@@ -277,5 +276,5 @@ def _capacity_factor(config: ViTConfig, moe: MoEConfig, b: int, image_size: int)
     _, images = group_sizes(b, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
     if moe.router.logits_per == "slot":  # its slots are parameters, independent of image_size
-        return slots_and_factor(moe, images * num_tokens(config))[0] * moe.num_experts / s
-    return slots_and_factor(moe, s)[1]
+        return moe.slots(images * num_tokens(config)) * moe.num_experts / s
+    return moe.rounded_factor(s)

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 
 from vmoe import models, passes
 from vmoe.config import RoutingOverrides
-from vmoe.config.fields import at_least
 from vmoe.data.files import SUFFIXES, image_files_below, read_bytes
 from vmoe.data.pipeline import Batch, evaluation_batches
 from vmoe.data.reading import Reading
@@ -19,6 +18,7 @@ from vmoe.data.sources.source import BaseSource, Example, Skipped
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import check_finite
 from vmoe.factory import Loaded
+from vmoe.fields import at_least
 from vmoe.nn.inputs import to_float
 from vmoe.nn.losses import likeliest
 from vmoe.nn.vit import ViT

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from vmoe import passes
 from vmoe.checkpoints import StoredModel
 from vmoe.config.data import CHECKS
-from vmoe.config.fields import at_least
 from vmoe.data.pipeline import Batch
 from vmoe.data.reading import Reading
 from vmoe.data.sources import (
@@ -21,6 +20,7 @@ from vmoe.data.sources.splits import NoSplit, named_splits
 from vmoe.data.unreadable import Unreadable
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
+from vmoe.fields import at_least
 
 
 def open_data(

@@ -202,8 +202,8 @@ def _settings(config: ViTConfig) -> dict[str, str]:
     routers = [layer.router for layer in layers]
     return {
         "router": _joined(router.kind for router in routers),
-        "k": _joined(r.experts_per_token if r.can_drop else "" for r in routers),
-        "priority": _joined(r.priority or "" for r in routers),
+        "k": _joined(r.k if r.can_drop else "" for r in routers),
+        "priority": _joined(r.priority if r.has("priority") else "" for r in routers),
         "images_per_group": _joined(layer.images_per_group for layer in layers),
     }
 

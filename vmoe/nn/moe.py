@@ -23,11 +23,11 @@ from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.inputs import check_tokens, taking
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
-from vmoe.nn.router_state import RouterState
-from vmoe.routing import aux_losses, router_of
+from vmoe.nn.router_state import RouterState, next_state
+from vmoe.routing import aux_losses
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch, dispatch_inputs, fill_empty
-from vmoe.routing.load import load_of
+from vmoe.routing.load import expert_totals
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
@@ -64,8 +64,8 @@ class MoE(nnx.Module):
             gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. Its statistics
                 and random streams, if it has any, change under ``nnx.jit`` as in any module. None
                 for a router that reads no logits.
-            router: config of the router; or of the whole layer, with its capacity and its groups.
-                Token choice by default.
+            router: the router, ours or your own, token choice by default; or the config of the
+                whole layer, with its capacity and its groups.
             shared: a further expert, or ``Experts`` of which all are used. They act on tokens
                 alone, and their outputs are added for every token.
             placement: the devices over which groups and experts are split.
@@ -83,10 +83,8 @@ class MoE(nnx.Module):
             router = MoEConfig(num_experts=e, router=router or TokenChoice())
         self.config = router
         _check_parts(router, gate, e)
-        stateful = router.router.stateful
-        state = router_of(router).initial_state(router) if stateful else {}
-        variables = {name: RouterState(x) for name, x in state.items()}
-        self.state = nnx.Dict(variables) if stateful else None
+        state = {name: RouterState(x) for name, x in router.router.initial_state(e).items()}
+        self.state = nnx.Dict(state) if state else None
 
     @classmethod
     def from_config(
@@ -154,7 +152,7 @@ class MoE(nnx.Module):
                 these, by name. Each expert gets the rows of the tokens in its slots, by this name.
             class_token_only: return the outputs of each image's first token only, f[b 1 x]; all
                 tokens are routed.
-            decide: replaces the config's router.
+            decide: replaces the router.
             kwargs: as ``args``, by name.
 
         Raises:
@@ -219,14 +217,13 @@ class MoE(nnx.Module):
         Args:
             valid: False for padding.
             key: for the noise and the draws of the router; None in evaluation.
-            decide: replaces the config's router.
+            decide: replaces the router.
             n: number of tokens of an image; s if None.
         """
-        config, settings, router = self.config, self.config.router, router_of(self.config)
-        (g, s, _), noise = groups.shape, None
+        router, (g, s, _), noise = self.config.router, groups.shape, None
         noise_key, draw_key = keys.split(key, 2)
-        if settings.jitter and noise_key is not None:
-            low, high = 1 - settings.jitter, 1 + settings.jitter
+        if router.jitter and noise_key is not None:
+            low, high = 1 - router.jitter, 1 + router.jitter
             jitter_key = jax.random.fold_in(noise_key, 1)  # the gate may add noise of its own
             groups = groups * jax.random.uniform(jitter_key, groups.shape, minval=low, maxval=high)
         logits, noise_std = self._logits(groups)
@@ -235,19 +232,22 @@ class MoE(nnx.Module):
         inputs = RouterInputs(logits, noise=noise, valid=valid, draw=None)
         if not isinstance(noise_std, float):
             inputs = inputs._replace(noise_std=noise_std)
-        if settings.needs_draw and draw_key is not None:
+        if "draw" in router.takes and draw_key is not None:
             inputs = inputs._replace(draw=jax.random.uniform(draw_key, valid.shape))
-        if settings.needs_positions:
+        if "positions" in router.takes:
             positions = jnp.arange(s) % (n or s)
             inputs = inputs._replace(positions=jnp.broadcast_to(positions, (g, s)))
         if self.state is not None:
             state = {x: jnp.broadcast_to(v[...], (g, *v.shape)) for x, v in self.state.items()}
             inputs = inputs._replace(state=jax.lax.stop_gradient(state))
-        capacity = router.capacity(config, s)
-        chosen: Route = jax.named_scope("router")(decide or router.route)
-        on_devices = self.placement.on_each_device(lambda inputs: chosen(inputs, config, capacity))
-        decision: Decision = on_devices(inputs)
-        aux_loss = aux_losses.total(decision.losses, settings.aux_loss, valid)
+        c = router.capacity(self.config, s)
+
+        @jax.named_scope("router")
+        def chosen(inputs: RouterInputs) -> Decision:
+            return router(inputs, c) if decide is None else decide(inputs, router, c)
+
+        decision = self.placement.on_each_device(chosen)(inputs)
+        aux_loss = aux_losses.total(decision.losses, router.aux_loss, valid)
         return Record(logits, *decision, aux_loss, valid)
 
     def _logits(self, groups: Float[Array, "g s d"]) -> NoisyLogits:
@@ -281,7 +281,7 @@ class MoE(nnx.Module):
         """
         if self.state is not None:
             state = {name: x[...] for name, x in self.state.items()}
-            new = router_of(self.config).next_state(state, load_of(record), self.config)
+            new = next_state(self.config.router, state, expert_totals(record))
             for name, x in new.items():
                 self.state[name][...] = x
 

@@ -1,7 +1,7 @@
 """State of routers that is not a parameter, such as a bias that balances the load.
 
-No gradient reaches it. It changes after each step of training, by the load of the experts over all
-devices, and is constant in evaluation. It is stored with the parameters, as ``state`` of its layer.
+No gradient reaches it. It changes after each step of training, by sums over all devices, and is
+constant in evaluation. It is stored with the parameters, as ``state`` of its layer.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vmoe.axes import Record
 from vmoe.config import ViTConfig
-from vmoe.routing import router_of
-from vmoe.routing.load import Load, load_of
+from vmoe.routing.load import expert_totals
+from vmoe.routing.router import Router, State
 from vmoe.trees import merged
 
 
@@ -21,21 +21,31 @@ class RouterState(nnx.Variable):
     """A variable of a router's state."""
 
 
+def next_state(router: Router, state: State, totals: Mapping[str, Any]) -> State:
+    """The state of one router after a step of training.
+
+    Args:
+        totals: the ``expert_totals`` of the batch.
+    """
+    sums = {name: totals[name] for name in ("choices", "tokens")}
+    return router.next_state(state, sums | totals["sums"])
+
+
 def next_states(
-    config: ViTConfig, params: dict[Any, Any], loads: Mapping[int, Load]
+    config: ViTConfig, params: dict[Any, Any], totals: Mapping[int, Mapping[str, Any]]
 ) -> dict[Any, Any]:
     """The states of all routers after a step of training, by their paths in the parameters.
 
     Args:
         params: as ``models.params_of`` returns them.
-        loads: the load of the batch, by sparse block.
+        totals: the ``expert_totals`` of the batch, by sparse block.
     """
     flat, states = flatten_dict(params), {}
     for block, moe in config.moe_blocks.items():
-        if moe.router.stateful:
-            path = ("blocks", block, "mlp", "state")
-            state = {key[-1]: x for key, x in flat.items() if key[: len(path)] == path}
-            new = router_of(moe).next_state(state, loads[block], moe)
+        path = ("blocks", block, "mlp", "state")
+        state = {key[-1]: x for key, x in flat.items() if key[: len(path)] == path}
+        if state:
+            new = next_state(moe.router, state, totals[block])
             states |= {(*path, name): x for name, x in new.items()}
     return unflatten_dict(states)
 
@@ -54,5 +64,5 @@ def with_next_states(
         before: the parameters before the step.
         records: the routing of the batch by sparse block, as ``ViT.forward`` returned it.
     """
-    loads = {block: load_of(record) for block, record in records.items()}
-    return merged(params, next_states(config, before, loads))
+    totals = {block: expert_totals(record) for block, record in records.items()}
+    return merged(params, next_states(config, before, totals))

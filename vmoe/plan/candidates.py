@@ -17,11 +17,11 @@ from typing import Any
 import jax
 
 from vmoe.config import TrainConfig, replace
-from vmoe.config.fields import at_least
 from vmoe.config.train import ANY_LENGTH, LENGTHS
 from vmoe.costs.chips import CHIPS, Chip
 from vmoe.costs.flops import cost
 from vmoe.errors import Failure, UsageError, choice, require
+from vmoe.fields import at_least
 from vmoe.mesh import place
 from vmoe.plan.communication import Communication, communication
 from vmoe.plan.memory import Memory, memory

@@ -4,37 +4,67 @@ Padding is ignored. The total of a block is the weighted sum, averaged over the 
 token other than padding; the caller sums over the blocks.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import RouterInputs
-from vmoe.config import AuxLossWeights
-from vmoe.config.routers import RouterConfig
+from vmoe.fields import Checked, NonNegative
 from vmoe.routing.top_k import top_k
 
 GroupLoss = Float[Array, "g"]
 
 
+@dataclasses.dataclass(frozen=True)
+class AuxLossWeights(Checked):
+    """Weights of the auxiliary losses of one MoE layer."""
+
+    section = "model.moe.router.aux_loss"
+
+    importance: NonNegative = 0.005
+    """Weight of the importance loss: the squared coefficient of variation of the experts' summed
+    gates (V-MoE, appendix A)."""
+    load: NonNegative = 0.005
+    """Weight of the load loss: the same for the experts' smoothed loads; only in training with
+    noise."""
+    gshard: NonNegative = 0.0
+    """Weight of GShard's loss: the product of first-choice shares and mean gates (arXiv
+    2006.16668)."""
+    z: NonNegative = 0.0
+    """Weight of the z loss of ST-MoE: the mean squared log-partition of the router logits (arXiv
+    2202.08906)."""
+
+
+NO_LOSSES = AuxLossWeights(importance=0.0, load=0.0)
+BALANCING = ("importance", "load", "gshard")
+"""The losses that balance the load of experts."""
+
+
 def losses(
-    router: RouterConfig,
+    weights: AuxLossWeights,
     inputs: RouterInputs,
     noisy: Float[Array, "g s e"],
     gates: Float[Array, "g s e"],
+    *,
+    k: int,
+    noise_std: float,
 ) -> dict[str, GroupLoss]:
     """The losses whose weight is not 0, by name, unweighted; without noise there is no load loss.
 
     Args:
-        router: has the loss weights, the number of experts per token, and the noise.
         gates: the gates that the routing used.
+        k: choices of each token.
+        noise_std: e times the standard deviation of the noise, unless the gate determines it.
     """
-    (logits, noise, valid), noise_std = inputs[:3], inputs.noise_std
-    weights, result = router.aux_loss, {}
+    (logits, noise, valid), own_std = inputs[:3], inputs.noise_std
+    result = {}
     if weights.importance:
         result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
-    if weights.load and noise is not None and (noise_std is not None or router.noise_std > 0):
-        scale = logits.shape[-1] / router.noise_std if noise_std is None else 1 / noise_std
-        result["load"] = load(logits, noisy, valid, k=router.experts_per_token, scale=scale)
+    if weights.load and noise is not None and (own_std is not None or noise_std > 0):
+        scale = logits.shape[-1] / noise_std if own_std is None else 1 / own_std
+        result["load"] = load(logits, noisy, valid, k=k, scale=scale)
     if weights.gshard:
         result["gshard"] = gshard(gates, valid)
     if weights.z:
@@ -45,8 +75,13 @@ def losses(
 def total(
     losses: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
 ) -> Float[Array, ""]:
-    """The weighted sum of the losses, averaged over the groups that have a token."""
-    weighted = sum((getattr(weights, name) * loss for name, loss in losses.items()), jnp.zeros(()))
+    """The weighted sum of the losses, averaged over the groups that have a token.
+
+    A loss that has no weight here, of a router of your own, has weight 1.
+    """
+    weighted = sum(
+        (getattr(weights, name, 1.0) * loss for name, loss in losses.items()), jnp.zeros(())
+    )
     real = valid.any(axis=1)
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
 

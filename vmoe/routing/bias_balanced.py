@@ -10,65 +10,88 @@ Source: "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", se
 algorithm 1 (arXiv 2408.15664).
 """
 
+import dataclasses
+from typing import Annotated, Literal
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import BiasBalanced, MoEConfig
-from vmoe.routing import token_choice
-from vmoe.routing.load import Load
+from vmoe.fields import NonNegative, at_least
+from vmoe.routing.priority import Priority
+from vmoe.routing.router import Router, State
+from vmoe.routing.token_choice import assign_chosen
 from vmoe.routing.top_k import MASKED, gates_of, top_k
 
-capacity = token_choice.capacity
 SMALLEST = 1e-20  # of the weights
 
 
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently.
+@dataclasses.dataclass(frozen=True)
+class BiasBalanced(Router):
+    """Each token chooses its k experts; a bias balances their load (arXiv 2408.15664)."""
 
-    The decision's gates are the scores divided by their sum over the experts.
+    kind: Literal["bias_balanced"] = "bias_balanced"
+    """The router."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
+    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+    """The function from logits to scores."""
+    update_rate: NonNegative = 0.001
+    """Change of an expert's bias after each step of training."""
+    priority: Priority = "order"
+    """Order in which tokens get slots; see ``TokenChoice``. largest_gate: by the gate of the expert
+    that is chosen first, with its bias."""
+    normalize_weights: bool = False
+    """Divide a token's combine weights by their sum, before any choice is dropped, as DeepSeek-V3
+    does (arXiv 2412.19437)."""
 
-    Args:
-        inputs: logits (g, s, e), and the state of ``initial_state``.
-    """
-    router, state = config.router, inputs.state
-    assert isinstance(router, BiasBalanced) and state is not None
-    logits = inputs.noisy_logits
-    gates = scores = gates_of(logits)
-    if router.scores == "sigmoid":
-        scores = jax.nn.sigmoid(logits)
-        # Of scores that all round to 0 the gates are uniform.
-        gates = gates_of(jax.nn.log_sigmoid(logits))
-    masked = inputs.logits <= MASKED  # no bias lifts such an expert
-    _, experts = top_k(jnp.where(masked, -jnp.inf, scores + state["bias"][:, None]), router.k)
-    # A bias can choose experts whose scores round to 0, which could not be normalized.
-    weights = jnp.where(masked, 0, jnp.maximum(scores, SMALLEST))
-    routing = token_choice.assign_chosen(
-        jnp.take_along_axis(gates, experts, axis=-1),
-        experts,
-        inputs.valid,
-        weights=jnp.take_along_axis(weights, experts, axis=-1),
-        e=config.num_experts,
-        c=capacity,
-        priority=router.priority,
-        normalize=router.normalize_weights,
-        draw=inputs.draw,
-    )
-    return Decision(gates, routing, {})
+    @property
+    def balanced_by(self) -> str:
+        return "update rate of the bias"
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return ("draw",) if self.priority == "random" else ()
 
-def initial_state(config: MoEConfig) -> dict[str, Float[Array, "e"]]:
-    """No bias."""
-    return {"bias": jnp.zeros(config.num_experts)}
+    @property
+    def normalized(self) -> bool:
+        return self.normalize_weights
 
+    @property
+    def weights_are_gates(self) -> bool:
+        return self.scores == "softmax"
 
-def next_state(
-    state: dict[str, Float[Array, "e"]], load: Load, config: MoEConfig
-) -> dict[str, Float[Array, "e"]]:
-    """The bias after a step with such a load."""
-    router = config.router
-    assert isinstance(router, BiasBalanced)
-    return {
-        "bias": state["bias"] + router.update_rate * jnp.sign(load.choices.mean() - load.choices)
-    }
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        """The decision's gates are the scores divided by their sum over the experts."""
+        assert inputs.state is not None
+        logits = inputs.noisy_logits
+        gates = scores = gates_of(logits)
+        if self.scores == "sigmoid":
+            scores = jax.nn.sigmoid(logits)
+            # Of scores that all round to 0 the gates are uniform.
+            gates = gates_of(jax.nn.log_sigmoid(logits))
+        masked = inputs.logits <= MASKED  # no bias lifts such an expert
+        biased = jnp.where(masked, -jnp.inf, scores + inputs.state["bias"][:, None])
+        _, experts = top_k(biased, self.k)
+        # A bias can choose experts whose scores round to 0, which could not be normalized.
+        weights = jnp.where(masked, 0, jnp.maximum(scores, SMALLEST))
+        routing = assign_chosen(
+            jnp.take_along_axis(gates, experts, axis=-1),
+            experts,
+            inputs.valid,
+            weights=jnp.take_along_axis(weights, experts, axis=-1),
+            e=logits.shape[-1],
+            c=c,
+            priority=self.priority,
+            normalize=self.normalize_weights,
+            draw=inputs.draw,
+        )
+        return Decision(gates, routing)
+
+    def initial_state(self, e: int) -> State:
+        """No bias."""
+        return {"bias": jnp.zeros(e)}
+
+    def next_state(self, state: State, sums: State) -> State:
+        choices = sums["choices"]
+        return {"bias": state["bias"] + self.update_rate * jnp.sign(choices.mean() - choices)}

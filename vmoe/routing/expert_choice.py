@@ -6,40 +6,47 @@ several experts or none.
 Source: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368).
 """
 
+import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
-from vmoe.config import MoEConfig
-from vmoe.routing.capacity import rounded_capacity
+from vmoe.fields import NonNegative
+from vmoe.routing.capacity import Limits, rounded_capacity
 from vmoe.routing.one_hot import one_hot_routing
+from vmoe.routing.router import Router
 from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
-def capacity(config: MoEConfig, s: int) -> int:
-    """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
-    return min(s, rounded_capacity(s * config.capacity_factor / config.num_experts, config))
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice(Router):
+    """Each expert chooses the tokens with its largest gates (Expert Choice, arXiv 2202.09368)."""
 
+    kind: Literal["expert_choice"] = "expert_choice"
+    """The router."""
+    noise_std: NonNegative = 1.0
+    """The noise on the logits in training has standard deviation noise_std / e, unless the gate
+    determines it."""
 
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently.
+    can_drop = False
 
-    Args:
-        inputs: logits (g, s, e); the noise is added before the softmax.
-    """
-    gates = gates_of(inputs.noisy_logits)
-    return Decision(gates, assign(gates, inputs.valid, c=capacity), {})
+    def capacity(self, limits: Limits, s: int) -> int:
+        """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
+        return min(s, rounded_capacity(s * limits.capacity_factor / limits.num_experts, limits))
 
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        gates = gates_of(inputs.noisy_logits)
+        return Decision(gates, assign(gates, inputs.valid, c=c))
 
-def route_without_scatters(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """As ``route`` in evaluation, for groups without padding; see ``one_hot.py``."""
-    gates = gates_of(inputs.logits)
-    _, tokens = top_k(jnp.swapaxes(gates, 1, 2), capacity)  # g e c
-    filled = tokens[:, None] == jnp.arange(gates.shape[1])[:, None, None]
-    return Decision(gates, one_hot_routing(filled, gates), {})
+    def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
+        gates = gates_of(inputs.logits)
+        _, tokens = top_k(jnp.swapaxes(gates, 1, 2), c)  # g e c
+        filled = tokens[:, None] == jnp.arange(gates.shape[1])[:, None, None]
+        return Decision(gates, one_hot_routing(filled, gates))
 
 
 def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:

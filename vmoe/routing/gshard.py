@@ -12,29 +12,38 @@ of Mesh TensorFlow, whose weight is 0.01 (``moe_loss_coef``).
 Source: "GShard", section 2.2 and algorithm 1 (arXiv 2006.16668).
 """
 
+import dataclasses
+from typing import Literal
+
 import jax.numpy as jnp
 
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import MoEConfig
-from vmoe.routing import aux_losses, token_choice
+from vmoe.routing.aux_losses import AuxLossWeights
+from vmoe.routing.router import Router
+from vmoe.routing.token_choice import assign_chosen
 from vmoe.routing.top_k import gates_of, top_k
 
-capacity = token_choice.capacity
 
+@dataclasses.dataclass(frozen=True)
+class GShard(Router):
+    """Each token chooses two experts, the second one at random (GShard, arXiv 2006.16668)."""
 
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently; tokens get slots by their order in the group.
+    kind: Literal["gshard"] = "gshard"
+    """The router."""
+    aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
 
-    Args:
-        inputs: logits (g, s, e); in training a draw for each token.
-    """
-    noisy = inputs.noisy_logits
-    gates = gates_of(noisy)
-    e = gates.shape[-1]
-    top_gates, experts = top_k(gates, 2)  # g s 2
-    weights = top_gates / top_gates.sum(-1, keepdims=True)
-    if inputs.draw is not None:
-        second = inputs.draw < 2 * weights[..., 1]  # g s
-        experts = experts.at[..., 1].set(jnp.where(second, experts[..., 1], e))
-    routing = token_choice.assign_chosen(weights, experts, inputs.valid, e=e, c=capacity)
-    return Decision(gates, routing, aux_losses.losses(config.router, inputs, noisy, gates))
+    k = 2
+    takes = ("draw",)
+    normalized = True
+
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        noisy = inputs.noisy_logits
+        gates = gates_of(noisy)
+        e = gates.shape[-1]
+        top_gates, experts = top_k(gates, 2)  # g s 2
+        weights = top_gates / top_gates.sum(-1, keepdims=True)
+        if inputs.draw is not None:
+            second = inputs.draw < 2 * weights[..., 1]  # g s
+            experts = experts.at[..., 1].set(jnp.where(second, experts[..., 1], e))
+        routing = assign_chosen(weights, experts, inputs.valid, e=e, c=c)
+        return Decision(gates, routing, self.losses(inputs, noisy, gates))

@@ -9,37 +9,47 @@ rank. The entry of a position does not depend on the size of the image.
 Source: "Hash Layers For Large Sparse Models" (arXiv 2106.04426).
 """
 
+import dataclasses
+from typing import Annotated, Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import Hash, MoEConfig
-from vmoe.routing import token_choice
-
-capacity = token_choice.capacity
-
-
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently; tokens get slots by their order in the group.
-
-    Args:
-        inputs: the position of each token.
-    """
-    assert inputs.positions is not None
-    experts = table(config, inputs.positions.shape[1])[inputs.positions]
-    return token_choice.evenly_weighted(experts, inputs.valid, e=config.num_experts, c=capacity)
+from vmoe.fields import at_least, less_than
+from vmoe.routing.router import Router
+from vmoe.routing.token_choice import evenly_weighted
 
 
-def table(config: MoEConfig, n: int) -> Int[Array, "n k"]:
-    """The experts of the first n positions.
+@dataclasses.dataclass(frozen=True)
+class Hash(Router):
+    """Each position in the image has its k experts, without a gate (Hash layers, arXiv
+    2106.04426)."""
 
-    Rank r of a position has the first expert of the position r steps further in its run.
-    """
-    router, e = config.router, config.num_experts
-    assert isinstance(router, Hash)
-    runs = jnp.arange(-(-n // e))
-    key = jax.random.key(router.seed)
-    permutations = jax.vmap(lambda run: jax.random.permutation(jax.random.fold_in(key, run), e))
-    ranks = [jnp.roll(permutations(runs), -rank, axis=1) for rank in range(router.k)]
-    return jnp.stack(ranks, axis=-1).reshape(-1, router.k)[:n]
+    kind: Literal["hash"] = "hash"
+    """The router."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
+    seed: Annotated[int, at_least(0), less_than(2**32)] = 0
+    """Determines the experts of each position."""
+
+    logits_per = None
+    takes = ("positions",)
+    normalized = True
+
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        assert inputs.positions is not None
+        e = inputs.logits.shape[-1]
+        experts = self.table(e, inputs.positions.shape[1])[inputs.positions]
+        return evenly_weighted(experts, inputs.valid, e=e, c=c)
+
+    def table(self, e: int, n: int) -> Int[Array, "n k"]:
+        """The experts of the first n positions.
+
+        Rank r of a position has the first expert of the position r steps further in its run.
+        """
+        runs, key = jnp.arange(-(-n // e)), jax.random.key(self.seed)
+        permutations = jax.vmap(lambda run: jax.random.permutation(jax.random.fold_in(key, run), e))
+        ranks = [jnp.roll(permutations(runs), -rank, axis=1) for rank in range(self.k)]
+        return jnp.stack(ranks, axis=-1).reshape(-1, self.k)[:n]

@@ -7,7 +7,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,6 @@ from vmoe.axes import Record, Routing
 from vmoe.routing.groups import images_in_group, ungroup
 
 Scalar = Float[Array, ""] | float
-
-
-class Load(NamedTuple):
-    """What the state of a router follows, over a whole batch.
-
-    Attributes:
-        choices: the number of choices of each expert; see ``choices``.
-        tokens: the number of tokens, without padding.
-    """
-
-    choices: Int[Array, "e"]
-    tokens: Int[Array, ""]
-
-
-def load_of(record: Record) -> Load:
-    """The load of a layer in a batch."""
-    return Load(choices(record), record.valid.sum())
 
 
 def choices(record: Record) -> Int[Array, "e"]:
@@ -96,8 +79,11 @@ class ExpertTotals:
         return self.gate_entropy / math.log(e) if e > 1 else 1.0
 
 
-def expert_totals(record: Record) -> dict[str, Array]:
-    """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
+def expert_totals(record: Record) -> dict[str, Any]:
+    """The fields of ``ExpertTotals`` of one sparse block, over all real tokens.
+
+    Also the ``sums`` of the router, by name.
+    """
     real, gates = record.valid[..., None], record.gates
     e = gates.shape[-1]
     kept = jnp.zeros(e, jnp.int32)
@@ -113,13 +99,14 @@ def expert_totals(record: Record) -> dict[str, Array]:
         "choices": choices(record),
         "kept": kept,
         "unprocessed": unprocessed,
+        "sums": {name: x.sum(0) for name, x in record.sums.items()},
     }
 
 
-def totals_of(sums: Mapping[str, np.ndarray]) -> ExpertTotals:
+def totals_of(totals: Mapping[str, Any]) -> ExpertTotals:
     """``expert_totals``, summed over batches on the host."""
-    fields: dict[str, Any] = {name: x if x.ndim else x.item() for name, x in sums.items()}
-    return ExpertTotals(**fields)
+    arrays = {field.name: totals[field.name] for field in dataclasses.fields(ExpertTotals)}
+    return ExpertTotals(**{name: x if x.ndim else x.item() for name, x in arrays.items()})
 
 
 def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar, Scalar]:

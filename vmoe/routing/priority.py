@@ -1,13 +1,16 @@
 """The order in which the tokens of a group get their slots."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vmoe.config.routers import Priority
 from vmoe.errors import UsageError, unknown
+
+Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
+"""Order in which tokens get slots."""
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 def priority_order(
@@ -51,7 +54,7 @@ def priority_scores(
             return draw
         case "random":
             return jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
-    raise UsageError(unknown("no priority", priority, list(get_args(Priority))))
+    raise UsageError(unknown("no priority", priority, list(PRIORITIES)))
 
 
 def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:

@@ -4,28 +4,38 @@ In training the experts depend on the token's draw; in evaluation on its positio
 that they are always the same.
 """
 
+import dataclasses
+from typing import Annotated, Literal
+
 import jax
 import jax.numpy as jnp
 
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import MoEConfig
-from vmoe.routing import token_choice
+from vmoe.fields import at_least
+from vmoe.routing.router import Router
+from vmoe.routing.token_choice import evenly_weighted
 from vmoe.routing.top_k import top_k
 
-capacity = token_choice.capacity
 
+@dataclasses.dataclass(frozen=True)
+class Random(Router):
+    """Each token gets k random experts, without a gate: a baseline."""
 
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently; tokens get slots by their order in the group.
+    kind: Literal["random"] = "random"
+    """The router."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
 
-    Args:
-        inputs: the position of each token; in training a draw for each token.
-    """
-    e, seeds = config.num_experts, inputs.positions
-    if inputs.draw is not None:
-        seeds = jax.lax.bitcast_convert_type(inputs.draw, jnp.int32)
-    assert seeds is not None
-    keys = jax.vmap(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed)))(seeds)
-    scores = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (e,))))(keys)  # g s e
-    _, experts = top_k(scores, config.router.experts_per_token)
-    return token_choice.evenly_weighted(experts, inputs.valid, e=e, c=capacity)
+    logits_per = None
+    takes = ("draw", "positions")
+    normalized = True
+
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        e, seeds = inputs.logits.shape[-1], inputs.positions
+        if inputs.draw is not None:
+            seeds = jax.lax.bitcast_convert_type(inputs.draw, jnp.int32)
+        assert seeds is not None
+        keys = jax.vmap(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed)))(seeds)
+        scores = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (e,))))(keys)  # g s e
+        _, experts = top_k(scores, self.k)
+        return evenly_weighted(experts, inputs.valid, e=e, c=c)

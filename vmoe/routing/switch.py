@@ -8,17 +8,29 @@ Source: "Switch Transformers", sections 2.1 and 2.2, and appendix C for the jitt
 2101.03961).
 """
 
+import dataclasses
+from typing import Annotated, Literal
+
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import MoEConfig
-from vmoe.routing import aux_losses, token_choice
+from vmoe.fields import at_least, less_than
+from vmoe.routing.aux_losses import AuxLossWeights
+from vmoe.routing.router import Router
+from vmoe.routing.token_choice import assign
 from vmoe.routing.top_k import gates_of
 
-capacity = token_choice.capacity
 
+@dataclasses.dataclass(frozen=True)
+class Switch(Router):
+    """Each token chooses one expert (Switch Transformer, arXiv 2101.03961)."""
 
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently; tokens get slots by their order in the group."""
-    noisy = inputs.noisy_logits
-    gates = gates_of(noisy)
-    routing = token_choice.assign(gates, inputs.valid, k=1, c=capacity)
-    return Decision(gates, routing, aux_losses.losses(config.router, inputs, noisy, gates))
+    kind: Literal["switch"] = "switch"
+    """The router."""
+    jitter: Annotated[float, at_least(0), less_than(1)] = 0.01
+    """In training the gate's tokens are multiplied by random numbers in 1 +- jitter."""
+    aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
+
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        noisy = inputs.noisy_logits
+        gates = gates_of(noisy)
+        routing = assign(gates, inputs.valid, k=1, c=c)
+        return Decision(gates, routing, self.losses(inputs, noisy, gates))

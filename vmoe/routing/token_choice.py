@@ -12,65 +12,77 @@ the queue is its slot.
 Source: "Scaling Vision with Sparse Mixture of Experts", sections 2 and 4 (arXiv 2106.05974).
 """
 
+import dataclasses
 import functools
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
-from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
-from vmoe.routing import aux_losses
-from vmoe.routing.capacity import rounded_capacity
+from vmoe.fields import NonNegative, at_least
+from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.one_hot import one_hot_queue, one_hot_routing
-from vmoe.routing.priority import priority_order, priority_scores
+from vmoe.routing.priority import Priority, priority_order, priority_scores
+from vmoe.routing.router import Router
 from vmoe.routing.top_k import gates_of, top_k
 
 
-def capacity(config: MoEConfig, s: int) -> int:
-    """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s.
+@dataclasses.dataclass(frozen=True)
+class TokenChoice(Router):
+    """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974).
 
-    A dropless layer has s slots, enough for all tokens.
+    FastMoE's naive gate (arXiv 2103.13262) is this router with ``normalize_weights``, without noise
+    and without losses, in a dropless layer.
     """
-    if config.dropless:
-        return s
-    ideal = s * config.router.experts_per_token * config.capacity_factor / config.num_experts
-    return min(s, rounded_capacity(ideal, config))
 
+    kind: Literal["token_choice"] = "token_choice"
+    """The router."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
+    priority: Priority = "order"
+    """Order in which tokens get slots. order: by position in the group; largest_gate: by the
+    largest gate (Batch Prioritized Routing); sum_of_gates: by the sum of the k gates; random: in
+    random order, a baseline."""
+    noise_std: NonNegative = 1.0
+    """Noise on the logits in training: its standard deviation is noise_std / e, for e experts,
+    unless the gate determines it."""
+    normalize_weights: bool = False
+    """Divide a token's combine weights by their sum, before any choice is dropped."""
+    aux_loss: AuxLossWeights = AuxLossWeights()
 
-def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group independently.
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return ("draw",) if self.priority == "random" else ()
 
-    Args:
-        inputs: logits (g, s, e); the noise is added before the softmax.
-    """
-    router, noisy = config.router, inputs.noisy_logits
-    assert isinstance(router, TokenChoice)
-    gates = gates_of(noisy)
-    routing = assign(
-        gates,
-        inputs.valid,
-        k=router.k,
-        c=capacity,
-        priority=router.priority,
-        normalize=router.normalize_weights,
-        draw=inputs.draw,
-    )
-    return Decision(gates, routing, aux_losses.losses(router, inputs, noisy, gates))
+    @property
+    def normalized(self) -> bool:
+        return self.normalize_weights
 
+    def __call__(self, inputs: RouterInputs, c: int) -> Decision:
+        noisy = inputs.noisy_logits
+        gates = gates_of(noisy)
+        routing = assign(
+            gates,
+            inputs.valid,
+            k=self.k,
+            c=c,
+            priority=self.priority,
+            normalize=self.normalize_weights,
+            draw=inputs.draw,
+        )
+        return Decision(gates, routing, self.losses(inputs, noisy, gates))
 
-def route_without_scatters(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """As ``route`` in evaluation, for groups without padding; see ``one_hot.py``."""
-    router, e = config.router, config.num_experts
-    assert isinstance(router, TokenChoice)
-    weights = gates = gates_of(inputs.logits)
-    top_gates, experts = top_k(gates, router.k)
-    scores = priority_scores(top_gates, router.priority, None)
-    if router.normalize_weights:
-        weights = gates / top_gates.sum(axis=-1, keepdims=True)
-    filled = one_hot_queue(experts, scores, e=e, c=capacity)
-    return Decision(gates, one_hot_routing(filled, weights), {})
+    def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
+        weights = gates = gates_of(inputs.logits)
+        top_gates, experts = top_k(gates, self.k)
+        scores = priority_scores(top_gates, self.priority, None)
+        if self.normalize_weights:
+            weights = gates / top_gates.sum(axis=-1, keepdims=True)
+        filled = one_hot_queue(experts, scores, e=gates.shape[-1], c=c)
+        return Decision(gates, one_hot_routing(filled, weights))
 
 
 def assign(
@@ -155,7 +167,7 @@ def evenly_weighted(
     """The decision of a router without a gate, for given choices: all weights are 1/k."""
     k = experts.shape[-1]
     routing = assign_chosen(jnp.full(experts.shape, 1 / k), experts, valid, e=e, c=c)
-    return Decision(jax.nn.one_hot(experts, e).sum(-2) / k, routing, {})
+    return Decision(jax.nn.one_hot(experts, e).sum(-2) / k, routing)
 
 
 def queue(

@@ -24,8 +24,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.fields import at_least
 from vmoe.errors import require
+from vmoe.fields import at_least
 from vmoe.surgery.params import (
     Params,
     Path,
@@ -295,7 +295,7 @@ def _regroup(
 
 def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
     require(
-        k is None or moe.router.k is not None,
+        k is None or moe.router.has("k"),
         f"router {moe.router.kind} has no experts per token; leave k out",
         k=k,
     )

@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.config.fields import NOT_EMPTY, at_least
 from vmoe.errors import require
+from vmoe.fields import NOT_EMPTY, at_least
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.surgery.params import (
@@ -143,10 +143,10 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     elif not router.can_drop:
         reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
     else:
-        of_all = router.experts_per_token == moe.num_experts and router.weights_are_gates
+        of_all = router.k == moe.num_experts and router.weights_are_gates
         if not router.normalized and not of_all:
             reasons.append("the combine weights of a token are not normalized")
-        if not _has_room(moe, router.experts_per_token, num_tokens(config)):
+        if not _has_room(moe, router.k, num_tokens(config)):
             reasons.append("choices beyond the capacity are dropped")
     if moe.shared_experts:
         reasons.append("a shared expert is added, whose parameters are new")

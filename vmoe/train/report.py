@@ -17,8 +17,8 @@ from vmoe.costs.flops import training_flops
 from vmoe.errors import Failure, one_line, parse_json
 from vmoe.evaluate import NamedEvaluation
 from vmoe.evaluate.table import remarks
+from vmoe.health import findings
 from vmoe.retry import read_regular, retried
-from vmoe.routing.health import findings
 from vmoe.train.console import RunConsole
 from vmoe.train.entries import evaluation_entry, training_entry
 from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard, write_errors

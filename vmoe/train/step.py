@@ -15,7 +15,7 @@ from vmoe.nn.inputs import has_label, is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
 from vmoe.nn.router_state import next_states
-from vmoe.routing.load import Load, block_measures, dropped_and_unprocessed, expert_totals
+from vmoe.routing.load import block_measures, dropped_and_unprocessed, expert_totals
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.accumulate import Gradient, Metrics, Totals, over_parts
 from vmoe.train.lr_factors import Params, trained_params
@@ -76,9 +76,8 @@ def train_step(
     params, ema = merged(state.params, trained), state.ema
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
-    loads = {block: Load(sums["choices"], sums["tokens"]) for block, sums in totals.items()}
     routers_train = config.optim.lr_factors.routers > 0  # a frozen router keeps its state
-    states = next_states(config.model, params, loads) if routers_train else {}
+    states = next_states(config.model, params, totals) if routers_train else {}
     params = merged(params, states)
     ema = None if ema is None else merged(ema, states)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())

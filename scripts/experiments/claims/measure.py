@@ -47,12 +47,12 @@ from vmoe.analysis.effects import (
 )
 from vmoe.analysis.interventions import limited
 from vmoe.config import ViTConfig
-from vmoe.config.routers import PRIORITIES
 from vmoe.data.pipeline import Batch, evaluation_order
 from vmoe.evaluate.sample import Sample
 from vmoe.factory import load
 from vmoe.nn.inputs import is_label
 from vmoe.nn.vit import ViT
+from vmoe.routing.priority import PRIORITIES
 from vmoe.studies.attack.config import AttackConfig, GradientPath
 from vmoe.studies.attack.images import attack
 from vmoe.surgery.experts import average_experts

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from vmoe.cli.main import GROUPS, main
 from vmoe.config import Router, TrainConfig
 from vmoe.config.experts import Expert
-from vmoe.config.fields import LARGEST_COUNT, Bound
 from vmoe.config.gates import Gate
+from vmoe.fields import LARGEST_COUNT, Bound, kinds
 
 HEAD = """# Commands and options
 
@@ -40,9 +40,7 @@ KINDS
 `vmoe config --model.moe.router.kind NAME --help`. With
 `--model.moe.experts.kind list --model.moe.experts.each mlp mlp zero` each expert has a kind.
 """
-EXPERTS, GATES, ROUTERS = (
-    [kind.kind for kind in typing.get_args(union)] for union in (Expert, Gate, Router)
-)
+EXPERTS, GATES, ROUTERS = (list(kinds(union)) for union in (Expert, Gate, Router))
 KINDS = {"model.moe.experts": EXPERTS, "model.moe.router": ROUTERS}
 """The kinds of fields with several types, the default first; each has its own options."""
 ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
@@ -82,9 +80,9 @@ def page() -> str:
                 lines += _table(section._replace(options=own))
         if len(own) < len(sections[-1].options):
             lines.append("\nAlso the [options of a config](#options-of-a-config).")
-    kinds = {"experts": EXPERTS, "gate": GATES, "router": ROUTERS}
+    names = {"experts": EXPERTS, "gate": GATES, "router": ROUTERS}
     shown = (
-        f"- `model.moe.{name}.kind`: {', '.join(map(_code, each))}" for name, each in kinds.items()
+        f"- `model.moe.{name}.kind`: {', '.join(map(_code, each))}" for name, each in names.items()
     )
     lines.append(CONFIG.replace("KINDS", "\n".join(shown)))
     limits = dict(_limits(TrainConfig))
@@ -92,9 +90,9 @@ def page() -> str:
         lines += _table(
             section._replace(options=[each for each in section.options if each in common]), limits
         )
-        for path, kinds in KINDS.items():
+        for path, known in KINDS.items():
             if section.title == f"{path} options":
-                lines += [line for kind in kinds[1:] for line in _kind(path, kind, limits)]
+                lines += [line for kind in known[1:] for line in _kind(path, kind, limits)]
         if section.title == "model.moe options":  # by default there is no config of a gate
             lines += [line for kind in GATES for line in _kind("model.moe.gate", kind, limits)]
     return "\n".join(map(_wrapped, "\n".join(lines).split("\n")))
@@ -183,7 +181,8 @@ def _limits(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
         bounds = dict.fromkeys(_found(annotated, Bound))
         remedies = [bound.remedy.removeprefix("use ") for bound in bounds]
         yield path + name, ", ".join(text for text in remedies if str(LARGEST_COUNT) not in text)
-        for inner in dict.fromkeys(_found(annotated, type)):
+        types = dict.fromkeys(_found(annotated, type))
+        for inner in [each for kind in types for each in (kind, *kinds(kind).values())]:
             if hasattr(inner, "__dataclass_fields__"):
                 yield from _limits(inner, f"{path}{name}.")
 

@@ -24,11 +24,10 @@ from vmoe.analysis.patches import TopPatches
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
-from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.nn.vit import ViT
 from vmoe.passes import in_batches
-from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
+from vmoe.routing.priority import PRIORITIES, Priority
 
 FRACTIONS = (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """The grid of slots, as fractions of the number that drops no choice; dense at few slots, where
@@ -155,7 +154,7 @@ class Slots(NamedTuple):
         """The slots of a block that routed the images of one batch."""
         b, n, e = block.gates.shape
         tokens = group_sizes(b, config.images_per_group)[1] * n
-        slots, _ = slots_and_factor(config, tokens)
+        slots = config.slots(tokens)
         step = 4 if slots % 4 == 0 and slots >= 16 else 1
         queues = np.zeros((block.groups.max(initial=0) + 1, e + 1), int)  # e stands for no expert
         np.add.at(queues, (block.groups[:, None, None], block.experts), 1)

@@ -20,11 +20,11 @@ from vmoe.analysis.page.observe import ModelOnImages, Slots
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig
-from vmoe.config.routers import RouterConfig
+from vmoe.health import about_unprocessed
 from vmoe.nn.inputs import has_label
 from vmoe.nn.losses import likeliest
-from vmoe.routing.health import about_unprocessed
 from vmoe.routing.priority import priority_scores
+from vmoe.routing.router import Router
 
 HERE = Path(__file__).parent
 SHOWN = 5  # classes of a prediction
@@ -154,7 +154,7 @@ def _block(
         "about": "; ".join(about_unprocessed(config)),
         **_sums(statistics, y),
     }
-    if router.priority is not None:
+    if router.has("priority"):
         slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {
@@ -191,7 +191,7 @@ def _before_dropping(
     weights: Float[np.ndarray, "b n k"],
     gates: Float[np.ndarray, "b n k"],
     kept: Bool[np.ndarray, "b n k"],
-    router: RouterConfig,
+    router: Router,
 ) -> Float[np.ndarray, "b n k"]:
     """The weights that the choices of a token had before any was dropped, proportional to gates.
 

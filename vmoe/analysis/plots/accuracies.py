@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from vmoe.analysis.effects import Logits
 from vmoe.analysis.plots.style import NORMAL, legend_below, panels
 from vmoe.analysis.statistics import error_of_difference
-from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import has_label, is_label
+from vmoe.routing.priority import Priority
 
 LINES: dict[Priority, tuple[str, str, str, str]] = {
     "order": ("order", "#0072b2", "o", "-"),

@@ -32,7 +32,6 @@ from vmoe.nn.experts import Slots
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
-from vmoe.routing import router_of
 from vmoe.routing.rows import keep_class_tokens
 from vmoe.signals import unfinished
 
@@ -128,7 +127,7 @@ def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     model = models.with_params(config, jax.tree.map(jnp.asarray, params))
     for block, moe in config.moe_blocks.items():
         require(
-            hasattr(router_of(moe), "route_without_scatters"),
+            moe.router.without_scatters is not None,
             "an ONNX file cannot have this router, which needs scatters: use another format",
             **{"model.moe.router.kind": moe.router.kind, "block": block},
         )
@@ -185,5 +184,6 @@ class MatmulMoE(MoE):
         n: int | None = None,
     ) -> Record:
         """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
-        decide = router_of(self.config).route_without_scatters
-        return super().route(groups, valid, decide=decide)
+        return super().route(
+            groups, valid, decide=lambda inputs, router, c: router.without_scatters(inputs, c)
+        )

@@ -29,9 +29,9 @@ from vmoe.checkpoints.flax_names import published_name
 from vmoe.checkpoints.infer import IMAGE_SIZE
 from vmoe.config import ViTConfig
 from vmoe.config.experts import MlpExpert
-from vmoe.config.fields import at_least
 from vmoe.config.gates import LinearGate, SlotGate
 from vmoe.errors import UsageError, writing
+from vmoe.fields import at_least
 from vmoe.signals import unfinished
 from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
@@ -48,7 +48,7 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
     """
     _check_fields(config)
     for block, moe in config.moe_blocks.items():
-        if moe.router.stateful or moe.router.normalized or not moe.router.learned:
+        if moe.router.initial_state(1) or moe.router.normalized or not moe.router.learned:
             raise UsageError(
                 f"block {block} has router {moe.router.kind}: layers of published checkpoints have "
                 "a gate, no state, and weights that are not normalized; use another format"

@@ -20,8 +20,8 @@ from vmoe.config.experts import (
     MlpExpert,
     ZeroExpert,
 )
-from vmoe.config.fields import check_registered
 from vmoe.config.model import Gelu
+from vmoe.fields import check_registered
 from vmoe.nn.experts import modules
 from vmoe.nn.experts.copies import Copies
 from vmoe.nn.experts.interface import Experts

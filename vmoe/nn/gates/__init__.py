@@ -8,7 +8,7 @@ here, a frozen dataclass in ``vmoe/config/gates.py`` that is a member of ``Gate`
 import typing
 
 from vmoe.config import gates as configs
-from vmoe.config.fields import check_registered
+from vmoe.fields import check_registered
 from vmoe.nn.gates.cosine import Cosine
 from vmoe.nn.gates.interface import Gate, NoisyLogits
 from vmoe.nn.gates.linear import Linear

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 from vmoe.config import MoEConfig
 from vmoe.nn.gates.cosine import normalize
 from vmoe.nn.keys import Rngs
-from vmoe.routing import router_of
 
 
 class Slots(nnx.Module):
@@ -18,7 +17,7 @@ class Slots(nnx.Module):
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        shape = (width, config.num_experts, router_of(config).capacity(config, tokens))
+        shape = (width, config.num_experts, config.slots(tokens))
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))
 

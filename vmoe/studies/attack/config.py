@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from vmoe.config.fields import NOT_EMPTY, Checked, NonNegative, Positive, at_least
-from vmoe.config.routers import Priority
+from vmoe.fields import NOT_EMPTY, Checked, NonNegative, Positive, at_least
+from vmoe.routing.priority import Priority
 
 GradientPath = Literal["all", "experts", "routers"]
 

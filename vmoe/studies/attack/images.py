@@ -15,15 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
-from vmoe.config import MoEConfig
 from vmoe.errors import require
 from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
-from vmoe.routing import router_of
 from vmoe.routing.groups import images_in_group, ungroup
 from vmoe.routing.load import processing_experts
+from vmoe.routing.router import Router
 from vmoe.studies.attack.config import AttackConfig
 
 PIXEL = 2 / 255
@@ -249,8 +248,8 @@ def routing_of(record: Record) -> Routing:
 def _fixed(routing: Routing) -> Route:
     """A function that decides as given, for any logits."""
 
-    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-        own = router_of(config).route(inputs, config, capacity)
+    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+        own = router(inputs, c)
         losses = {name: jax.lax.stop_gradient(loss) for name, loss in own.losses.items()}
         return Decision(own.gates, routing, losses)
 

@@ -86,7 +86,7 @@ def check_mates(model: ViT) -> None:
         require(router.logits_per != "slot", f"{where} routes each image alone: no mate can attack")
         require(router.can_drop, f"{where} drops no choice that others take: no mate can attack")
         require(router.learned, f"{where} reads no pixels: no mate can attack")
-        has_priority = router.priority is not None
+        has_priority = router.has("priority")
         require(has_priority, f"{where} has no priority, which this attack compares")
     sizes = sorted({layer.images_per_group for layer in layers})
     field = "model.moe.images_per_group"

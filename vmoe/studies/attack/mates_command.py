@@ -10,8 +10,8 @@ import tyro
 from vmoe.cli.arguments import parse
 from vmoe.cli.model import StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
-from vmoe.config.fields import NOT_EMPTY
 from vmoe.errors import UsageError, naming
+from vmoe.fields import NOT_EMPTY
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 
 COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")

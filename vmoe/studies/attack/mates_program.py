@@ -16,10 +16,9 @@ from vmoe import models
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
 from vmoe.config import MoEConfig, RoutingOverrides, replace
-from vmoe.config.routers import PRIORITIES
 from vmoe.nn.vit import ViT
-from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import ungroup
+from vmoe.routing.priority import PRIORITIES
 from vmoe.studies.attack.config import AttackConfig
 from vmoe.studies.attack.images import label_loss, routing_of, sign_steps
 
@@ -62,7 +61,7 @@ def with_room(
         place: index of the victim in a group.
     """
     layers = setting.apply(model.config).moe_blocks
-    slots = {i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()}
+    slots = {i: moe.slots(n * moe.images_per_group) for i, moe in layers.items()}
     numbers = {
         i: PRIORITIES.index(moe.router.priority)  # check_mates excludes others
         for i, moe in layers.items()

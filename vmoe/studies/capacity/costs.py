@@ -18,7 +18,6 @@ from vmoe.errors import UsageError
 from vmoe.nn.block import Block
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
-from vmoe.routing import slots_and_factor
 from vmoe.studies.capacity.settings import Levels, Setting, with_setting
 
 ROUNDS = 9  # a time is the least of 9 runs, since other work on the machine only adds to it
@@ -64,7 +63,7 @@ def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
 
     def of(moe: MoEConfig, class_token_only: bool) -> float:
         if not moe.dropless:  # the same program for all k: only the slots are multiplied
-            slots = slots_and_factor(moe, moe.images_per_group * num_tokens(config))[0]
+            slots = moe.slots(moe.images_per_group * num_tokens(config))
             moe = replace(moe, capacity=slots, capacity_factor=1.0, router=TokenChoice(k=1))
         return flops(moe, class_token_only=class_token_only)
 

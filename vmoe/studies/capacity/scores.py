@@ -16,7 +16,6 @@ from vmoe import models
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.routers import PRIORITIES
 from vmoe.config.routing_file import LayerSetting
 from vmoe.data.pipeline import Batch
 from vmoe.errors import require
@@ -24,8 +23,8 @@ from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
-from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
+from vmoe.routing.priority import PRIORITIES
 from vmoe.studies.capacity.settings import Levels, Setting
 
 SHARPNESS = 3.0  # factor of the logits, since label smoothing makes flat predictions
@@ -113,7 +112,7 @@ def _slots(config: ViTConfig, levels: Sequence[Levels], b: int) -> list[dict[Lay
 
     def slots(moe: MoEConfig) -> int:
         _, images = group_sizes(b, moe.images_per_group)
-        return slots_and_factor(moe, images * num_tokens(config))[0]
+        return moe.slots(images * num_tokens(config))
 
     return [
         {own: slots(own.apply(moe)) for level in tried for own in level.values()}

@@ -8,11 +8,10 @@ import itertools
 import numpy as np
 
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.config.routing_file import LayerSetting, check_router
 from vmoe.errors import UsageError, naming
 from vmoe.nn.patches import num_tokens
-from vmoe.routing import slots_and_factor
+from vmoe.routing.priority import PRIORITIES, Priority
 
 LEVELS = 9  # numbers of slots to try, evenly spaced up to the number as trained
 
@@ -41,7 +40,7 @@ def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
     """
     layers = set(config.moe_blocks.values())
     largest_k = min(
-        max(moe.router.experts_per_token for moe in layers) + 1,
+        max(moe.router.k for moe in layers) + 1,
         min(moe.num_experts for moe in layers),
     )
     options = [
@@ -70,7 +69,7 @@ def _numbers_of_slots(moe: MoEConfig, s: int) -> list[int]:
     """Numbers of slots that a capacity factor gives, evenly spaced."""
     if moe.dropless:
         moe = replace(moe, dropless=False, capacity_factor=1.0)
-    most, step = slots_and_factor(moe, s)[0], moe.capacity_multiple
+    most, step = moe.slots(s), moe.capacity_multiple
     every = [min(slots, s) for slots in range(step, most + step, step)]
     chosen = np.linspace(0, len(every) - 1, min(LEVELS, len(every))).round().astype(int)
     return [every[i] for i in chosen]
@@ -84,7 +83,7 @@ def _factor(moe: MoEConfig, s: int, k: int, slots: int) -> float:
             factor = multiple / 10**digits
             if factor > 0:
                 setting = LayerSetting(k, factor, "order")
-                if slots_and_factor(setting.apply(moe), s)[0] == slots:
+                if setting.apply(moe).slots(s) == slots:
                     return factor
     raise AssertionError
 

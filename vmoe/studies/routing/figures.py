@@ -13,7 +13,6 @@ from vmoe.config import MoEConfig, RoutingOverrides, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
 from vmoe.nn.inputs import has_label
 from vmoe.nn.patches import num_tokens
-from vmoe.routing import slots_and_factor
 from vmoe.studies.routing.measure import MeasuredRouting
 from vmoe.workdir.layout import replacing
 
@@ -87,7 +86,7 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
         }
     if can_be_limited(config):
         figures["capacity_curves"] = _capacity_curves
-    if routers and all(router.k is not None for router in routers):
+    if routers and all(router.has("k") for router in routers):
         figures["k_at_inference"] = _k_at_inference
     return figures
 
@@ -106,7 +105,7 @@ def _kept_patches(routing: MeasuredRouting) -> Figure:
     batch = next(routing.batches())
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
-    by_gate = moe.router.priority is not None
+    by_gate = moe.router.has("priority")
     columns = _slots(config, SHOWN_FACTORS)
     limits = RoutingOverrides(capacity=max(columns), priority="largest_gate" if by_gate else None)
     changed = models.with_params(
@@ -138,7 +137,7 @@ def _group(config: ViTConfig, moe: MoEConfig) -> int:
 
 def _even(config: ViTConfig, moe: MoEConfig) -> float:
     """The slots of an expert at capacity factor 1, in full groups."""
-    return _group(config, moe) * moe.router.experts_per_token / moe.num_experts
+    return _group(config, moe) * moe.router.k / moe.num_experts
 
 
 def _capacity_curves(routing: MeasuredRouting) -> Figure:
@@ -164,14 +163,14 @@ def _k_at_inference(routing: MeasuredRouting) -> Figure:
     config = routing.loaded.model.config
     layers = config.moe_blocks.values()
     at_most = min(moe.num_experts for moe in layers)
-    own = {moe.router.experts_per_token for moe in layers}
+    own = {moe.router.k for moe in layers}
     powers = {1 << i for i in range(at_most.bit_length())}
     ks = sorted(k for k in powers | own if k <= at_most)
     logits = at_k(routing.loaded.model, routing.batches(), ks)
     slots = {}
     for k in ks:
         changed = RoutingOverrides(k=k).apply(config).moe_blocks.values()
-        slots[k] = [slots_and_factor(moe, _group(config, moe))[0] for moe in changed]
+        slots[k] = [moe.slots(_group(config, moe)) for moe in changed]
     return plots.k_at_inference(
         logits, routing.labels, own=own.pop() if len(own) == 1 else None, slots=slots
     )

@@ -18,9 +18,9 @@ from vmoe.data.pipeline import Batch, evaluation_order
 from vmoe.data.sources import Source
 from vmoe.data.sources.views import Subset
 from vmoe.factory import Loaded
+from vmoe.health import Finding, findings
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
-from vmoe.routing.health import Finding, findings
 
 Batches = Callable[[], Iterator[Batch]]
 """Reads the images from the first one on, at each call."""

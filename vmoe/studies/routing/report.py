@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vmoe.analysis import BlockStatistics, block_measures
+from vmoe.health import about_unprocessed, all_clear
 from vmoe.nn.inputs import has_label
-from vmoe.routing.health import about_unprocessed, all_clear
 from vmoe.studies.routing.measure import MeasuredRouting
 
 COLUMNS = (

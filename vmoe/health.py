@@ -161,7 +161,7 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         )
         yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
-        ignores_gates = router.priority in ("order", "random")
+        ignores_gates = router.has("priority") and router.priority in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
             f"larger capacity{' factor' * (moe.capacity is None)}"

@@ -100,12 +100,30 @@ def check_registered(configs: Collection[type], registry: Mapping[type, Any], na
 Config = TypeVar("Config", bound=Checked)
 
 
+def kinds(hint: Any) -> dict[str, type]:
+    """The classes in the type of a field that have a ``kind``, by its value.
+
+    For a base class, such as ``Router``, all its subclasses, yours too.
+
+    >>> from vmoe.config import ExpertChoice, Switch
+    >>> sorted(kinds(ExpertChoice | Switch | None))
+    ['expert_choice', 'switch']
+    """
+    if inner := typing.get_args(hint):
+        return {name: kind for each in inner for name, kind in kinds(each).items()}
+    kind = getattr(hint, "__dict__", {}).get("kind")
+    own = {kind: hint} if isinstance(kind, str) else {}
+    subclasses = getattr(hint, "__subclasses__", list)()
+    return own | {name: kind for each in subclasses for name, kind in kinds(each).items()}
+
+
 @functools.cache  # takes longer than all checks of a config
 def _annotations(config: type) -> list[tuple[str, Any, Any]]:
     """Each field: its name, its type, and that type with its bounds."""
     annotated = typing.get_type_hints(config, include_extras=True)
     plain = typing.get_type_hints(config)
-    return [(name, plain[name], annotated[name]) for name in plain]
+    names = [field.name for field in dataclasses.fields(config)]
+    return [(name, plain[name], annotated[name]) for name in names]
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -125,6 +143,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # False for nan
     if kind is int:
         return type(value) is int and abs(value) <= LARGEST_INT
+    if isinstance(kind, type) and issubclass(kind, Checked):
+        return isinstance(value, kind)
     return type(value) is kind
 
 
@@ -160,7 +180,10 @@ def _right_type(value: Any, kind: Any) -> str:
             names.append("None")
         else:
             article = "an" if member.__name__[0] in "AEIOU" else "a"
-            names.append(_DESCRIBED.get(member, f"{article} {member.__name__}"))
+            name = f"{article} {member.__name__}"
+            if known := [each.__name__ for each in kinds(member).values() if each is not member]:
+                name += f" such as {known[0]}"
+            names.append(_DESCRIBED.get(member, name))
     given = "" if type(value) in (int, float) else f", not {type(value).__name__}"
     return f"use {' or '.join(names)}{given}"
 
