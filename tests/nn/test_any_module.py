@@ -1,9 +1,14 @@
 """Modules as users of Flax write them, as experts: random streams, statistics, shared parameters,
 annotated shardings, modules of ``nnx.vmap``; and records under the transformations of Flax."""
 
+import dataclasses
 import functools
+import inspect
+import math
+import threading
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +17,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vmoe.config import MoEConfig, TokenChoice
+from vmoe.config import (
+    CnnExpert,
+    CosineGate,
+    ExpertList,
+    GatedMlpExpert,
+    IdentityExpert,
+    MlpExpert,
+    MoEConfig,
+    TokenChoice,
+)
 from vmoe.errors import UsageError
 from vmoe.nn.experts import Copies, MixedExperts, StackedMlps, experts_of
 from vmoe.nn.moe import MoE, capture_records
@@ -24,6 +38,12 @@ ALL = MoEConfig(
     num_experts=E, router=TokenChoice(k=E, noise_std=0.0), dropless=True, images_per_group=B
 )
 """Every token goes to every expert."""
+OF_TWO = dict(
+    num_experts=2,
+    router=TokenChoice(k=2, noise_std=0.0),
+    dropless=True,
+    images_per_group=B,
+)
 TIGHT = MoEConfig(
     num_experts=E,
     router=TokenChoice(k=1, noise_std=0.0),
@@ -58,9 +78,8 @@ def forward(layer: MoE, tokens: jax.Array) -> jax.Array:
 def test_each_expert_has_masks_and_statistics_of_its_own_as_if_called_alone() -> None:
     """With room for every token each module gets all rows, as it would by itself."""
     rngs = nnx.Rngs(0)
-    experts = [Block(rngs) for _ in range(E)]
-    alone = [nnx.clone(expert) for expert in experts]
-    layer = MoE(experts, gate(), ALL)
+    layer = MoE([Block(rngs) for _ in range(E)], gate(), ALL)
+    alone = [layer.experts[i] for i in range(E)]
     for _ in range(2):
         outputs, record = nnx.jit(MoE.forward)(layer, TOKENS)
         order, chosen, weights = (
@@ -80,13 +99,60 @@ def test_each_expert_has_masks_and_statistics_of_its_own_as_if_called_alone() ->
     assert (np.std(stacked.norm.mean[...], axis=0) > 0).all()
 
 
-def test_copies_of_one_module_draw_different_masks() -> None:
+class Masking(nnx.Module):
+    """Draws from the streams with which it was made, and which other modules hold too."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.rngs = rngs
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * jax.random.bernoulli(self.rngs.dropout(), 0.5, x.shape)
+
+
+class Halving(Masking):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x) / 2
+
+
+def dropout() -> list[nnx.Module]:
     one, other = (nnx.Dropout(0.5, rngs=nnx.Rngs(i)) for i in range(2))
-    layer = MoE([one, one, other, other], gate(), ALL)
-    masks = nnx.jit(lambda m, x: m.experts.on_same(x))(layer, jnp.ones((50, D)))
-    assert all((masks[i] != masks[j]).any() for i in range(E) for j in range(i))
-    first = forward(layer, TOKENS)
-    assert (first != forward(layer, TOKENS)).any()
+    return [one, one, other, nnx.clone(other), nnx.clone(other)]
+
+
+def of_one_stream() -> list[nnx.Module]:
+    rngs = nnx.Rngs(dropout=0)
+    return [Masking(rngs), Halving(rngs), Masking(rngs), Halving(rngs), Masking(rngs)]
+
+
+@pytest.mark.parametrize("make", [dropout, of_one_stream])
+def test_every_expert_of_a_layer_draws_masks_of_its_own(make: Callable[[], Any]) -> None:
+    """Copies of one module, modules of one stream, and the shared expert."""
+    *experts, shared = make()
+    layer = MoE(experts, gate(), ALL, shared=shared)
+
+    @nnx.jit
+    def masks_of(layer: MoE) -> jax.Array:
+        rows = jnp.ones((50, D))
+        return jnp.concatenate([layer.experts.on_same(rows), layer.shared.on_same(rows)])
+
+    masks = masks_of(layer) > 0
+    assert all((masks[i] != masks[j]).any() for i in range(E + 1) for j in range(i))
+    assert (masks != (masks_of(layer) > 0)).any()
+
+
+def test_streams_that_a_module_has_split_stay_split() -> None:
+    class Two(nnx.Module):
+        def __init__(self) -> None:
+            streams = nnx.split_rngs(splits=2)(nnx.vmap(lambda rngs: nnx.Dropout(0.5, rngs=rngs)))
+            self.both = streams(nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nnx.vmap(lambda dropout, x: dropout(x), in_axes=(0, None))(self.both, x).sum(0)
+
+    layer = MoE([Two(), Two()], gate(2), TokenChoice(k=1))
+    one, other = nnx.jit(lambda layer, x: layer.experts.on_same(x))(layer, jnp.ones((50, D)))
+    assert (one != other).any()
+    assert set(np.unique(one)) == {0.0, 2.0, 4.0}  # each row by both masks, which differ
 
 
 def test_in_evaluation_nothing_changes_and_any_way_of_calling_works() -> None:
@@ -146,6 +212,51 @@ def test_modules_and_variables_that_experts_share_stay_one() -> None:
         )
 
 
+class BaseGate(nnx.Module):
+    """Logits from the base of the experts."""
+
+    def __init__(self, base: nnx.Linear):
+        self.base = base
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.base(x)[..., :E]
+
+
+class Model(nnx.Module):
+    def __init__(self, layer: MoE, head: nnx.Module):
+        self.layer, self.head = layer, head
+
+
+def test_what_experts_share_with_the_gate_the_shared_expert_or_a_head_stays_one() -> None:
+    """Also if one expert alone holds it: a gradient is the sum over all places."""
+    base, rngs = nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.Rngs(1)
+    experts = [LowRank(base, rngs), *(nnx.Linear(D, D, rngs=rngs) for _ in range(E - 1))]
+    shared = LowRank(base, rngs)
+    layer = MoE(experts, BaseGate(base), ALL, shared=shared)
+    assert layer.experts[0].base.kernel is base.kernel is layer.shared.stacked.base.kernel
+    assert layer.router.base.kernel is base.kernel
+
+    def loss(gate: Any, experts: Sequence[Any], shared: Any) -> jax.Array:
+        rows = jnp.stack([expert(TOKENS) for expert in experts], -1)
+        y = (rows * jax.nn.softmax(gate(TOKENS))[..., None, :]).sum(-1) + shared(TOKENS)
+        return (y**2).sum()
+
+    ours = nnx.jit(nnx.grad(lambda layer: (layer(TOKENS) ** 2).sum()))(layer)
+    graph, state = nnx.split(nnx.List([BaseGate(base), nnx.List(experts), shared]))
+    oracle = jax.grad(lambda s: loss(*nnx.merge(graph, s)))(state)
+    np.testing.assert_allclose(
+        ours["experts"]["kinds"][0]["stacked"]["base"]["kernel"][...],
+        oracle[0]["base"]["kernel"][...],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    by_two = MoE([LowRank(base, rngs) for _ in range(E)], gate(), ALL)
+    sizes = [x.size for x in jax.tree.leaves(nnx.state(Model(by_two, base), nnx.Param))]
+    assert sum(sizes) == D * D + D + E * 2 * D * 2 + D * E
+    by_hand = experts_of([experts[0]] * E, beside=[base])  # what a head alone holds too is named
+    assert by_hand.stacked.base.kernel is base.kernel
+
+
 class Holding(nnx.Module):
     """Holds something that is no variable."""
 
@@ -182,14 +293,15 @@ def test_modules_may_hold_anything_and_sow() -> None:
 def test_what_some_experts_share_stays_theirs() -> None:
     bases = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(2)]
     experts = [LowRank(bases[i % 2], nnx.Rngs(i)) for i in range(E)]
-    with pytest.warns(UserWarning, match="experts 0 and 1 are both LowRank .* one after another"):
+    message = "experts 0 and 1 are both LowRank .* differ in base/bias: 2 kinds are computed one af"
+    with pytest.warns(UserWarning, match=message):
         layer = MoE(experts, gate(), ALL)
     for kind, base in zip(layer.experts.kinds, bases, strict=True):
         assert kind.stacked.base.kernel is base.kernel
     rows = TOKENS.reshape(-1, D)
     expected = np.stack([expert(rows) for expert in experts])
     np.testing.assert_allclose(layer.experts.on_same(rows), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UsageError, match="share base/bias with some of the others only: use exp"):
+    with pytest.raises(UsageError, match="experts 0 and 1 differ in base/bias, so .* use experts"):
         Copies(experts)
 
 
@@ -237,6 +349,148 @@ def test_an_expert_that_asks_for_what_no_layer_has_is_refused_by_name() -> None:
 
     with pytest.raises(UsageError, match="Wrong.takes names position: a layer has filled, images"):
         MoE([Wrong()] * E, gate())
+
+
+@pytest.mark.parametrize("names", ["key", ["key"], ("key", 1), None])
+def test_what_an_expert_takes_is_a_tuple_of_names(names: Any) -> None:
+    class Wrong(Scaled):
+        takes = names
+
+    message = r"Wrong.takes is .*: use a tuple of names, such as \('key',\)"
+    with pytest.raises(UsageError, match=message):
+        MoE([Wrong()] * E, gate())
+
+
+class Sized(nnx.Module):
+    takes = ("n",)
+
+    def __call__(self, x: jax.Array, *, n: int) -> jax.Array:
+        return x * n
+
+
+class Around(nnx.Module):
+    """Calls a module that takes something, in a way of its own."""
+
+    takes = ()
+
+    def __init__(self, inside: nnx.Module):
+        self.inside = inside
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.inside(x, n=2)
+
+
+def test_a_module_around_one_that_takes_something_says_what_it_takes_itself() -> None:
+    for around, path in (
+        (nnx.Sequential(Sized(), nnx.tanh), "layers/0"),
+        (Holding(nnx.List([nnx.Sequential(Scaled(), Sized())])), "held/0/layers/1"),
+    ):
+        message = f"holds {path}, which takes n: give {type(around).__name__} the same `takes` to"
+        with pytest.raises(UsageError, match=message):
+            MoE([around] * E, gate())
+    layer = MoE([Around(Sized())] * E, gate(), ALL)
+    np.testing.assert_allclose(forward(layer, TOKENS), 2 * TOKENS, rtol=1e-5)
+    inner = MoE([Sized()] * 2, gate(2), MoEConfig(**OF_TWO))
+    layer = MoE([nnx.Sequential(inner, nnx.identity)] * E, gate(), ALL)  # a layer is no such module
+    assert forward(layer, TOKENS).shape == TOKENS.shape
+
+
+def test_only_names_that_an_expert_takes_are_refused_as_inputs() -> None:
+    layer = MoE([Scaled()] * E, gate(), ALL)
+    np.testing.assert_allclose(
+        nnx.jit(lambda layer, x: layer(x, s=2.0, n=3))(layer, TOKENS), 6 * TOKENS, rtol=1e-5
+    )
+    scale = jnp.arange(1.0, B * N + 1).reshape(B, N, 1)
+    scaled = nnx.jit(lambda layer, x: layer(x, n=2, per_token={"s": scale}))(layer, TOKENS)
+    np.testing.assert_allclose(scaled, 2 * scale * TOKENS, rtol=1e-5)
+    with pytest.raises(UsageError, match="^s is given per token and for all: give one of them an"):
+        layer(TOKENS, s=2.0, per_token={"s": scale})
+    layer = MoE([Scaled(), Sized()] * 2, gate(), ALL)
+    with pytest.raises(UsageError, match="^experts get n from the layer: give your input another"):
+        layer(TOKENS, n=2)
+
+
+def test_kinds_of_experts_get_what_they_ask_for_and_the_inputs_of_the_caller() -> None:
+    class Positions(nnx.Module):
+        takes = ("positions",)
+
+        def __call__(self, x: jax.Array, *, positions: jax.Array, images: jax.Array) -> jax.Array:
+            return x * positions[..., None] + images
+
+    class Images(nnx.Module):
+        def __call__(self, x: jax.Array, images: jax.Array) -> jax.Array:
+            return x + images
+
+    images = jnp.arange(1.0, B * N + 1).reshape(B, N, 1)
+    layer = MoE([Positions(), Images()], gate(2), MoEConfig(**OF_TWO))
+    outputs, record = nnx.jit(lambda layer, x: layer.forward(x, per_token={"images": images}))(
+        layer, TOKENS
+    )
+    gates = record.gates.reshape(B, N, 2)
+    positions = jnp.arange(N)[None, :, None]
+    expected = TOKENS * (gates[..., :1] * positions + gates[..., 1:]) + images
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["copies", "mixed", "mlps", "config", "vmap", "base", "annotated"])
+def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
+    """Its outputs are those of the layer; what is done to it changes nothing in the layer."""
+    init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+    base, rngs = nnx.Linear(D, D, rngs=nnx.Rngs(9)), nnx.Rngs(0)
+    each = (MlpExpert(), MlpExpert(), GatedMlpExpert(), IdentityExpert())
+    config = MoEConfig(num_experts=E, experts=ExpertList(each=each), shared_init=False)
+    made: dict[str, Callable[[], Any]] = {
+        "copies": lambda: [nnx.Linear(D, D, rngs=rngs) for _ in range(E)],
+        "mixed": lambda: [nnx.Linear(D, D, use_bias=i % 2 == 0, rngs=rngs) for i in range(E)],
+        "mlps": lambda: StackedMlps(E, D, 5, shared_init=False, rngs=rngs),
+        "config": lambda: MoE.from_config(config, D, 5, N, rngs=rngs).experts,
+        "vmap": lambda: nnx.split_rngs(splits=E)(
+            nnx.vmap(lambda rngs: nnx.Linear(D, D, rngs=rngs))
+        )(rngs),
+        "base": lambda: [LowRank(base, rngs) for _ in range(E)],
+        "annotated": lambda: [nnx.Linear(D, D, kernel_init=init, rngs=rngs) for _ in range(E)],
+    }
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        layer = MoE(made[kind](), gate(), ALL)
+        rows = TOKENS.reshape(-1, D)
+        expected = layer.experts.on_same(rows)
+        experts = [layer.experts[i] for i in range(E)]
+        for expert, outputs in zip(experts, expected, strict=True):
+            np.testing.assert_allclose(expert(rows), outputs, rtol=1e-4, atol=1e-5)
+        again = MoE(experts, gate(), ALL).experts.on_same(rows)
+        np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
+        if kind == "annotated":
+            assert experts[3].kernel.get_metadata()["out_sharding"] == (None, "model")
+        if kind == "base":
+            assert experts[3].base.kernel is base.kernel
+        np.testing.assert_array_equal(layer.experts[-1](rows), experts[3](rows))
+        with pytest.raises(IndexError):
+            layer.experts[E]
+        nnx.update(experts[3], jax.tree.map(jnp.zeros_like, nnx.state(experts[3])))
+        if kind != "base":
+            np.testing.assert_array_equal(layer.experts.on_same(rows), expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (dict(shared_experts=2), "^shared_experts=2: shared experts are given as `shared`: leave"),
+        (dict(expert_dropout=0.5), "^expert_dropout=0.5: experts that are given have their own dr"),
+        (dict(shared_init=False), "^shared_init=False: experts that are given have their values: "),
+        (dict(implementation="ragged"), "^implementation=ragged: experts other than StackedMlps"),
+        (dict(gate=CosineGate()), "^gate: the gate is the module that is given: leave it out"),
+        (dict(experts=CnnExpert()), "^experts: the experts are the modules that are given: leave "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_of_parts_that_are_given_are_refused(setting: Any, message: str) -> None:
+    config = MoEConfig(num_experts=E, **setting)
+    with pytest.raises(UsageError, match=message):
+        MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), config)
+    assert MoE.from_config(config, D, 5, 9, rngs=nnx.Rngs(0)).config == config
+    if "implementation" in setting:
+        MoE(StackedMlps(E, D, 5, rngs=nnx.Rngs(0)), gate(), config)
 
 
 def test_the_axis_of_experts_comes_first_in_annotated_shardings() -> None:
@@ -299,25 +553,223 @@ def recursive() -> Callable[..., jax.Array]:
     return apply
 
 
-def test_functions_of_equal_code_make_no_kinds_and_others_are_said() -> None:
-    for make in (
-        lambda: functools.partial(nnx.leaky_relu, negative_slope=0.1),
-        lambda: lambda x: nnx.relu(x) ** 2,
-        lambda: lambda x: x * TABLE,
-        recursive,
-    ):
-        modules = [Block(nnx.Rngs(i), make()) for i in range(E)]
-        assert isinstance(experts_of(modules), Copies)
-    for functions in (
-        [lambda x, i=i: x**i for i in range(2)],
-        [lambda x, *, i=i: x**i for i in range(2)],
-    ):
-        powers = [Block(nnx.Rngs(i), function) for i, function in enumerate(functions)]
-        with pytest.warns(UserWarning, match="experts 0 and 1 are both Block with variables of eq"):
-            assert len(experts_of(powers).kinds) == 2
+@dataclasses.dataclass
+class Power:
+    exponent: float
+    places: int = 3
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x**self.exponent
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    function: Callable[[jax.Array], jax.Array]
+
+
+class Plain:
+    """Equal by what it holds; it defines no equality."""
+
+    def __init__(self, *held: Any):
+        self.held = held
+        self.itself = self
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any):
+        self.held = held
+
+
+class ByValue:
+    """Equal by ``==``, though a counter differs."""
+
+    count = 0
+
+    def __init__(self, value: int):
+        self.value = value
+        self.number = ByValue.count = ByValue.count + 1
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, ByValue) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+def reading(value: Any) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: x * value
+
+
+def reading_itself(value: float) -> Callable[..., jax.Array]:
+    def apply(x: jax.Array) -> jax.Array:
+        return x * apply.scale  # ty: ignore
+
+    apply.scale = value
+    return apply
+
+
+def by_default(value: float) -> Callable[..., jax.Array]:
+    return lambda x, scales=[value]: x * scales[0]  # noqa: B006
+
+
+def unset(first: bool) -> Callable[..., tuple[float, float]]:
+    """One of the captured variables has no value yet."""
+    if first:
+        a = 1.0
+    else:
+        b = 1.0
+    return lambda: (a, b)
+
+
+def elsewhere(scale: float) -> Any:
+    return types.FunctionType((lambda x: x * SCALE).__code__, {"SCALE": scale})
+
+
+SCALE = 1.0
+EQUAL: dict[str, Callable[[], Any]] = {
+    "partial": lambda: functools.partial(nnx.leaky_relu, negative_slope=0.1),
+    "lambda": lambda: lambda x: nnx.relu(x) ** 2,
+    "global": lambda: lambda x: x * TABLE,
+    "recursive": recursive,
+    "jit": lambda: jax.jit(lambda x: x**2),
+    "jit with options": lambda: jax.jit(lambda x, n: x**n, static_argnames="n"),
+    "checkpoint": lambda: jax.checkpoint(nnx.relu),
+    "custom_jvp": lambda: jax.custom_jvp(lambda x: x),
+    "method": lambda: Power(2.0).__call__,
+    "method of a method": lambda: Plain(Power(2.0).__call__).__eq__,
+    "dataclass": lambda: Power(2.0),
+    "dataclass with a function": lambda: Frozen(lambda x: x),
+    "object": lambda: Plain("a", 1, None, [1, {2: "b"}], {3}, reading(2), math.nan),
+    "slots": lambda: Slotted([1]),
+    "by ==": lambda: ByValue(3),
+    "captured array": lambda: reading(np.arange(3.0)),
+    "captured array of jax": lambda: reading(jnp.arange(3.0)),
+    "captured list": lambda: reading([1.0, (2, None)]),
+    "attributes": lambda: reading_itself(2.0),
+    "default": lambda: by_default(2.0),
+    "unset": lambda: unset(True),
+    "random": lambda: jax.nn.initializers.normal(0.1),
+}
+
+
+@pytest.mark.parametrize("make", EQUAL.values(), ids=EQUAL)
+def test_experts_that_hold_equal_things_are_computed_at_once(make: Callable[[], Any]) -> None:
+    assert isinstance(experts_of([Holding(make()) for _ in range(3)]), Copies)
+
+
+def test_equal_functions_may_stand_in_different_places() -> None:
+    functions: list[Any] = [
+        lambda x: (lambda y: y + 1)(x) * 2,
+        lambda x: (lambda y: y + 1)(x) * 2,
+    ]
+    assert isinstance(experts_of(list(map(Holding, functions))), Copies)
+
+
+class Bias(nnx.Module):
+    def __init__(self, value: float):
+        self.bias = nnx.Param(jnp.full(D, value))
+
+    def add(self, x: jax.Array) -> jax.Array:
+        return x + self.bias[...]
+
+
+DIFFERENT: dict[str, tuple[Any, Any]] = {
+    "captured": (reading(2.0), reading(3.0)),
+    "captured type": (reading(1), reading(True)),
+    "sign": (reading(0.0), reading(-0.0)),
+    "sign in a tuple": ((0.0,), (-0.0,)),
+    "text": ("a", "b"),
+    "bytes": (b"a", b"b"),
+    "large number": (10**30, 10**31),
+    "length": ([1], [1, 1]),
+    "keys": ({"a": 1}, {"b": 1}),
+    "captured array": (reading(np.arange(3.0)), reading(np.ones(3))),
+    "type of an array": (reading(np.ones(3, np.float32)), reading(np.ones(3, np.int32))),
+    "attributes": (reading_itself(2.0), reading_itself(3.0)),
+    "default": (by_default(2.0), by_default(3.0)),
+    "globals": (elsewhere(2.0), elsewhere(3.0)),
+    "unset": (unset(True), unset(False)),
+    "code": (lambda x: x + 1, lambda x: x - 1),
+    "constant": (lambda x: x + 1, lambda x: x + 1.0),
+    "inner code": (lambda x: (lambda: x + 1)(), lambda x: (lambda: x + 2)()),
+    "names": (lambda x: jnp.sin(x), lambda x: jnp.cos(x)),
+    "built in": (math.sin, math.cos),
+    "method of what is built in": ("a".upper, "b".upper),
+    "partial": (functools.partial(max, 1), functools.partial(max, 2)),
+    "jit": (jax.jit(reading(2.0)), jax.jit(reading(3.0))),
+    "options of jit": (jax.jit(Power(2.0)), jax.jit(Power(2.0), inline=True)),
+    "custom_jvp": (jax.custom_jvp(reading(2.0)), jax.custom_jvp(reading(3.0))),
+    "method": (Power(2.0).__call__, Power(3.0).__call__),
+    "method of modules": (Bias(2.0).add, Bias(2.0).add),  # each is that module's, and trained
+    "function of modules": (reading(Bias(2.0).bias), reading(Bias(2.0).bias)),
+    "dataclass": (Power(2.0), Power(2.0, 4)),
+    "object": (Plain(1), Plain(2)),
+    "slots": (Slotted(1), Slotted(2)),
+    "by ==": (ByValue(2), ByValue(3)),
+    "without a value": (threading.Lock(), threading.Lock()),
+}
+
+
+@pytest.mark.parametrize("pair", DIFFERENT.values(), ids=DIFFERENT)
+def test_experts_that_hold_different_things_are_never_computed_at_once(pair: Any) -> None:
+    with pytest.warns(UserWarning, match="0 and 1 are both Holding .* but differ in held: 2 kinds"):
+        experts = experts_of([Holding(pair[0]), Holding(pair[1]), Holding(pair[0])])
+    assert [kind.num_experts for kind in experts.kinds] == [2, 1]
+    with pytest.raises(UsageError, match="experts 0 and 1 differ in held, so they cannot be stack"):
+        Copies([*map(Holding, pair)])
+
+
+def test_what_differs_is_named_once_at_the_line_that_made_the_layer() -> None:
+    experts = [Block(nnx.Rngs(i), [nnx.gelu, nnx.relu, nnx.silu][i % 3]) for i in range(E)]
+    experts[0].eval()
+    with pytest.warns(UserWarning, match="experts 0 and 1 are both Block") as caught:
+        frame: Any = inspect.currentframe()
+        layer, line = MoE(experts, gate(), ALL), frame.f_lineno
+    (warning,) = caught
+    assert (warning.filename, warning.lineno) == (__file__, line)
+    assert str(warning.message).endswith(
+        "differ in activation: 4 kinds are computed one after another"
+    )
+    rows = TOKENS.reshape(-1, D)
+    for expert in experts:
+        expert.eval()
+    layer.eval()
+    expected = np.stack([expert(rows) for expert in experts])
+    np.testing.assert_allclose(layer.experts.on_same(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_that_is_made_for_each_expert_is_named() -> None:
+    def made() -> nnx.Module:
+        class Made(Scaled):
+            pass
+
+        return Made()
+
+    with pytest.warns(UserWarning, match="0 and 1 are both Made .* differ in their class: 2 kinds"):
+        experts_of([made(), made()])
+
+
+def test_experts_that_are_meant_to_differ_are_not_warned_of() -> None:
+    rngs = nnx.Rngs(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # experts of other sizes are meant to differ
-        experts_of([nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.Linear(D, 2, rngs=nnx.Rngs(0))])
+        warnings.simplefilter("error")
+        for other in (nnx.Linear(D, 2, rngs=rngs), nnx.Linear(D, D, use_bias=False, rngs=rngs)):
+            assert isinstance(experts_of([nnx.Linear(D, D, rngs=rngs), other]), MixedExperts)
+
+
+def mlp() -> nnx.Module:
+    return nnx.Sequential(nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.tanh)
+
+
+def test_variables_that_are_tied_in_other_ways_are_not_stacked() -> None:
+    def tied(first: int) -> Holding:
+        linears = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(2)]
+        return Holding(nnx.List([*linears, linears[first]]))
+
+    with pytest.warns(UserWarning, match="are both Holding .* but differ in held/2: 2 kinds"):
+        experts_of([tied(0), tied(1), tied(0)])
 
 
 def test_all_shared_experts_are_added_and_padding_stays_zero() -> None:
@@ -339,13 +791,13 @@ def test_a_list_of_flax_is_a_list() -> None:
 class Stack(nnx.Module):
     """Two layers, called in a way of its own; their experts are nested lists of modules."""
 
-    def __init__(self, way: str, count: int = 2):
+    def __init__(self, way: str, axes: Any, count: int = 2):
         def make(rngs: nnx.Rngs) -> MoE:
             linear = functools.partial(nnx.Linear, D, rngs=rngs)
             experts = [nnx.Sequential(linear(D), nnx.tanh, linear(D)) for _ in range(E)]
             return MoE(experts, linear(E, use_bias=False), TIGHT)
 
-        self.way = way
+        self.way, self.axes = way, axes
         if way in ("scan", "vmap"):
             self.layers = nnx.split_rngs(splits=count)(nnx.vmap(make))(nnx.Rngs(0))
         else:
@@ -355,10 +807,13 @@ class Stack(nnx.Module):
         match self.way:
             case "scan":
                 return nnx.scan(
-                    lambda x, layer: x + layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+                    lambda x, layer: x + layer(x),
+                    in_axes=(nnx.Carry, self.axes),
+                    out_axes=nnx.Carry,
                 )(x, self.layers)
             case "vmap":
-                return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x).sum(0)
+                by_layer = nnx.vmap(lambda layer, x: layer(x), in_axes=(self.axes, None))
+                return by_layer(self.layers, x).sum(0)
             case "remat":
                 for layer in self.layers:
                     x = x + nnx.remat(lambda layer, x: layer(x))(layer, x)
@@ -368,9 +823,15 @@ class Stack(nnx.Module):
         return x
 
 
-@pytest.mark.parametrize("way", ["plain", "remat", "scan", "vmap"])
-def test_records_are_reached_under_the_transformations_of_flax(way: str) -> None:
-    model = Stack(way)
+BY_KIND = nnx.StateAxes({(nnx.Param, nnx.Intermediate): 0, ...: None})
+
+
+@pytest.mark.parametrize(
+    ("way", "axes"),
+    [("plain", 0), ("remat", 0), ("scan", 0), ("vmap", 0), ("scan", BY_KIND), ("vmap", BY_KIND)],
+)
+def test_records_are_reached_under_the_transformations_of_flax(way: str, axes: Any) -> None:
+    model = Stack(way, axes)
 
     @nnx.jit
     def step(model: Stack) -> Any:

@@ -51,6 +51,8 @@ SMALL = MoEConfig(
     capacity_multiple=1,
     shared_init=False,
 )
+GIVEN = replace(SMALL, shared_init=True)
+"""For experts that are given."""
 LIST = ExpertList(each=(MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert()))
 KINDS: dict[str, Expert] = {
     "mlp": MlpExpert(),
@@ -323,7 +325,7 @@ def test_any_modules_as_experts_may_return_another_width(x: int, lora: bool) -> 
     experts: list[Any] = linears(x)
     if lora:
         experts[1] = nnx.LoRA(D, 2, x, rngs=nnx.Rngs(0))
-    layer = MoE(experts, gate(), SMALL)
+    layer = MoE(experts, gate(), GIVEN)
     y, record = nnx.jit(MoE.forward)(layer, TOKENS)
     assert y.shape == (B, N, x)
     expected = by_loop(modules_in_float64(experts), TOKENS, record)[: B * N]
@@ -357,7 +359,7 @@ def test_a_module_given_several_times_makes_experts_that_start_equal() -> None:
 def test_tokens_may_have_any_rank(shape: tuple[int, ...]) -> None:
     """The axes between the first and the last one are the tokens of an image."""
     tokens = jnp.float32(RNG.normal(size=shape))
-    layer = MoE(linears(3), gate(), replace(SMALL, dropless=True))
+    layer = MoE(linears(3), gate(), replace(GIVEN, dropless=True))
     y, record = nnx.jit(MoE.forward)(layer, tokens)
     assert y.shape == (*shape[:-1], 3)
     flat = tokens.reshape(shape[0] if len(shape) > 1 else 1, -1, D)
@@ -401,7 +403,7 @@ class Mixing(Conditional):
 def test_experts_get_the_rows_of_their_tokens_and_inputs_for_all(kind: Any, b: int) -> None:
     rngs = nnx.Rngs(4)
     experts = [kind(rngs) for _ in range(E)]
-    layer = MoE(experts, gate(), SMALL)
+    layer = MoE(experts, gate(), GIVEN)
     inputs = dict(
         time=jnp.float32(RNG.normal(size=(b, N))),
         label=jnp.asarray(RNG.integers(0, 10, (b, N))),
@@ -474,7 +476,7 @@ class Dropping(nnx.Module):
 
 
 def test_experts_that_take_a_key_draw_different_masks_in_training_and_none_in_evaluation() -> None:
-    config = replace(SMALL, router=dict(k=E), dropless=True)
+    config = replace(GIVEN, router=dict(k=E), dropless=True)
     layer = MoE([Dropping()] * E, gate(), config)
     slots = jnp.ones((1, E, N, D))
     masks = np.asarray(layer.experts(slots, Slots(N, N, {}), jax.random.key(0)))[0]
@@ -500,7 +502,8 @@ def test_the_class_tokens_alone_get_the_same_outputs() -> None:
 def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> None:
     config = replace(SMALL, shared_experts=2, capacity=1)
     shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
-    routed = MoE(nnx.clone(shared.experts), nnx.clone(shared.router), config)
+    alone = replace(config, shared_experts=0, shared_init=True)
+    routed = MoE(nnx.clone(shared.experts), nnx.clone(shared.router), alone)
 
     @nnx.jit
     def outputs(shared: MoE, routed: MoE) -> Any:
@@ -611,14 +614,20 @@ def test_inputs_and_shared_experts_that_do_not_fit_the_tokens_are_named() -> Non
 
 
 def test_modules_of_different_structure_cannot_be_copies() -> None:
-    with pytest.raises(UsageError, match="equal structure can be stacked: use experts_of"):
+    message = "experts 0 and 1 differ in bias, so they cannot be stacked: use experts_of"
+    with pytest.raises(UsageError, match=message):
         Copies([linears()[0], linears(3)[1]])
+    with pytest.raises(UsageError, match="experts 0 and 1 differ in their class, so they cannot"):
+        Copies([FirstOf(), FirstRow()])
     assert isinstance(experts_of([linears()[0], linears(3)[1]]), MixedExperts)
 
 
 @pytest.mark.parametrize("name", ["filled", "images", "positions", "n", "s", "key"])
 def test_what_experts_get_from_the_layer_is_no_name_of_an_input(name: str) -> None:
-    layer, message = MoE(linears(), gate(4), SMALL), f"experts get {name} from the layer"
+    class Taking(nnx.Module):
+        takes = (name,)
+
+    layer, message = MoE([Taking()] * E, gate(4)), f"experts get {name} from the layer"
     with pytest.raises(UsageError, match=message):
         jax.eval_shape(lambda x: layer(x, per_token={name: x}), TOKENS)
     if name != "key":  # the layer itself takes a key
@@ -637,7 +646,7 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         with pytest.raises(UsageError, match=message):
             replace(SMALL, experts=LIST, **changes)
     with pytest.raises(UsageError, match="num_experts=4: 3 experts were given"):
-        MoE(linears()[1:], gate(3), SMALL)
+        MoE(linears()[1:], gate(3), GIVEN)
     with pytest.raises(UsageError, match="k=2 .*num_experts=1"):
         MoE(linears()[:1], gate(1))
     for implementation in ("batched", "auto"):

@@ -69,7 +69,7 @@ def layer_norm(config: ViTConfig, *, rngs: Rngs) -> nnx.LayerNorm:
 
 
 class Mlp(nnx.Module):
-    """Two linear layers, ``up`` and ``down``, with a GELU between them."""
+    """Two linear layers, ``up`` and ``down``, with an activation between them."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class Mlp(nnx.Module):
         mlp_dim: int,
         *,
         hidden: Hidden = TANH,
-        dtype: jax.typing.DTypeLike,
+        dtype: jax.typing.DTypeLike | None = None,
         rngs: Rngs,
     ):
         init = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(width, mlp_dim, **init)
+        self.up = nnx.Linear(width, 2 * mlp_dim if hidden.gated else mlp_dim, **init)
         self.down = nnx.Linear(mlp_dim, width, **init)
         self.hidden = hidden
 

@@ -1,7 +1,8 @@
 """The MoE layer: group, route, dispatch, experts, combine, ungroup."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from vmoe.config.model import Gelu, Implementation
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Copies, Experts, Slots, StackedMlps, about, experts_of
-from vmoe.nn.experts.copies import check_expert
+from vmoe.nn.experts.copies import check_expert, shared_variables
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
@@ -31,13 +32,28 @@ from vmoe.routing.load import expert_totals
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
+OF_PARTS = {
+    "experts": "the experts are the modules that are given",
+    "gate": "the gate is the module that is given",
+    "expert_dropout": "experts that are given have their own dropout",
+    "shared_experts": "shared experts are given as `shared`",
+    "shared_init": "experts that are given have their values",
+}
+"""Settings from which ``MoE.from_config`` makes parts of a layer, and what a layer of existing
+modules has in their place."""
+
 
 class MoE(nnx.Module):
     """Mixture of experts with any modules as experts, any gate and any router.
 
-    In a V-MoE it replaces the MLP of a block (V-MoE, section 2).
+    In a V-MoE it replaces the MLP of a block (V-MoE, section 2). ``layer.experts[3]`` is expert 3
+    as a module of its own.
 
     Parameters: ``router`` (the gate's parameters) and ``experts``.
+
+    Attributes:
+        config: the router, the capacity and the groups. What it says about experts and the gate is
+            about layers of ``from_config`` alone.
 
     >>> rngs = nnx.Rngs(0)
     >>> experts = [nnx.Linear(8, 5, rngs=rngs) for _ in range(4)]
@@ -46,6 +62,8 @@ class MoE(nnx.Module):
     >>> nnx.jit(MoE.__call__)(layer, jnp.ones((2, 9, 8))).shape
     (2, 9, 5)
     """
+
+    takes = ()  # as an expert of another layer, see Copies
 
     def __init__(
         self,
@@ -58,6 +76,10 @@ class MoE(nnx.Module):
     ):
         """Makes a layer of existing modules.
 
+        It starts with their values. A variable that several of the experts, the gate and the shared
+        expert hold stays one; for what one expert holds with a module outside of the layer, give
+        ``experts_of(modules, beside=[gate, outside])`` as experts.
+
         Args:
             experts: one module for each expert, or one of ``nnx.vmap``, see ``experts_of``; or
                 experts that are computed together, such as ``StackedMlps``.
@@ -65,26 +87,29 @@ class MoE(nnx.Module):
                 and random streams, if it has any, change under ``nnx.jit`` as in any module. None
                 for a router that reads no logits.
             router: the router, ours or your own, token choice by default; or the config of the
-                whole layer, with its capacity and its groups.
+                whole layer, with its capacity and its groups, which says nothing about the modules
+                that are given.
             shared: a further expert, or ``Experts`` of which all are used. They act on tokens
                 alone, and their outputs are added for every token.
             placement: the devices over which groups and experts are split.
 
         Raises:
-            UsageError: an expert is not a module, or the number of experts is not the one in the
-                config.
+            UsageError: an expert is not a module, the number of experts is not the one in the
+                config, or the config has settings of experts or of a gate.
         """
-        self.experts = experts_of(experts)
+        self.experts = experts_of(experts, _modules(gate, shared))
         self.router = gate
-        self.shared = None if shared is None else _on_tokens_alone(shared)
+        beside = _modules(self.experts, gate)
+        self.shared = None if shared is None else _on_tokens_alone(shared, beside)
         self.placement = placement
-        e = self.experts.num_experts
         if not isinstance(router, MoEConfig):
+            e = self.experts.num_experts
             router = MoEConfig(num_experts=e, router=router or TokenChoice())
         self.config = router
-        _check_parts(router, gate, e)
-        state = {name: RouterState(x) for name, x in router.router.initial_state(e).items()}
-        self.state = nnx.Dict(state) if state else None
+        _check_parts(router, gate, self.experts)
+        state = router.router.initial_state(self.experts.num_experts)
+        variables = {name: RouterState(x) for name, x in state.items()}
+        self.state = nnx.Dict(variables) if variables else None
 
     @classmethod
     def from_config(
@@ -122,7 +147,10 @@ class MoE(nnx.Module):
                 hidden=Hidden(gelu, config.expert_dropout),
                 rngs=rngs,
             )
-        return cls(experts, gate, config, shared=shared, placement=placement)
+        given = dataclasses.replace(config, **{name: getattr(MoEConfig, name) for name in OF_PARTS})
+        layer = cls(experts, gate, given, shared=shared, placement=placement)
+        layer.config = config
+        return layer
 
     def __call__(self, tokens: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> jax.Array:
         """The experts' weighted outputs for every token, f[*b x]; see ``forward``."""
@@ -167,7 +195,7 @@ class MoE(nnx.Module):
         images = tokens.reshape(b, n, tokens.shape[-1])
         valid = jnp.ones(b, bool) if valid is None else valid
         check_tokens(tokens, valid, per_token)
-        check_names({*(per_token or {}), *kwargs})
+        check_names(self.experts, per_token, kwargs)
         self.placement.check_batch(b)
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
@@ -359,22 +387,40 @@ def implementation_of(layer: MoE, routing: Routing | SoftRouting) -> Implementat
     return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
 
 
-def _on_tokens_alone(shared: Any) -> Experts:
-    """The shared experts, after checking that they need no slots."""
+def _modules(*parts: Any) -> list[nnx.Module]:
+    """The parts of a layer that are modules."""
+    return [part for part in parts if isinstance(part, nnx.Module)]
+
+
+def _on_tokens_alone(shared: Any, beside: Sequence[nnx.Module]) -> Experts:
+    """The shared experts, after checking that they need no slots.
+
+    Args:
+        beside: the experts of the layer first, and other modules whose variables stay one.
+    """
     if not isinstance(shared, Experts):
         check_expert("the shared expert", shared)
-        shared = Copies([shared])
+        ids = shared_variables([shared, *beside])
+        shared = Copies([shared], shared=ids, numbers=[beside[0].num_experts])
     if asks := shared.asks | (shared.takes - {"key"}):
         asked = ", ".join(sorted(asks))
         raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
     return shared
 
 
-def _check_parts(config: MoEConfig, gate: Any, e: int) -> None:
-    """Checks that a gate and the number of experts fit a config."""
+def _check_parts(config: MoEConfig, gate: Any, experts: Experts) -> None:
+    """Checks that a gate and experts fit a config, which has no settings of them."""
+    e = experts.num_experts
     if gate is not None and not callable(gate):
         raise UsageError("give a module that makes logits", gate=type(gate).__name__)
     require(config.num_experts == e, f"{e} experts were given", num_experts=config.num_experts)
+    for name, instead in OF_PARTS.items():
+        value = getattr(config, name)
+        require(value == getattr(MoEConfig, name), f"{instead}: leave it out", **{name: value})
+    chosen = config.implementation not in ("auto", "batched")
+    fits = not chosen or isinstance(experts, StackedMlps)
+    by_slots = "experts other than StackedMlps are computed slot by slot: use batched"
+    require(fits, by_slots, implementation=config.implementation)
     kind, learned = config.router.kind, config.router.learned
     require(not learned or gate is not None, f"a {kind} router reads logits: give a gate")
     reads_none = f"a {kind} router reads no logits: give None as the gate"
@@ -388,9 +434,11 @@ def capture_records(
 
     A layer that is not called has no record. For any Flax NNX model, also one whose layers are in
     ``nnx.remat``, ``nnx.scan`` or ``nnx.vmap``; under the last two the arrays of a record have one
-    more axis in front. Add the ``aux_loss`` of each record to the loss in training. A layer sows
-    its record as an ``nnx.Intermediate``, so ``nnx.capture`` itself works too. Inside ``nnx.jit``,
-    unused parts of the records are not computed.
+    more axis in front. There, ``nnx.StateAxes`` must give ``nnx.Intermediate`` the axis 0, as in
+    ``nnx.StateAxes({(nnx.Param, nnx.Intermediate): 0, ...: None})``: with None, ``nnx.scan`` keeps
+    no record, and ``nnx.vmap`` raises an error. Add the ``aux_loss`` of each record to the loss in
+    training. A layer sows its record as an ``nnx.Intermediate``, so ``nnx.capture`` itself works
+    too. Inside ``nnx.jit``, unused parts of the records are not computed.
     """
     with nnx.set_graph_mode(True):  # a model can have a module in several places
         layers = {path: part for path, part in nnx.iter_modules(model) if isinstance(part, MoE)}

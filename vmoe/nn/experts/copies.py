@@ -1,7 +1,5 @@
 """Experts that are modules of equal structure: copies of one, or made one by one."""
 
-import functools
-import types
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -11,15 +9,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from flax.errors import TraceContextError
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from vmoe.errors import UsageError, require
 from vmoe.nn.experts.interface import OF_LAYER, OF_SLOTS, Experts, Slots
+from vmoe.nn.experts.structure import Path, difference, outline, variables_of
 from vmoe.nn.inputs import taking
 from vmoe.nn.keys import MaybeKey
 from vmoe.trees import path_name
-
-Path = tuple[Any, ...]
 
 
 class Copies(Experts):
@@ -34,8 +31,11 @@ class Copies(Experts):
     - "n", "s": the number of tokens of an image and of a group.
     - "key": another key for each expert; None in evaluation.
 
+    A module around one that has ``takes`` needs a ``takes`` of its own, and hands them on.
+
     Each expert has its own parameters, statistics and random streams, which change under
-    ``nnx.jit`` as in any module. What different modules hold, but random streams, stays one.
+    ``nnx.jit`` as in any module. They start with the values of the modules, which are not used
+    further, but for what different modules hold: that stays one. Random streams never do.
 
     Parameters: ``stacked``, the module with an axis e in front of every variable of its own.
     """
@@ -46,19 +46,21 @@ class Copies(Experts):
         *,
         spatial: int = 0,
         shared: Collection[int] = (),
+        numbers: Sequence[int] | None = None,
     ):
-        """The experts start with the values of the modules.
-
+        """
         Args:
             modules: one for each expert; the same one several times for equal starts. Or one module
                 whose variables have an axis e in front, as of ``nnx.vmap``.
             spatial: number of axes of size 1 between r and d that the modules need, such as 2 for a
                 1x1 convolution of images.
-            shared: ids of variables that experts of other kinds hold too, see
-                ``shared_variables``.
+            shared: ids of variables that other modules hold too, see ``shared_variables``.
+            numbers: the number of each expert in its layer, by which its random streams differ from
+                those of all others; if None, 0, 1, 2...
 
         Raises:
-            UsageError: the modules differ in structure, or the variables in their first axis.
+            UsageError: the modules differ in more than the values of variables, the variables in
+                their first axis, or ``takes`` is wrong.
         """
         self.spatial, paths = spatial, frozenset[Path]()
         if is_stacked(modules):
@@ -66,19 +68,18 @@ class Copies(Experts):
         else:
             for module in modules:
                 check_expert(type(module).__name__, module)
-            different = {id(module): module for module in modules}.values()
-            if len(set(map(structure, different))) > 1:
-                raise UsageError("only modules of equal structure can be stacked: use experts_of")
             ids = {*shared, *shared_variables(modules)}
+            first, *others = (outline(module, ids) for module in modules)
+            for i, other in enumerate(others, 1):
+                path = difference(first, other)
+                what = path_name(path or ()) or "their class"
+                problem = f"experts 0 and {i} differ in {what}, so they cannot be stacked"
+                require(path is None, f"{problem}: use experts_of")
             paths = frozenset(path for path, x in variables_of(modules[0]) if id(x) in ids)
-            self.stacked, self.num_experts = _stacked(modules, paths), len(modules)
+            self.num_experts = len(modules)
+            self.stacked = _stacked(modules, paths, numbers or range(len(modules)))
         self.shared = paths
-        takes, known = frozenset(getattr(self.stacked, "takes", ())), (*OF_SLOTS, *OF_LAYER)
-        require(
-            takes <= set(known),
-            f"{type(self.stacked).__name__}.takes names {', '.join(sorted(takes - set(known)))}: a "
-            f"layer has {', '.join(known)}",
-        )
+        takes = _taken_by(self.stacked)
         self.asks, self.takes = takes.intersection(OF_SLOTS), takes.intersection(OF_LAYER)
 
     @jax.named_scope("experts")
@@ -91,9 +92,8 @@ class Copies(Experts):
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
         g, e, _, _ = tokens.shape
-        named = {k: v for k, v in slots.inputs.items() if k not in OF_SLOTS or k in self.asks}
         form = "g e c ... -> e g c ..." if self.asks else "g e c ... -> e (g c) ..."
-        tokens, named = jax.tree.map(lambda x: rearrange(x, form), (tokens, named))
+        tokens, named = jax.tree.map(lambda x: rearrange(x, form), (tokens, slots.inputs))
         sizes = {
             name: size for name, size in (("n", slots.n), ("s", slots.s)) if name in self.takes
         }
@@ -113,6 +113,17 @@ class Copies(Experts):
     def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
         """See ``Experts``. A linear layer of all experts is one product of matrices."""
         return self._of_each(lambda module: self._apply(module, rows))
+
+    def __getitem__(self, number: int) -> nnx.Module:
+        i = range(self.num_experts)[number]
+        graph, state = nnx.graphdef(self.stacked, graph=True), []
+        for path, x in variables_of(self.stacked):
+            if path not in self.shared:
+                x = jax.tree.map(lambda leaf: leaf[i], x)
+                if names := getattr(x, "out_sharding", None):
+                    x.set_metadata(out_sharding=tuple(names[1:]))
+            state.append((path, x))
+        return nnx.merge(graph, nnx.from_flat_state(state))
 
     def _of_each(self, apply: Callable[..., jax.Array], *inputs: Any) -> Float[Array, "e ..."]:
         """``apply(module, *inputs)`` for each expert; its state that changes is kept.
@@ -168,16 +179,6 @@ class Copies(Experts):
         return outputs
 
 
-def variables_of(module: nnx.Module) -> list[tuple[Path, Any]]:
-    """The variables of a module by path, and arrays that are none, each once.
-
-    In the order of the graph: ``nnx.state`` sorts by the keys of the path, which it cannot do with
-    those that ``nnx.capture`` adds to a list of modules.
-    """
-    _, flat = nnx.graphlib.flatten(module, graph=True)
-    return list(zip(flat.paths, flat.leaves, strict=True))
-
-
 def _same(before: list[Any] | None, after: list[Any]) -> bool:
     """Whether a variable has the arrays that it had; None if there was no such variable."""
     return before is not None and [*map(id, before)] == [*map(id, after)]
@@ -198,26 +199,50 @@ def shared_variables(modules: Iterable[nnx.Module]) -> set[int]:
     return {variable for variable, count in counts.items() if count > 1}
 
 
-def _stacked(modules: Sequence[nnx.Module], shared: Collection[Path]) -> nnx.Module:
+def _stacked(
+    modules: Sequence[nnx.Module], shared: Collection[Path], numbers: Sequence[int]
+) -> nnx.Module:
     """One module with an axis e in front of every variable that is not shared."""
     graph, state = nnx.graphdef(modules[0], graph=True), []
     for leaves in zip(*map(variables_of, modules), strict=True):
-        path, first = leaves[0]
-        variables = [x for _, x in leaves]
-        different = len({*map(id, variables)})
-        if path in shared:
-            require(
-                different == 1,
-                f"experts share {path_name(path)} with some of the others only: use experts_of",
-            )
-        else:
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *variables)
-            if isinstance(first, nnx.RngKey) and different < len(modules):
-                keys = jax.vmap(jax.random.fold_in)(stacked.get_value(), jnp.arange(len(modules)))
+        path, x = leaves[0]
+        if path not in shared:
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *(x for _, x in leaves))
+            if isinstance(x, nnx.RngKey):
+                keys = jax.vmap(_folded)(stacked.get_value(), jnp.array(numbers))
                 stacked = stacked.replace(keys)
-            first = nnx.spmd.add_axis(stacked, 0, {nnx.PARTITION_NAME: None})
-        state.append((path, first))
+            x = nnx.spmd.add_axis(stacked, 0, {nnx.PARTITION_NAME: None})
+        state.append((path, x))
     return nnx.merge(graph, nnx.from_flat_state(state))
+
+
+def _folded(keys: Key[Array, "..."], number: Int[Array, ""]) -> Key[Array, "..."]:
+    """The keys of one expert, made from those of its module."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.ravel()).reshape(keys.shape)
+
+
+def _taken_by(module: nnx.Module) -> frozenset[str]:
+    """What a module names in ``takes``, after checking it."""
+    name, known = type(module).__name__, (*OF_SLOTS, *OF_LAYER)
+    parts = dict(nnx.iter_modules(module, graph=True)).items()
+    takers = {path: part for path, part in parts if hasattr(part, "takes")}
+    if () not in takers:
+        for path, part in takers.items():
+            around = any(path[:i] in takers for i in range(len(path)))  # that one calls this part
+            called = around or isinstance(part, Experts)
+            names = "" if called else ", ".join(sorted(_taken_by(part)))
+            require(
+                not names,
+                f"expert {name} holds {path_name(path)}, which takes {names}: give {name} the same "
+                "`takes` to hand on, or takes = () if it needs none",
+            )
+        return frozenset()
+    takes: Any = takers[()].takes
+    names = isinstance(takes, tuple) and all(isinstance(x, str) for x in takes)
+    require(names, f"{name}.takes is {takes!r}: use a tuple of names, such as ('key',)")
+    unknown = ", ".join(sorted(set(takes) - set(known)))
+    require(not unknown, f"{name}.takes names {unknown}: a layer has {', '.join(known)}")
+    return frozenset(takes)
 
 
 def is_stacked(modules: Any) -> bool:
@@ -235,55 +260,6 @@ def _first_axis(module: nnx.Module) -> int:
             f"front, all of one size: {shapes}; or give a list with a module for each expert"
         )
     return sizes.pop()[0]
-
-
-def structure(module: nnx.Module) -> Any:
-    """What modules have in common that can be stacked: everything but the values of variables.
-
-    Functions made in each module, such as a lambda or ``functools.partial``, are compared by their
-    code and by what they capture.
-    """
-    graph = nnx.graphdef(module, graph=True)
-    attributes = tuple(
-        (name, _comparable(getattr(attribute, "value", attribute)))
-        for name, attribute in graph.attributes
-    )
-    return tuple(graph.nodes), attributes, shapes_of(module)
-
-
-def shapes_of(module: nnx.Module) -> tuple[Any, ...]:
-    """The shape and the type of every array of a module, by path."""
-    return tuple(
-        (path, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(x)))
-        for path, x in variables_of(module)
-    )
-
-
-def _comparable(value: Any, inside: tuple[int, ...] = ()) -> Any:
-    """A value that is equal for functions of equal code and equal captured values.
-
-    Args:
-        inside: ids of the functions around it, since a function can capture itself.
-    """
-    if isinstance(value, functools.partial):
-        parts = value.func, value.args, value.keywords
-        return "partial", _comparable(parts, inside)
-    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:
-        if id(value) in inside:
-            return "itself", inside.index(id(value))
-        cells = [cell for cell in value.__closure__ or () if cell != types.CellType()]
-        parts = value.__defaults__, value.__kwdefaults__, [cell.cell_contents for cell in cells]
-        captured = _comparable(parts, (*inside, id(value)))
-        return "function", value.__code__, id(value.__globals__), captured
-    if isinstance(value, dict):
-        return "dict", tuple((name, _comparable(x, inside)) for name, x in value.items())
-    if isinstance(value, list | tuple):
-        return type(value), tuple(_comparable(x, inside) for x in value)
-    try:
-        hash(value)
-    except TypeError:
-        return "object", id(value)
-    return value
 
 
 def check_expert(name: str, module: Any) -> None:

@@ -20,14 +20,6 @@ OF_LAYER = ("n", "s", "key")
 """What else experts can ask for: see ``Slots``, and a key for each expert."""
 
 
-def check_names(names: Collection[str]) -> None:
-    """Checks that no input of the caller has a name by which experts get what the layer knows."""
-    if taken := sorted(set(names) & {*OF_SLOTS, *OF_LAYER}):
-        raise UsageError(
-            f"experts get {', '.join(taken)} from the layer: give your input another name"
-        )
-
-
 class Slots(NamedTuple):
     """What experts know about their slots, besides the tokens in them.
 
@@ -75,6 +67,13 @@ class Experts(nnx.Module):
         """
         raise NotImplementedError
 
+    def __getitem__(self, number: int) -> nnx.Module:
+        """One expert as a module of its own, with a copy of its variables.
+
+        What experts share is no copy, so a layer of such modules shares it too.
+        """
+        raise NotImplementedError
+
     def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
         """The outputs of all experts for the same rows."""
         tokens = jnp.broadcast_to(rows, (1, self.num_experts, *rows.shape))
@@ -101,3 +100,20 @@ def about(name: str, routing: Routing | SoftRouting, n: int) -> Array:
         case "positions":
             return routing.tokens % n
     raise ValueError(name)
+
+
+def check_names(
+    experts: Experts, per_token: Collection[str] | None, others: Collection[str]
+) -> None:
+    """Checks that no two inputs of the experts have one name.
+
+    Args:
+        per_token: names of the caller's inputs with a row for each token.
+        others: names of the caller's other inputs.
+    """
+    if taken := sorted({*(per_token or ()), *others} & (experts.asks | experts.takes)):
+        names = ", ".join(taken)
+        raise UsageError(f"experts get {names} from the layer: give your input another name")
+    if twice := sorted(set(per_token or ()) & set(others)):
+        names = ", ".join(twice)
+        raise UsageError(f"{names} is given per token and for all: give one of them another name")

@@ -1,5 +1,6 @@
 """Experts of different kinds in one layer."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,13 +16,15 @@ from vmoe.nn.experts.copies import (
     Copies,
     check_expert,
     is_stacked,
-    shapes_of,
     shared_variables,
-    structure,
-    variables_of,
 )
 from vmoe.nn.experts.interface import Experts, Slots
+from vmoe.nn.experts.structure import Outline, difference, outline, shapes_of
 from vmoe.nn.keys import MaybeKey, split
+from vmoe.trees import path_name
+
+BELOW = ("vmoe", "flax", "jaxtyping")
+"""Packages whose functions stand between the line of a user and a warning."""
 
 
 class MixedExperts(Experts):
@@ -35,6 +38,7 @@ class MixedExperts(Experts):
         self.kinds = nnx.List(kinds)
         self.num_experts = sum(kind.num_experts for kind in kinds)
         self.asks = frozenset().union(*(kind.asks for kind in kinds))
+        self.takes = frozenset().union(*(kind.takes for kind in kinds))
         self.order = tuple(range(self.num_experts) if order is None else order)
 
     def __call__(
@@ -48,7 +52,9 @@ class MixedExperts(Experts):
         first, outputs = 0, []
         for kind, kind_key in zip(self.kinds, split(key, len(self.kinds)), strict=True):
             own = self.order[first : (first := first + kind.num_experts)]
-            rows, inputs = of_experts((tokens, slots.inputs), own)
+            of_others = self.asks - kind.asks
+            named = {name: x for name, x in slots.inputs.items() if name not in of_others}
+            rows, inputs = of_experts((tokens, named), own)
             outputs.append(kind(rows, slots._replace(inputs=inputs), kind_key, *args, **kwargs))
         return of_experts(concatenate(outputs, axis=1), self._places)
 
@@ -56,6 +62,14 @@ class MixedExperts(Experts):
         """See ``Experts``."""
         outputs = concatenate([kind.on_same(rows) for kind in self.kinds], axis=0)
         return of_experts(outputs[None], self._places)[0]
+
+    def __getitem__(self, number: int) -> nnx.Module:
+        place = self._places[number]
+        for kind in self.kinds:
+            if place < kind.num_experts:
+                return kind[place]
+            place -= kind.num_experts
+        raise IndexError(number)
 
     @property
     def _places(self) -> list[int]:
@@ -81,7 +95,7 @@ def concatenate(outputs: Sequence[Array], axis: int) -> Array:
     return jnp.concatenate(outputs, axis=axis)
 
 
-def experts_of(modules: nnx.Module | Iterable[Any]) -> Experts:
+def experts_of(modules: nnx.Module | Iterable[Any], beside: Iterable[nnx.Module] = ()) -> Experts:
     """Experts from one module for each of them; any modules, see ``Copies``.
 
     Modules of equal structure, in any order, are computed at once, and different ones one after
@@ -91,6 +105,7 @@ def experts_of(modules: nnx.Module | Iterable[Any]) -> Experts:
     Args:
         modules: one module for each expert; or one whose variables have an axis of experts in
             front, as of ``nnx.vmap``.
+        beside: other modules, with which experts may share variables.
 
     Raises:
         UsageError: there is no module, or something else is given.
@@ -103,32 +118,50 @@ def experts_of(modules: nnx.Module | Iterable[Any]) -> Experts:
     modules = list(modules)
     for i, module in enumerate(modules):
         check_expert(f"expert {i}", module)
-    shared = shared_variables(modules)
-    kinds: dict[Any, list[int]] = {}
-    for i, module in enumerate(modules):
-        held = tuple((path, id(x)) for path, x in variables_of(module) if id(x) in shared)
-        kinds.setdefault((structure(module), held), []).append(i)
-    if not kinds:
+    if not modules:
         raise UsageError("experts is empty: give at least one module")
-    _warn_of_attributes(modules, [members[0] for members in kinds.values()])
-    made = [Copies([modules[i] for i in members], shared=shared) for members in kinds.values()]
-    order = [i for members in kinds.values() for i in members]
+    shared = shared_variables([*modules, *beside])
+    kinds: list[tuple[Outline, list[int]]] = []
+    for i, module in enumerate(modules):
+        own = outline(module, shared)
+        for of_kind, members in kinds:
+            if difference(of_kind, own) is None:
+                members.append(i)
+                break
+        else:
+            kinds.append((own, [i]))
+    _warn_of_attributes(modules, kinds)
+    made = [
+        Copies([modules[i] for i in members], shared=shared, numbers=members)
+        for _, members in kinds
+    ]
+    order = [i for _, members in kinds for i in members]
     return made[0] if len(made) == 1 else MixedExperts(made, order)
 
 
-def _warn_of_attributes(modules: Sequence[nnx.Module], firsts: Sequence[int]) -> None:
-    """Says which modules could be computed at once, were it not for what is no variable.
-
-    Args:
-        firsts: the number of the first expert of each kind.
-    """
-    seen: dict[Any, int] = {}
-    for i in firsts:
-        other = seen.setdefault((type(modules[i]), shapes_of(modules[i])), i)
+def _warn_of_attributes(
+    modules: Sequence[nnx.Module], kinds: Sequence[tuple[Outline, list[int]]]
+) -> None:
+    """Says which modules could be computed at once, were it not for what is no variable."""
+    seen: dict[Any, tuple[Outline, int]] = {}
+    for own, (i, *_) in kinds:
+        name = type(modules[i]).__qualname__  # also a class that is made again for each expert
+        of_kind, other = seen.setdefault((name, shapes_of(modules[i])), (own, i))
         if other != i:
-            warnings.warn(
+            what = path_name(difference(of_kind, own) or ()) or "their class"
+            _warn(
                 f"experts {other} and {i} are both {type(modules[i]).__name__} with variables of "
-                "equal shapes, but differ in other attributes or in what they share: they are "
-                "computed one after another",
-                stacklevel=3,
+                f"equal shapes, but differ in {what}: {len(kinds)} kinds are computed one after "
+                "another"
             )
+            return
+
+
+def _warn(message: str) -> None:
+    """Warns at the line that uses this package: a ``stacklevel`` counts wrappers of others too."""
+    frame = sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in BELOW:
+        frame = frame.f_back
+    shown = frame.f_globals.setdefault("__warningregistry__", {})  # once for each line, by default
+    place = frame.f_code.co_filename, frame.f_lineno
+    warnings.warn_explicit(message, UserWarning, *place, registry=shown)

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from vmoe.errors import UsageError
 from vmoe.nn import implementations, mlp
-from vmoe.nn.experts.interface import OF_SLOTS, Experts, Slots
+from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.implementations import ExpertLinearParams
-from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.keys import InitKeys, MaybeKey, Rngs
 from vmoe.nn.mlp import TANH, Hidden
 
 
@@ -75,6 +75,15 @@ class StackedMlps(Experts):
         up, down = self.up.params(), self.down.params()
         return implementations.batched(up, down, tokens, self.hidden, key)
 
+    def __getitem__(self, number: int) -> nnx.Module:
+        """See ``Experts``: an MLP, which computes in the data type of its parameters and tokens."""
+        i, (_, d, f) = range(self.num_experts)[number], self.up.kernel.shape
+        width = f // 2 if self.hidden.gated else f
+        make = functools.partial(mlp.Mlp, d, width, hidden=self.hidden, rngs=InitKeys(0))
+        expert = nnx.eval_shape(make)
+        nnx.update(expert, jax.tree.map(lambda x: x[i], nnx.state(self)))
+        return expert
+
     @jax.named_scope("experts")
     def on_rows(
         self,
@@ -104,8 +113,8 @@ class StackedMlps(Experts):
         width = self.up.kernel.shape[1]
         if tokens.shape[-1] != width:
             raise UsageError(f"MLP experts of width {width} cannot take tokens {tokens.shape}")
-        if args or set(named) - set(OF_SLOTS):
-            names = ", ".join(sorted(set(named) - set(OF_SLOTS))) or "positional arguments"
+        if args or named:
+            names = ", ".join(sorted(named)) or "positional arguments"
             raise UsageError(f"MLP experts read tokens only: leave out {names}")
 
 
