@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
@@ -25,7 +24,7 @@ def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
         path: np.float32(0.3 * rng.standard_normal(shape) + (path[-1] == "scale"))
         for path, shape in shapes(config).items()
     }
-    return jax.tree.map(jnp.asarray, unflatten_dict(values))
+    return jax.device_put(unflatten_dict(values))
 
 
 def stored_model(name: str, **overrides: Any) -> StoredModel:
@@ -43,7 +42,7 @@ def stored_of(config: ViTConfig) -> StoredModel:
 
 def model_of(stored: StoredModel) -> ViT:
     """The model itself."""
-    return models.with_params(stored.config, jax.tree.map(jnp.asarray, stored.params))
+    return models.with_params(stored.config, jax.device_put(stored.params))
 
 
 def random_images(size: int = 32, b: int = 2) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -184,12 +184,12 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 def _to_device(params: dict[Any, Any]) -> dict[Any, Any]:
     """Moves arrays from the host to the device, one by one, so that few are held twice.
 
-    Empties ``params``.
+    Empties ``params``. ``jnp.asarray`` would compile a program for every shape.
     """
     return {
         key: _to_device(value)
         if isinstance(value, dict)
-        else jnp.asarray(value).block_until_ready()
+        else jax.device_put(value).block_until_ready()
         for key, value in ((key, params.pop(key)) for key in list(params))
     }
 

@@ -73,7 +73,7 @@ def silenced(model: ViT, block: int, experts: list[int]) -> ViT:
     params = jax.tree.map(np.array, models.params_of(model))
     for array in params["blocks"][block]["mlp"]["experts"]["down"].values():
         array[experts] = 0
-    return models.with_params(model.config, jax.tree.map(jnp.asarray, params))
+    return models.with_params(model.config, jax.device_put(params))
 
 
 def test_every_expert_is_removed_in_both_ways() -> None:

@@ -205,7 +205,7 @@ def split_of(learned: MultiTaskEstimator, targets: dict[str, Any]) -> Data:
     """All rows, with the targets of some tasks."""
     every = np.ones(len(X), bool)
     codes = [jnp.asarray(task.encode(targets[k], every)) for k, task in learned.tasks_.items()]
-    table = jax.tree.map(jnp.asarray, learned._encoder.transform(X))
+    table = jax.device_put(learned._encoder.transform(X))
     return Data(table, tuple(codes), (jnp.asarray(every),) * len(codes))
 
 

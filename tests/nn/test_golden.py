@@ -106,7 +106,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     config = published_config(json.loads(str(arrays["config"])), arrays["images"].shape[1])
     name = request.param.stem
     stored = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
-    model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, stored)))
+    model = models.with_params(config, jax.device_put(published_params(config, stored)))
     return Golden(name, arrays, config, model, train=name.startswith("noisy"))
 
 

@@ -33,7 +33,7 @@ def test_an_attack_equals_the_published_one(name: str) -> None:
     theirs = json.loads(str(stored["config"]))
     config = published_config(theirs["model"], 32)
     params = {k.removeprefix("params/"): v for k, v in stored.items() if k.startswith("params/")}
-    model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, params)))
+    model = models.with_params(config, jax.device_put(published_params(config, params)))
     settings = AttackConfig(
         epsilon=theirs["max_epsilon"] / PIXEL,
         steps=theirs["num_updates"],

@@ -55,7 +55,7 @@ def below(prefix: str) -> dict[str, np.ndarray]:
 def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     dense_config = models.model_config("vit_test")
     stored = published_params(dense_config, below("source/"))
-    source = models.with_params(dense_config, jax.tree.map(jnp.asarray, stored))
+    source = models.with_params(dense_config, jax.device_put(stored))
     x = jnp.asarray(GOLDEN["images"])
     np.testing.assert_allclose(outputs(source, x), GOLDEN["logits_dense"], atol=1e-5)
     theirs = below("target_before/")

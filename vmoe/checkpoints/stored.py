@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from vmoe import models
 from vmoe.config import TrainConfig, ViTConfig
@@ -65,4 +64,4 @@ class StoredModel(NamedTuple):
 
     def model(self) -> "ViT":
         """The model with these parameters, on the default device."""
-        return models.with_params(self.config, jax.tree.map(jnp.asarray, self.params))
+        return models.with_params(self.config, jax.device_put(self.params))

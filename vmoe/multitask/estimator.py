@@ -8,7 +8,6 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -200,11 +199,11 @@ class MultiTaskEstimator(BaseEstimator):
             )
         encoder = TableEncoder()
         train = labels._replace(inputs=encoder.fit_transform(X, self.categorical))
-        train, validated = jax.tree.map(jnp.asarray, train), None
+        train, validated = jax.device_put(train), None
         if held_out is not None:
             other, labels = held_out
             validated = labels._replace(inputs=encoder.transform(other))
-            validated = jax.tree.map(jnp.asarray, validated)
+            validated = jax.device_put(validated)
         model = self._new_model(encoder, tasks, int(random.integers(2**31)))
         found = list(equal_experts(model))
         for problem in [*problems, *encoder.problems, *found]:

@@ -124,7 +124,7 @@ def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     """The model in float32, with ``MatmulMoE`` as its MoE layers."""
     config = config.with_layers(lambda moe: replace(moe, transfer_dtype="float32"))
     config = replace(config, dtype="float32")
-    model = models.with_params(config, jax.tree.map(jnp.asarray, params))
+    model = models.with_params(config, jax.device_put(params))
     for block, moe in config.moe_blocks.items():
         require(
             moe.router.without_scatters is not None,
