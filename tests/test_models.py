@@ -251,12 +251,14 @@ def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
 
 def test_the_summary_tells_shared_experts_from_mlps_and_names_a_gate() -> None:
     without = models.model_config("vmoe_test_last2_e4", moe=dict(gate=CosineGate()))
-    config = replace(without, moe=dict(shared_experts=2))
+    config = replace(without, moe=dict(shared_experts=2, shared_gate=True))
     parts, d, f = parameters_by_part(config), 16, 2 * 32
-    assert parts.pop("shared experts") == 2 * (2 * d * f + f + d)  # in two blocks
+    assert parts.pop("shared experts") == 2 * (2 * d * f + f + d + d)  # in two blocks
     assert parts == parameters_by_part(without)
     assert sum(parts.values()) < cost(config).parameters == sum(parameters_by_part(config).values())
-    assert "block 3: 4 experts and 2 shared, token_choice with gate cosine" in summarize(config)
+    assert "block 3: 4 experts and 2 gated shared, token_choice with gate cosine" in summarize(
+        config
+    )
 
 
 def test_a_function_is_compiled_once_for_models_that_differ_in_parameters_and_changes_none() -> (

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
 from vmoe.config import ViTConfig
@@ -37,9 +37,23 @@ class Placement:
     """A mesh and the shardings of arrays on it. ``Placement()`` is one device: no sharding."""
 
     mesh: Mesh | None = None
-    """Axes "data" and "expert"; None on one device."""
+    """Axes "data" and "expert", as of ``jax.make_mesh``; None on one device."""
     fsdp: bool = False
     """Shard large dense parameters and all large optimizer state over "data"."""
+
+    def __post_init__(self) -> None:
+        """Raises a UsageError if the mesh has other axes."""
+        if self.mesh is None:
+            return
+        names = self.mesh.axis_names
+        if names != ALL:
+            raise UsageError(
+                f"a mesh with the axes {names}: name them {ALL}, in this order, and give an axis "
+                "that is not used the size 1",
+            )
+        # jax.make_mesh makes Explicit axes; here XLA derives what the constraints leave open.
+        auto = Mesh(self.mesh.devices, names, axis_types=(AxisType.Auto,) * len(ALL))
+        object.__setattr__(self, "mesh", auto)
 
     @property
     def devices(self) -> int:
@@ -214,6 +228,20 @@ class Placement:
                 f"the {share} images of each device cannot be cut into that many equal parts; use "
                 f"{one_of(divisors(share))}",
                 accumulate=accumulate,
+            )
+
+    def check_axes(self, tokens: Array) -> None:
+        """Checks that no array type fixes the sharding, as on a mesh with Explicit axes.
+
+        Raises:
+            UsageError: it does; the message has the remedies.
+        """
+        sharding = jax.typeof(tokens).sharding
+        axes = sharding.mesh.explicit_axes
+        if axes and (self.mesh is not None or any(sharding.spec)):
+            raise UsageError(
+                f"the tokens are on a mesh with Explicit axes {axes}: put them on the devices by "
+                "placement.batch(), or call the layer in jax.sharding.auto_axes"
             )
 
     def check(self, model: ViTConfig) -> None:

@@ -4,7 +4,7 @@ import argparse
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from scripts.bench.measure import (
     rows_of,
 )
 from vmoe.config import MoEConfig, replace
+from vmoe.config.model import Implementation
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Hidden, Mlp
 from vmoe.nn.moe import MoE, implementation_of
@@ -59,6 +60,8 @@ def layer(options: argparse.Namespace) -> list[Row]:
     config = MoEConfig(num_experts=options.experts[0], implementation=options.implementation)
     rows += _tokens(b, d, f, config, options)
     rows += _capacities(tokens, f, config, options)
+    if options.implementation == "auto":
+        rows += _choices(options)
     if options.peer:
         rows += _peer(tokens, f, config.num_experts, options.repeats)
     return rows
@@ -150,6 +153,27 @@ def _capacities(
     ratios["capacity 0.5"] = [("capacity 1.05", f"<= {limit:.2f}")]
     case = {"e": config.num_experts, "tokens": b * n, "d": d, "f": f}
     return rows_of("layer", case, programs, options.repeats, ratios)
+
+
+def _choices(options: argparse.Namespace) -> list[Row]:
+    """The implementation that "auto" chooses beside each of them, for few and for many rows."""
+    b, n, d, f = 8, 64, 128, 512
+    tokens = jax.random.normal(jax.random.key(0), (b, n, d), options.dtype)
+    rows = []
+    for e in (8, 64):
+        programs, ratios = {}, {}
+        for name in ("auto", *get_args(Implementation)):
+            config = MoEConfig(num_experts=e, implementation=name)
+            moe = MoE.from_config(config, d, f, n, rngs=nnx.Rngs(0))
+            graph, state = nnx.split(moe)
+            ways = both_ways(lambda s, x, graph=graph: nnx.merge(graph, s)(x), state, tokens)
+            programs |= {f"{name}, {way}": program for way, program in ways.items()}
+        for way in ("forward", "f+b"):
+            others = [f"{name}, {way}" for name in get_args(Implementation)]
+            ratios[f"auto, {way}"] = [(other, "<= 1.05") for other in others]
+        case = {"e": e, "tokens": b * n, "d": d, "f": f, "dtype": options.dtype}
+        rows += rows_of("layer", case, programs, options.repeats, ratios)
+    return rows
 
 
 def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:

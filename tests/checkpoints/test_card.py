@@ -102,13 +102,19 @@ def test_a_card_names_the_routers_the_gates_and_the_experts_of_a_sparse_model(
 ) -> None:
     layers = (
         MoEConfig(num_experts=4),
-        MoEConfig(num_experts=4, experts=CnnExpert(), shared_experts=2, gate=CosineGate()),
+        MoEConfig(
+            num_experts=4,
+            experts=CnnExpert(),
+            shared_experts=2,
+            shared_gate=True,
+            gate=CosineGate(),
+        ),
         MoEConfig(num_experts=2, router=Hash(k=1)),
     )
     config = ViTConfig(patch_size=8, image_size=8, width=8, num_heads=1, mlp_dim=8, num_classes=3)
     stored = stored_of(replace(config, sparse_blocks=(1, 3, 5), moe=layers))
     text = card(stored, tmp_path / "model")
-    assert "| experts | 4 in block 1; 4 (cnn) and 2 shared in block 3; 2 in block 5 |" in text
+    assert "| experts | 4 in block 1; 4 (cnn) and 2 gated shared in block 3; 2 in block 5 |" in text
     assert (
         "| routers | token_choice with a linear gate in block 1; token_choice with a cosine gate "
         "in block 3; hash in block 5 |"

@@ -49,6 +49,7 @@ def one_image_per_group(router: str | None):
     if router is None:
         return stored_model("vit_test", depth=2)
     moe = dict(router=ROUTERS[router], images_per_group=1, capacity_factor=0.5, shared_experts=1)
+    moe |= dict(shared_gate=True, routed_scale=2.5)
     return stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
 
 

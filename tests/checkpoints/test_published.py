@@ -134,6 +134,7 @@ def test_routers_gates_and_experts_that_the_format_does_not_have_are_refused_by_
             for x in (NoisyGate(), CosineGate(), MlpGate())
         ),
         ({"shared_experts": 1}, "shared_experts=1 with block=1: .* no shared experts"),
+        ({"routed_scale": 2.5}, "routed_scale=2.5 with block=1: .* no routed scale"),
     ):
         config = vmoe.models.model_config("vmoe_test_last2_e4", moe=fields)
         with pytest.raises(UsageError, match=named):

@@ -18,6 +18,7 @@ import pytest
 from flax import nnx
 
 from vmoe.config import (
+    BiasBalanced,
     CnnExpert,
     CosineGate,
     ExpertList,
@@ -25,6 +26,8 @@ from vmoe.config import (
     IdentityExpert,
     MlpExpert,
     MoEConfig,
+    Router,
+    Soft,
     TokenChoice,
 )
 from vmoe.errors import UsageError
@@ -849,3 +852,149 @@ def test_records_are_reached_under_the_transformations_of_flax(way: str, axes: A
     assert np.concatenate([np.ravel(loss) for loss in losses]).min() > 0
     for path, x in nnx.to_flat_state(gradients):
         assert np.asarray(x[...]).any(), path
+
+
+def test_a_soft_router_given_alone_has_groups_of_one_image() -> None:
+    slots = nnx.LinearGeneral(D, (E, 2), rngs=nnx.Rngs(0))
+    layer = MoE([nnx.Linear(D, 3, rngs=nnx.Rngs(i)) for i in range(E)], slots, Soft())
+    outputs, record = nnx.jit(MoE.forward)(layer, TOKENS)
+    assert outputs.shape == (B, N, 3) and record.routing.dispatch.shape == (B, N, E, 2)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        TokenChoice(k=1, noise_std=0.0, normalize_weights=True),
+        BiasBalanced(k=1, normalize_weights=True),
+    ],
+    ids=lambda router: router.kind,
+)
+def test_the_gate_of_one_expert_per_token_with_weight_1_learns_as_from_its_logarithm(
+    router: Router,
+) -> None:
+    """The gradient of w / stop_gradient(w) is that of log w; the oracle is a formula in float64."""
+    config = MoEConfig(num_experts=E, router=router, dropless=True, images_per_group=B)
+    experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
+    layer, target = MoE(experts, gate(), config), np.random.default_rng(1).normal(size=(B * N, D))
+
+    @nnx.jit
+    def gradients(layer: MoE) -> Any:
+        def loss(layer: MoE) -> tuple[jax.Array, jax.Array]:
+            outputs = layer(TOKENS.reshape(1, -1, D))[0]
+            return (outputs * target).sum(), outputs
+
+        return nnx.grad(loss, has_aux=True)(layer)
+
+    ours, outputs = gradients(layer)
+    x = np.asarray(TOKENS, np.float64).reshape(-1, D)
+    logits = x @ np.asarray(gate().kernel[...], np.float64)
+    chosen = np.eye(E)[logits.argmax(-1)]
+    rows = np.stack([np.asarray(expert(x)) for expert in experts], 1)  # bn e d
+    rows = (rows * chosen[..., None]).sum(1)
+    np.testing.assert_allclose(outputs, rows, atol=1e-5)
+    if isinstance(router, BiasBalanced):
+        of_log = chosen / (1 + np.exp(logits))
+    else:
+        of_log = chosen - np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = x.T @ (of_log * (rows * target).sum(-1, keepdims=True))
+    np.testing.assert_allclose(ours["router"]["kernel"][...], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -> None:
+    """Qwen2-MoE's and DeepSeek-V3's, for any modules; each token goes to two of four experts."""
+    router = BiasBalanced(k=2, normalize_weights=True)
+    config = MoEConfig(num_experts=E, router=router, dropless=True, routed_scale=2.5)
+    experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
+    shared, own = (nnx.Linear(D, x, rngs=nnx.Rngs(9)) for x in (D, 1))
+    layer = MoE(experts, gate(), config, shared=shared, shared_gate=own)
+
+    def linear(module: nnx.Linear, x: np.ndarray) -> np.ndarray:
+        bias = 0.0 if module.bias is None else np.asarray(module.bias[...], np.float64)
+        return x @ np.asarray(module.kernel[...], np.float64) + bias
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    outputs = forward(layer, TOKENS)
+    for ours, x in zip(outputs.reshape(-1, D), np.float64(TOKENS).reshape(-1, D), strict=True):
+        scores = sigmoid(linear(gate(), x))
+        chosen = np.argsort(-scores)[:2]
+        expected = sigmoid(linear(own, x)) * linear(shared, x)
+        for e in chosen:
+            expected += 2.5 * scores[e] / scores[chosen].sum() * linear(experts[e], x)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_a_gate_without_a_shared_expert_is_refused() -> None:
+    with pytest.raises(UsageError, match="shared_gate=Linear: there is no shared expert"):
+        MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), shared_gate=gate(1))
+    with pytest.raises(UsageError, match="shared_gate=True: there is no shared expert"):
+        MoEConfig(shared_gate=True)
+
+
+@pytest.mark.parametrize("form", ["mlps", "list"])
+def test_forward_mode_is_refused_in_one_line(form: str) -> None:
+    """By the tokens, by the gate's parameters, and by the experts'; also of a gradient."""
+    config = MoEConfig(num_experts=E, images_per_group=B)
+    layer = MoE.from_config(config, D, 5, N, rngs=nnx.Rngs(0))
+    if form == "list":
+        layer = MoE([nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)], gate(), config)
+    graph, state = nnx.split(layer)
+
+    def loss(part: Any, name: str | None = None) -> jax.Array:
+        if name is None:
+            return nnx.merge(graph, state)(part).sum()
+        return nnx.merge(graph, nnx.merge_state(state, nnx.State({name: part})))(TOKENS).sum()
+
+    message = r"no forward-mode derivatives .* use jax.grad, jax.vjp or jax.jacrev"
+    for name in (None, "router", "experts"):
+        part = TOKENS if name is None else state[name]
+        with pytest.raises(UsageError, match=message):
+            jax.jvp(jax.jit(functools.partial(loss, name=name)), (part,), (part,))
+    for derivative in (jax.jacfwd, jax.hessian):
+        with pytest.raises(UsageError, match=message):
+            jax.jit(derivative(loss))(TOKENS)
+
+
+@pytest.mark.slow
+def test_reverse_over_reverse_is_the_hessian_and_is_vectorized() -> None:
+    """Of the loss by a few numbers; the oracle is central differences of the gradient."""
+    experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
+    layer = MoE(experts, gate(), ALL)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return (layer(TOKENS.at[0, 0, :3].add(x)) ** 2).sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    ours = jax.jit(jax.jacrev(jax.grad(loss)))(jnp.zeros(3))
+    steps = 1e-2 * np.eye(3, dtype=np.float32)
+    expected = np.stack([(gradient(x) - gradient(-x)) / 2e-2 for x in steps])
+    np.testing.assert_allclose(ours, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_list_of_modules_computes_in_float64_for_such_tokens() -> None:
+    """Outputs and gradients of each expert; the oracle is a loop for the same decisions."""
+    with jax.enable_x64(True):
+        experts = [nnx.Linear(D, 3, param_dtype=float, rngs=nnx.Rngs(i)) for i in range(E)]
+        own = nnx.Linear(D, E, use_bias=False, param_dtype=float, rngs=nnx.Rngs(9))
+        layer = MoE(experts, own, TIGHT)
+        x, target = np.float64(TOKENS).reshape(-1, D), np.random.default_rng(1).normal(size=3)
+
+        @nnx.jit
+        def run(layer: MoE) -> Any:
+            def loss(layer: MoE) -> Any:
+                outputs, record = layer.forward(TOKENS.astype(float))
+                return (outputs * target).sum(), (outputs, record.routing)
+
+            return nnx.grad(loss, has_aux=True)(layer)
+
+        gradients, (outputs, routing) = jax.tree.map(np.asarray, run(layer))
+    chosen, weights = routing.experts[0, :, 0], routing.weights[0]
+    kernels = [np.float64(expert.kernel.get_value()) for expert in experts]
+    assert weights.dtype == outputs.dtype == np.float64 and 0 < (weights > 0).mean() < 1
+    rows = [x[i] @ kernels[e] for i, e in enumerate(chosen)]
+    np.testing.assert_allclose(outputs.reshape(-1, 3), weights * np.stack(rows), atol=1e-12)
+    for e in range(E):
+        expected = (x * weights * (chosen == e)[:, None]).sum(0)[:, None] * target
+        kernel = gradients["experts"]["stacked"]["kernel"].get_value()[e]
+        np.testing.assert_allclose(kernel, expected, atol=1e-12)

@@ -499,10 +499,12 @@ def test_the_class_tokens_alone_get_the_same_outputs() -> None:
         np.testing.assert_allclose(alone, whole[:, :1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> None:
-    config = replace(SMALL, shared_experts=2, capacity=1)
+@pytest.mark.parametrize("scale", [1.0, 2.5], ids=["plain", "gated_and_scaled"])
+def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not(scale: float) -> None:
+    gated = scale != 1
+    config = replace(SMALL, shared_experts=2, capacity=1, shared_gate=gated, routed_scale=scale)
     shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
-    alone = replace(config, shared_experts=0, shared_init=True)
+    alone = replace(config, shared_experts=0, shared_gate=False, routed_scale=1.0, shared_init=True)
     routed = MoE(nnx.clone(shared.experts), nnx.clone(shared.router), alone)
 
     @nnx.jit
@@ -516,7 +518,9 @@ def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> No
     own = jax.tree.map(lambda x: np.float64(x[0]), nnx.to_pure_dict(nnx.state(shared.shared)))
     assert own["up"]["kernel"].shape == (D, 2 * 7)
     expected = mlp(np.float64(TOKENS), own, gelu, False) * np.asarray(VALID)[:, None, None]
-    np.testing.assert_allclose(with_shared - without, expected, atol=1e-5)
+    if gated:
+        expected *= expit(np.float64(TOKENS) @ np.float64(shared.shared_gate.kernel[...]))
+    np.testing.assert_allclose(with_shared - scale * without, expected, atol=1e-5)
     np.testing.assert_allclose(alone, with_shared[:, :1], atol=1e-5)
 
 

@@ -9,7 +9,7 @@ few shapes (``program``) with other tokens, and none has a program of its own.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from tests.oracles import experts_of, moe_by_einsum, moe_by_loop, one_hot_dispat
 from tests.random_models import outputs
 from tests.routers import ROUTERS
 from vmoe.axes import Record, Routing
-from vmoe.config import BiasBalanced, MoEConfig, Router, TokenChoice
+from vmoe.config import BiasBalanced, MoEConfig, Router, TokenChoice, replace
 from vmoe.config.model import Implementation
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
@@ -88,7 +88,7 @@ def routers(name: str, *, each_implementation: bool = False) -> pytest.MarkDecor
     configs = {r: c for r, c in ROUTER_CONFIGS.items() if r not in EXEMPT.get(name, {})}
     if not each_implementation:
         return pytest.mark.parametrize("router", configs.values(), ids=configs.keys())
-    default = ROUTER_CONFIGS if name == "float64 loop" else KINDS
+    default = {"float64 loop": ROUTER_CONFIGS, "float64": ("soft", "random")}.get(name, KINDS)
     cases = {
         f"{router}-{implementation}": pytest.param(config, implementation, marks=marks)
         for router, config in configs.items()
@@ -259,27 +259,78 @@ def test_5_permuting_a_group_permutes_its_output(router: Router, shape: Shape) -
 def test_6_output_and_gradients_equal_einsums_in_float64(
     router: Router, implementation: str
 ) -> None:
-    moe, tokens = layer(router, TIGHT, implementation=implementation), images(TIGHT)
+    assert_equal_to_einsums(layer(router, TIGHT, implementation=implementation), atol=2e-5)
+
+
+@routers("float64", each_implementation=True)
+def test_6_so_they_do_in_a_layer_that_computes_in_float64(
+    router: Router, implementation: str
+) -> None:
+    """With a key, for the draws; noise and jitter, which einsums do not have, are off.
+
+    So are GShard's draws, by which a token may have one expert of two.
+    """
+    fields = {field.name for field in dataclasses.fields(router)}
+    router = replace(router, **dict.fromkeys(fields & {"noise_std", "jitter"}, 0.0))
+    moe = layer(router, TIGHT, implementation=implementation)
+    key = None if router.kind == "gshard" else jax.random.key(0)
+    assert_equal_to_einsums(moe, jnp.float64, key, atol=1e-12)
+
+
+def assert_equal_to_einsums(
+    moe: MoE, dtype: Any = jnp.float32, key: jax.Array | None = None, *, atol: float
+) -> None:
+    """The sum of the outputs with random weights, and its gradients, for the same decisions."""
+    tokens, router = images(TIGHT), moe.config.router
     target = np.random.default_rng(5).normal(size=tokens.shape).astype(np.float32)
     graph, state = nnx.split(moe)
-    params = nnx.to_pure_dict(state)
 
     def loss(params: dict, tokens: jax.Array) -> tuple[jax.Array, Record]:
-        out, record = nnx.merge(graph, params).forward(tokens)
+        out, record = nnx.merge(graph, params).forward(tokens, key=key)
         return (out * target).sum(), record
 
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (value, record), gradients = gradient(params, tokens)
     scores = (
         jax.nn.sigmoid
         if isinstance(router, BiasBalanced) and router.scores == "sigmoid"
         else jax.nn.softmax
     )
+    inputs = nnx.to_pure_dict(state), tokens
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, tokens, target))
-        expected = _einsum_gradient(scores, router.normalized, *exact, record)
-    close = functools.partial(np.testing.assert_allclose, atol=2e-5)
-    jax.tree.map(close, (value, gradients), expected)
+        exact = jax.tree.map(lambda x: np.asarray(x, np.float64), inputs)
+    with jax.enable_x64(dtype == jnp.float64):
+        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (value, record), gradients = gradient(*(exact if dtype == jnp.float64 else inputs))
+    assert {x.dtype for x in jax.tree.leaves((value, gradients))} == {jnp.dtype(dtype)}
+    with jax.enable_x64(True):
+        expected = _einsum_gradient(scores, router.normalized, *exact, np.float64(target), record)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=atol, rtol=atol),
+        (value, gradients),
+        expected,
+    )
+
+
+@pytest.mark.long_after(2)
+@pytest.mark.parametrize(
+    "name", dict.fromkeys(("random_first", "switch", "gshard", "random", *KINDS))
+)
+def test_6_a_float32_layer_computes_the_same_in_training_if_float64_is_enabled(
+    name: str,
+) -> None:
+    """Most kinds of draws and noise are in the first four."""
+    router = ROUTER_CONFIGS[name]
+    tokens, key = images(TIGHT), jax.random.key(0)
+    graph, state = nnx.split(layer(router, TIGHT))
+
+    def forward(state: nnx.State, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, record = nnx.merge(graph, state).forward(tokens, key=key)
+        return out, record.aux_loss
+
+    expected = jax.jit(forward)(state, tokens)
+    with jax.enable_x64(True):
+        ours = jax.jit(forward)(state, tokens)
+    assert [x.dtype for x in ours] == [jnp.float32] * 2
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), ours, expected)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

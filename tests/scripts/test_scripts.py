@@ -121,6 +121,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
         ("layer", "layer, forward", "batched experts, forward"),
         ("layer", "layer, f+b", "batched experts, f+b"),
         ("layer", "capacity 0.5", "capacity 1.05"),
+        ("layer", "auto, f+b", "batched, f+b"),
         ("start", "vmoe --help", ""),
         ("parallel", "all-to-all of 8 devices, f+b", "slots x width"),
     ):

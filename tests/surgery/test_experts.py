@@ -331,6 +331,7 @@ def test_experts_that_cannot_be_told_apart_by_their_arrays_are_refused(
             "has router soft, whose slots",
         ),
         ({"shared_experts": 1}, "has shared experts, which are added"),
+        ({"routed_scale": 2.5}, "has routed_scale=2.5, which an MLP has not"),
     ],
 )
 def test_experts_whose_mean_is_no_mlp_of_the_model_are_not_averaged(

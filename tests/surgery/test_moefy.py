@@ -13,7 +13,9 @@ from flax import nnx
 
 import vmoe
 from tests.random_models import outputs, random_images, random_params
+from tests.routers import ROUTERS
 from vmoe import models
+from vmoe.config import GShard, Router, Soft
 from vmoe.errors import UsageError
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE, capture_records
@@ -243,6 +245,81 @@ def test_a_module_without_linear_layers_needs_its_width() -> None:
     np.testing.assert_allclose(outputs(child, TOKENS), 3 * TOKENS, rtol=1e-5)
 
 
+class LowRank(nnx.Module):
+    """A module that all experts share, and a low-rank part of each, which starts at zero."""
+
+    def __init__(self, base: nnx.Module, rngs: nnx.Rngs):
+        self.base, self.lora = base, nnx.LoRA(8, 2, 8, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.base(x) + self.lora(x)
+
+
+def test_experts_gate_and_router_may_be_ones_own() -> None:
+    model = Residual(Perceptron(8, 12, nnx.Rngs(0)))
+    rngs = nnx.Rngs(1)
+    child = vmoe.moefy(
+        model,
+        select=Perceptron,
+        experts=lambda module: [LowRank(module, rngs) for _ in range(5)],
+        gate=lambda d, e: nnx.Linear(d, e, rngs=rngs),
+        router=GShard(),
+    )
+    layer = child.parts[0]
+    assert layer.experts.stacked.lora.lora_a.shape == (5, 8, 2)
+    assert layer.experts.stacked.base.up.kernel.shape == (8, 12)
+    assert layer.router.bias.shape == (5,) and layer.config.router == GShard()
+    np.testing.assert_allclose(outputs(child, TOKENS), outputs(model, TOKENS), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", ROUTERS)
+def test_every_router_can_be_given(config: Callable[[], Router]) -> None:
+    model = Residual(Perceptron(8, 12, nnx.Rngs(0)))
+
+    def slots(d: int, e: int) -> nnx.Module:
+        return nnx.LinearGeneral(d, (e, 2), rngs=nnx.Rngs(0))
+
+    gate = slots if config().logits_per == "slot" else None
+    child = vmoe.moefy(model, select=Perceptron, num_experts=3, gate=gate, router=config())
+    assert jax.eval_shape(child, TOKENS).shape == TOKENS.shape
+
+
+def test_the_gate_of_one_expert_per_token_is_trained() -> None:
+    model = Residual(Perceptron(8, 12, nnx.Rngs(0)))
+    child = vmoe.moefy(model, select=Perceptron, k=1)
+    gradients = nnx.jit(nnx.grad(lambda model: (model(TOKENS) ** 2).sum()))(child)
+    assert (np.abs(gradients["parts"][0]["router"]["kernel"][...]).max(0) > 1e-3).any()
+
+
+class Scanned(nnx.Module):
+    """Layers as one stacked module, by Flax's own means."""
+
+    def __init__(self, make: Callable[[int], nnx.Module]):
+        self.layers = nnx.vmap(make)(jnp.arange(3))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(
+            x, self.layers
+        )
+
+
+def test_layers_for_a_scan_are_made_sparse_one_by_one() -> None:
+    def dense(seed: jax.Array) -> Residual:
+        return Residual(Perceptron(8, 12, nnx.Rngs(jax.random.key(seed))))
+
+    def sparse(seed: jax.Array) -> nnx.Module:
+        return vmoe.moefy(dense(seed), select=Perceptron, num_experts=3, seed=seed)
+
+    parent = Scanned(dense)
+    message = r"layers/parts/0: its kernels \(3, .*\) are those of 3 layers, .* to one layer"
+    with pytest.raises(UsageError, match=message):
+        vmoe.moefy(parent, select=Perceptron)
+    child = Scanned(sparse)
+    gates = child.layers.parts[0].router.kernel[...]
+    assert gates.shape == (3, 8, 3) and (gates[0] != gates[1]).all()
+    np.testing.assert_allclose(outputs(child, TOKENS), outputs(parent, TOKENS), atol=1e-5)
+
+
 def conv(*kernel: int, **fields: Any) -> nnx.Module:
     return Residual(nnx.Conv(8, 8, kernel, rngs=nnx.Rngs(0), **fields))
 
@@ -283,3 +360,15 @@ def test_what_cannot_be_an_expert_is_refused_by_its_path(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         vmoe.moefy(make(), select=select)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(k=1, router=GShard()), "k=1: the router has its own k: leave it out"),
+        (dict(router=Soft()), "a soft router needs one: give gate"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        vmoe.moefy(Mixer(), select=Perceptron, **settings)

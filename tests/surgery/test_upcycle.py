@@ -116,6 +116,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
         (dict(noise_std=0.1), "noise"),
         (dict(transfer_dtype="bfloat16"), "bfloat16"),
         (dict(shared_experts=1), "shared expert"),
+        (dict(routed_scale=2.5), "routed_scale=2.5"),
         (dict(router=ExpertChoice()), "expert_choice"),
         (dict(router=Soft(), images_per_group=1), "the experts get mixtures of tokens"),
     ],

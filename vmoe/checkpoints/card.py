@@ -152,7 +152,8 @@ def _by_block(config: ViTConfig, describe: Callable[[MoEConfig], str]) -> str:
 
 def _experts(moe: MoEConfig) -> str:
     kinds = "" if moe.experts == MlpExpert() else f" ({moe.experts.kind})"
-    shared = f" and {moe.shared_experts} shared" if moe.shared_experts else ""
+    gated = "gated " * moe.shared_gate
+    shared = f" and {moe.shared_experts} {gated}shared" if moe.shared_experts else ""
     return f"{moe.num_experts}{kinds}{shared}"
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from vmoe.config.experts import AttentionExpert, Expert, MlpExpert
 from vmoe.config.gates import Gate, LinearGate, SlotGate
@@ -58,6 +58,12 @@ class MoEConfig(Checked):
     shared_experts: Annotated[int, at_least(0)] = 0
     """Experts that every token uses besides the routed ones: an MLP with this many times the hidden
     width, whose outputs are added (DeepSeekMoE, arXiv 2401.06066)."""
+    shared_gate: bool = False
+    """Multiply the outputs of the shared experts by the sigmoid of a linear layer of the token
+    (Qwen2-MoE, arXiv 2407.10671)."""
+    routed_scale: Positive = 1.0
+    """Factor of the combine weights, so that routed outputs are as large as those of shared experts
+    (the ``route_scale`` of DeepSeek-V3's code, arXiv 2412.19437)."""
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,6 +103,8 @@ class MoEConfig(Checked):
             "experts.kind",
             "router.kind",
         )
+        without = "there is no shared expert, use False"
+        require(not self.shared_gate or self.shared_experts > 0, without, "shared_gate")
         one_by_one = "these experts are computed slot by slot, use batched"
         require(experts.stacked or by_slots, one_by_one, "implementation", "experts.kind")
         without = "these experts have no dropout, use 0"
@@ -110,6 +118,13 @@ class MoEConfig(Checked):
     def rounded_factor(self, s: int) -> float:
         """The capacity factor for a group of s tokens, after rounding to slots."""
         return self.slots(s) * self.num_experts / (s * self.router.k)
+
+    @classmethod
+    def of_router(cls, num_experts: int, router: Router, **fields: Any) -> "MoEConfig":
+        """The config of a layer with a router; a soft router has groups of one image."""
+        if router.logits_per == "slot":
+            fields["images_per_group"] = 1
+        return cls(num_experts=num_experts, router=router, **fields)
 
     @property
     def divisible_experts(self) -> int:

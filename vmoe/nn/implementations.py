@@ -5,7 +5,7 @@
 a block stays in the cache; the custom backward pass saves only the pre-activations.
 ``ragged``: ragged matmuls over sorted rows, as one kernel if the platform has it (GPU, TPU).
 
-Matmuls accumulate in float32, whatever the dtype of the rows.
+Matmuls accumulate in float32, or in float64 for such rows.
 """
 
 import functools

@@ -15,7 +15,7 @@ class InitKeys:
     square of the number of parameters: 15 s instead of 0.7 s for the 15B model.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int | jax.Array):
         self._key = jax.random.key(seed)
         self._count = 0
 

@@ -1,4 +1,4 @@
-"""Matmuls of rows with the experts' kernels, accumulated in float32 for any dtype of the rows."""
+"""Matmuls of rows with the experts' kernels, accumulated in float32 at least."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 def expert_einsum(
     spec: str, rows: Float[Array, "*r x"], kernel: Float[Array, "*e x y"]
 ) -> jax.Array:
-    """einsum(spec, rows, kernel) in the dtype of the rows, accumulated in float32.
+    """einsum(spec, rows, kernel) in the dtype of the rows, accumulated in float32 at least.
 
     A custom backward pass does the same for the gradients: JAX's own would multiply bfloat16 rows
     by a float32 gradient, which silently computes in float32.
@@ -41,14 +41,15 @@ expert_einsum.defvjp(_expert_einsum_forward, _expert_einsum_backward)
 
 
 def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """einsum of two arrays in their dtypes, accumulated in float32."""
-    dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
-    if x.dtype == jnp.float32 or y.ndim == 2:
+    """einsum of two arrays of one dtype, accumulated in float32 at least."""
+    wide = jnp.result_type(x, jnp.float32)
+    dot = functools.partial(jnp.einsum, spec, preferred_element_type=wide)
+    if x.dtype == wide or y.ndim == 2:
         return dot(x, y)
 
     def on_cpu(x: jax.Array, y: jax.Array) -> jax.Array:
         # XLA's CPU backend has no batched matmul from bfloat16 to float32.
-        return dot(x.astype(jnp.float32), y.astype(jnp.float32))
+        return dot(x.astype(wide), y.astype(wide))
 
     return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=dot)
 
@@ -69,8 +70,9 @@ def _ragged_backward(saved, gradient):
     rows, kernel, sizes = saved
     transposed = kernel.swapaxes(1, 2).astype(rows.dtype)
     grad_rows = _ragged_dot(gradient, transposed, sizes).astype(rows.dtype)
+    wide = jnp.result_type(rows, jnp.float32)
     grad_kernel = jax.lax.ragged_dot_general(
-        rows, gradient, sizes, OVER_ROWS, preferred_element_type=jnp.float32
+        rows, gradient, sizes, OVER_ROWS, preferred_element_type=wide
     )
     return grad_rows, grad_kernel.astype(kernel.dtype), None
 
@@ -84,4 +86,7 @@ OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
 )
 """Contracts over the rows of each expert, for the gradient of its kernel."""
 
-_ragged_dot = functools.partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
+
+def _ragged_dot(rows: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
+    wide = jnp.result_type(rows, jnp.float32)
+    return jax.lax.ragged_dot(rows, kernel, sizes, preferred_element_type=wide)

@@ -27,7 +27,7 @@ from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState, next_state
 from vmoe.routing import aux_losses
 from vmoe.routing.groups import group, ungroup
-from vmoe.routing.layout import combine, dispatch, dispatch_inputs, fill_empty
+from vmoe.routing.layout import combine, dispatch, dispatch_inputs, fill_empty, scaled
 from vmoe.routing.load import expert_totals
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
@@ -37,6 +37,7 @@ OF_PARTS = {
     "gate": "the gate is the module that is given",
     "expert_dropout": "experts that are given have their own dropout",
     "shared_experts": "shared experts are given as `shared`",
+    "shared_gate": "their gate is given as `shared_gate`",
     "shared_init": "experts that are given have their values",
 }
 """Settings from which ``MoE.from_config`` makes parts of a layer, and what a layer of existing
@@ -72,6 +73,7 @@ class MoE(nnx.Module):
         router: Router | MoEConfig | None = None,
         *,
         shared: Experts | nnx.Module | None = None,
+        shared_gate: nnx.Module | None = None,
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -91,20 +93,26 @@ class MoE(nnx.Module):
                 that are given.
             shared: a further expert, or ``Experts`` of which all are used. They act on tokens
                 alone, and their outputs are added for every token.
+            shared_gate: maps tokens f[b n d] to logits f[b n 1], whose sigmoid multiplies the
+                outputs of the shared experts; None for no such gate.
             placement: the devices over which groups and experts are split.
 
         Raises:
             UsageError: an expert is not a module, the number of experts is not the one in the
                 config, or the config has settings of experts or of a gate.
         """
-        self.experts = experts_of(experts, _modules(gate, shared))
+        self.experts = experts_of(experts, _modules(gate, shared, shared_gate))
         self.router = gate
-        beside = _modules(self.experts, gate)
+        beside = _modules(self.experts, gate, shared_gate)
         self.shared = None if shared is None else _on_tokens_alone(shared, beside)
+        if shared is None and shared_gate is not None:
+            kind = type(shared_gate).__name__
+            raise UsageError("there is no shared expert: leave it out", shared_gate=kind)
+        self.shared_gate = shared_gate
         self.placement = placement
         if not isinstance(router, MoEConfig):
             e = self.experts.num_experts
-            router = MoEConfig(num_experts=e, router=router or TokenChoice())
+            router = MoEConfig.of_router(e, router or TokenChoice())
         self.config = router
         _check_parts(router, gate, self.experts)
         state = router.router.initial_state(self.experts.num_experts)
@@ -138,7 +146,7 @@ class MoE(nnx.Module):
         if gate is not None:
             gate = GATES[type(gate)](width, tokens, config, rngs=rngs)
         experts = make_experts(config, width, mlp_dim, gelu=gelu, dtype=dtype, rngs=rngs)
-        shared = None
+        shared = shared_gate = None
         if config.shared_experts:
             shared = StackedMlps(
                 1,
@@ -147,8 +155,11 @@ class MoE(nnx.Module):
                 hidden=Hidden(gelu, config.expert_dropout),
                 rngs=rngs,
             )
+        if config.shared_gate:
+            shared_gate = nnx.Linear(width, 1, use_bias=False, rngs=rngs)
         given = dataclasses.replace(config, **{name: getattr(MoEConfig, name) for name in OF_PARTS})
-        layer = cls(experts, gate, given, shared=shared, placement=placement)
+        parts = dict(shared=shared, shared_gate=shared_gate)
+        layer = cls(experts, gate, given, **parts, placement=placement)
         layer.config = config
         return layer
 
@@ -186,7 +197,8 @@ class MoE(nnx.Module):
         Raises:
             UsageError: the gate's logits do not fit the router, the gate or the experts cannot take
                 these tokens, the experts' outputs differ in width, an input has a name by which
-                experts get what the layer knows, or the devices cannot share the batch evenly.
+                experts get what the layer knows, the devices cannot share the batch evenly, or the
+                tokens are on a mesh with Explicit axes.
         """
         forks.check()
         router_key, experts_key = keys.split(key, 2)
@@ -197,6 +209,7 @@ class MoE(nnx.Module):
         check_tokens(tokens, valid, per_token)
         check_names(self.experts, per_token, kwargs)
         self.placement.check_batch(b)
+        self.placement.check_axes(tokens)
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
@@ -253,17 +266,18 @@ class MoE(nnx.Module):
         if router.jitter and noise_key is not None:
             low, high = 1 - router.jitter, 1 + router.jitter
             jitter_key = jax.random.fold_in(noise_key, 1)  # the gate may add noise of its own
-            groups = groups * jax.random.uniform(jitter_key, groups.shape, minval=low, maxval=high)
+            jitter = jax.random.uniform(jitter_key, groups.shape, jnp.float32, low, high)
+            groups = groups * jitter
         logits, noise_std = self._logits(groups)
         if noise_std is not None and noise_key is not None:
-            noise = jax.random.normal(noise_key, logits.shape) * noise_std
+            noise = jax.random.normal(noise_key, logits.shape, jnp.float32) * noise_std
         inputs = RouterInputs(logits, noise=noise, valid=valid, draw=None)
         if not isinstance(noise_std, float):
             inputs = inputs._replace(noise_std=noise_std)
         if "draw" in router.takes and draw_key is not None:
-            inputs = inputs._replace(draw=jax.random.uniform(draw_key, valid.shape))
+            inputs = inputs._replace(draw=jax.random.uniform(draw_key, valid.shape, jnp.float32))
         if "positions" in router.takes:
-            positions = jnp.arange(s) % (n or s)
+            positions = jnp.arange(s, dtype=jnp.int32) % (n or s)
             inputs = inputs._replace(positions=jnp.broadcast_to(positions, (g, s)))
         if self.state is not None:
             state = {x: jnp.broadcast_to(v[...], (g, *v.shape)) for x, v in self.state.items()}
@@ -282,7 +296,7 @@ class MoE(nnx.Module):
         """The gate's logits, with its noise or else the router's."""
         settings, e = self.config.router, self.config.num_experts
         if self.router is None:
-            return NoisyLogits(jnp.zeros((*groups.shape[:2], e)), None)
+            return NoisyLogits(jnp.zeros((*groups.shape[:2], e), jnp.float32), None)
         with taking("the gate", groups.shape):
             outputs = jax.named_scope("gate")(self.router)(groups)
             if isinstance(outputs, NoisyLogits) and outputs.noise_std is not None:
@@ -297,12 +311,14 @@ class MoE(nnx.Module):
                 f"the gate makes logits {shape} from tokens {groups.shape}: the {settings.kind} "
                 f"router needs ({axes.replace(' ', ', ')}) with e = {e}"
             )
-        return outputs._replace(logits=outputs.logits.astype(jnp.float32))
+        wide = jnp.result_type(outputs.logits, jnp.float32)
+        return outputs._replace(logits=outputs.logits.astype(wide))
 
     def update_state(self, record: Record) -> None:
         """Changes the router's state after a step of training, if it has one; in place.
 
         For a layer in a model of your own. A ``ViT`` has ``vmoe.nn.router_state.with_next_states``.
+        Inside a ``jax.shard_map`` the state follows the load of all its devices.
 
         Args:
             record: the routing of the batch, as ``forward`` returned it.
@@ -326,6 +342,7 @@ class MoE(nnx.Module):
     ) -> jax.Array:
         """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
         implementation, groups = implementation_of(self, routing), self._transfer(groups)
+        routing = scaled(routing, self.config.routed_scale)
         if implementation == "batched":
             tokens = dispatch(groups, routing, mixture_dtype=dtype)
             if isinstance(routing, Routing) and not isinstance(self.experts, StackedMlps):
@@ -361,6 +378,9 @@ class MoE(nnx.Module):
             f"others of {widths[1]}: make them equal",
         )
         total = by_expert.sum(1) if e > 1 else by_expert[:, 0]
+        if self.shared_gate is not None:
+            with taking("the gate of the shared experts", tokens.shape):
+                total = total * jax.nn.sigmoid(self.shared_gate(tokens))
         return outputs + total.astype(outputs.dtype)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ PARTS = {  # a word of a parameter's path -> the part it belongs to; the first m
     "router": "routers",
     "experts": "experts",
     "shared": SHARED,
+    "shared_gate": SHARED,
     "state": STATE,
     "mlp": "MLPs",
     "head": "head",

@@ -7,8 +7,10 @@ constant in evaluation. It is stored with the parameters, as ``state`` of its la
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import get_abstract_mesh
 
 from vmoe.axes import Record
 from vmoe.config import ViTConfig
@@ -25,10 +27,13 @@ def next_state(router: Router, state: State, totals: Mapping[str, Any]) -> State
     """The state of one router after a step of training.
 
     Args:
-        totals: the ``expert_totals`` of the batch.
+        totals: the ``expert_totals`` of the batch; in a ``jax.shard_map``, those of each device,
+            which are added up over all its axes.
     """
-    sums = {name: totals[name] for name in ("choices", "tokens")}
-    return router.next_state(state, sums | totals["sums"])
+    sums = {name: totals[name] for name in ("choices", "tokens")} | totals["sums"]
+    if axes := get_abstract_mesh().manual_axes:
+        sums = jax.lax.psum(sums, axes)
+    return router.next_state(state, sums)
 
 
 def next_states(

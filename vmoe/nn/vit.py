@@ -30,7 +30,8 @@ class ViT(nnx.Module):
     """The model: ``model(images)`` returns logits; ``forward`` also returns the routing records.
 
     MoE layers have custom backward passes, so a sparse model supports only reverse-mode
-    differentiation: ``jax.grad`` and ``jax.vjp``, not ``jax.jvp`` and ``jax.hessian``.
+    differentiation: ``jax.grad``, ``jax.vjp`` and ``jax.jacrev``. ``jax.jvp``, ``jax.jacfwd`` and
+    ``jax.hessian`` raise a UsageError.
     """
 
     def __init__(self, config: ViTConfig, *, placement: Placement = ONE_DEVICE, rngs: Rngs):

@@ -80,7 +80,8 @@ def total(
     A loss that has no weight here, of a router of your own, has weight 1.
     """
     weighted = sum(
-        (getattr(weights, name, 1.0) * loss for name, loss in losses.items()), jnp.zeros(())
+        (getattr(weights, name, 1.0) * loss for name, loss in losses.items()),
+        jnp.zeros((), jnp.float32),
     )
     real = valid.any(axis=1)
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
@@ -119,7 +120,7 @@ def gshard(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss
     It is 1 if both are uniform, and e if one expert gets all tokens.
     """
     e = gates.shape[-1]
-    first = jax.nn.one_hot(gates.argmax(axis=-1), e)
+    first = jax.nn.one_hot(gates.argmax(axis=-1), e, dtype=gates.dtype)
     return e**2 * (_mean(first, valid) * _mean(gates, valid)).mean(axis=-1)
 
 

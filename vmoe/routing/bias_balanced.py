@@ -43,7 +43,7 @@ class BiasBalanced(Router):
     that is chosen first, with its bias."""
     normalize_weights: bool = False
     """Divide a token's combine weights by their sum, before any choice is dropped, as DeepSeek-V3
-    does (arXiv 2412.19437)."""
+    does (arXiv 2412.19437); with k = 1 as in ``TokenChoice``."""
 
     @property
     def balanced_by(self) -> str:

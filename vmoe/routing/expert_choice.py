@@ -70,4 +70,4 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -
 def _invert(choices: Int[Array, "e c"], *, size: int) -> Int[Array, "size"]:
     """The slot of each choice, from the choice in each slot; e * c for choices without a slot."""
     slots = jnp.full(size, choices.size, jnp.int32)
-    return slots.at[choices.reshape(-1)].set(jnp.arange(choices.size), mode="drop")
+    return slots.at[choices.reshape(-1)].set(jnp.arange(choices.size, dtype=jnp.int32), mode="drop")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vmoe.axes import Routing, SoftRouting
 from vmoe.errors import UsageError
+from vmoe.reverse_mode import reverse_only
 
 
 @jax.named_scope("dispatch")
@@ -26,14 +27,13 @@ def dispatch(
     """The token in each slot, zeros in empty slots; a mixture of all tokens in each soft slot.
 
     Args:
-        mixture_dtype: dtype of the mixtures, which are summed in float32; the tokens' if None.
+        mixture_dtype: dtype of the mixtures, summed in float32 at least; the tokens' if None.
     """
     if isinstance(routing, SoftRouting):
-        slots = jnp.einsum(
-            "gsd,gsec->gecd", tokens, routing.dispatch, preferred_element_type=jnp.float32
-        )
+        dtype = jnp.result_type(tokens, routing.dispatch, jnp.float32)
+        slots = jnp.einsum("gsd,gsec->gecd", tokens, routing.dispatch, preferred_element_type=dtype)
         return slots.astype(mixture_dtype or tokens.dtype)
-    return _dispatch(tokens, routing.slots, routing.choices)
+    return _dispatch(reverse_only(tokens), routing.slots, routing.choices)
 
 
 @jax.named_scope("combine")
@@ -42,13 +42,22 @@ def combine(
 ) -> Float[Array, "g s d"]:
     """Each token's weighted sum of its experts' outputs; zeros if all its choices were dropped.
 
-    Weights, sums and result are float32 for any dtype of the outputs.
+    Weights, sums and result are float32 for any dtype of the outputs but float64.
     """
     if isinstance(routing, SoftRouting):
-        return jnp.einsum(
-            "gecd,gsec->gsd", outputs, routing.combine, preferred_element_type=jnp.float32
-        )
-    return _combine(outputs, routing.weights, routing.slots, routing.choices)
+        dtype = jnp.result_type(outputs, routing.combine, jnp.float32)
+        return jnp.einsum("gecd,gsec->gsd", outputs, routing.combine, preferred_element_type=dtype)
+    outputs, weights = reverse_only((outputs, routing.weights))
+    return _combine(outputs, weights, routing.slots, routing.choices)
+
+
+def scaled(routing: Routing | SoftRouting, factor: float) -> Routing | SoftRouting:
+    """The routing with its combine weights multiplied by a factor."""
+    if factor == 1:
+        return routing
+    if isinstance(routing, SoftRouting):
+        return routing._replace(combine=routing.combine * factor)
+    return routing._replace(weights=routing.weights * factor)
 
 
 def fill_empty(
@@ -148,7 +157,7 @@ def _combine_backward(saved, gradient):
     else:
         products = [(rows_at(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
         grad_weights = jnp.stack(products, axis=-1)  # g s k
-    return grad_outputs.astype(outputs.dtype), grad_weights, None, None
+    return grad_outputs.astype(outputs.dtype), grad_weights.astype(weights.dtype), None, None
 
 
 _combine.defvjp(_combine_forward, _combine_backward)
@@ -160,17 +169,21 @@ def _add_up(
     slots: Int[Array, "g s k"],
     choices: Int[Array, "g e c"],
 ) -> Float[Array, "g s d"]:
-    """Each token's sum of the rows of its slots, in float32; weighted if weights are given."""
+    """Each token's sum of the rows of its slots, weighted if weights are given.
+
+    In float32 at least.
+    """
     g, s, k = slots.shape
     rows = _flat(outputs)  # g ec d
     if _few_slots(slots, choices):
         flat = choices.reshape(g, -1)  # g ec
         if weights is not None:
             rows = rows * rows_at(weights.reshape(g, s * k, 1), flat)
-        zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.float32)
+        zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.result_type(rows, jnp.float32))
         return jax.vmap(lambda z, i, r: z.at[i].add(r, mode="drop"))(zeros, flat // k, rows)
     # One gather per rank: a single gather of all ranks is ten times as slow on a CPU.
-    terms = (rows_at(rows, slots[..., i]).astype(jnp.float32) for i in range(k))
+    dtype = jnp.result_type(rows, jnp.float32)
+    terms = (rows_at(rows, slots[..., i]).astype(dtype) for i in range(k))
     if weights is not None:
         terms = (term * weights[..., i, None] for i, term in enumerate(terms))
     return functools.reduce(jnp.add, terms)

@@ -53,7 +53,9 @@ def priority_scores(
         case "random" if draw is not None:
             return draw
         case "random":
-            return jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
+            return jnp.broadcast_to(
+                jax.random.uniform(jax.random.key(0), (s,), jnp.float32), (g, s)
+            )
     raise UsageError(unknown("no priority", priority, list(PRIORITIES)))
 
 
@@ -65,13 +67,13 @@ def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:
     integer hold its index.
 
     Args:
-        scores: float32, each 0 or more.
+        scores: each 0 or more; the two sorts are for float32.
 
     >>> descending(jnp.array([0.1, 0.5, 0.1, 0.9])).tolist()
     [3, 1, 0, 2]
     """
     s = len(scores)
-    if s > 1 << 16:
+    if s > 1 << 16 or scores.dtype != jnp.float32:
         return jnp.argsort(-scores, stable=True)
     bits, index = ~jax.lax.bitcast_convert_type(scores, jnp.uint32), jnp.arange(s, dtype=jnp.uint32)
     by_lower = jnp.sort(bits << 16 | index, stable=False) & 0xFFFF

@@ -5,6 +5,7 @@ that they are always the same.
 """
 
 import dataclasses
+import functools
 from typing import Annotated, Literal
 
 import jax
@@ -36,6 +37,7 @@ class Random(Router):
             seeds = jax.lax.bitcast_convert_type(inputs.draw, jnp.int32)
         assert seeds is not None
         keys = jax.vmap(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed)))(seeds)
-        scores = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (e,))))(keys)  # g s e
+        draw = functools.partial(jax.random.uniform, shape=(e,), dtype=jnp.float32)
+        scores = jax.vmap(jax.vmap(draw))(keys)  # g s e
         _, experts = top_k(scores, self.k)
         return evenly_weighted(experts, inputs.valid, e=e, c=c)

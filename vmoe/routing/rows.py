@@ -39,7 +39,7 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     before = jnp.cumsum(sizes) - sizes + jnp.cumsum(counts, axis=0) - counts  # g e
     row = jnp.where(kept, before.at[group, routing.experts].get(mode="clip") + routing.slots % c, r)
     choices = jnp.full(r, g * s * k, jnp.int32)  # r
-    choices = choices.at[row.reshape(-1)].set(jnp.arange(g * s * k), mode="drop")
+    choices = choices.at[row.reshape(-1)].set(jnp.arange(g * s * k, dtype=jnp.int32), mode="drop")
     flat = Routing(
         experts=jnp.where(kept, 0, 1).reshape(1, g * s, k),
         slots=row.reshape(1, g * s, k),

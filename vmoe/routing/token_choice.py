@@ -50,7 +50,8 @@ class TokenChoice(Router):
     """Noise on the logits in training: its standard deviation is noise_std / e, for e experts,
     unless the gate determines it."""
     normalize_weights: bool = False
-    """Divide a token's combine weights by their sum, before any choice is dropped."""
+    """Divide a token's combine weights by their sum, before any choice is dropped. With k = 1 every
+    weight is then 1; the sum counts as a constant in the gradient, so that the gate is trained."""
     aux_loss: AuxLossWeights = AuxLossWeights()
 
     @property
@@ -102,7 +103,8 @@ def assign(
         gates: in [0, 1].
         valid: False for padding, which never takes a slot.
         priority: see ``priority_order``.
-        normalize: divide a token's weights by their sum, before any is dropped.
+        normalize: divide a token's weights by their sum, before any is dropped. If k is 1, the sum
+            is a constant for the gradient: the gate is trained, although the weight is 1.
         draw: for a random priority; see ``priority_order``.
         ranks: use only the first ``ranks`` of a token's k choices; may be traced. All if None.
     """
@@ -157,7 +159,10 @@ def assign_chosen(
     order = priority_order(top_gates, priority, draw)  # g s
     slots, choices = queue(experts, order, e=e, c=c)  # g s k, g e c
     weights = top_gates if weights is None else weights
-    weights = weights / weights.sum(-1, keepdims=True) if normalize else weights
+    if normalize:
+        total = weights.sum(-1, keepdims=True)
+        # With k = 1 every weight is 1, and no gradient would reach the gate through w / w.
+        weights = weights / (jax.lax.stop_gradient(total) if k == 1 else total)
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
 
 
@@ -186,14 +191,20 @@ def _queue(
     experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
     s, k = experts.shape
-    place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)  # s
-    turn = jnp.arange(k) * s + place[:, None]  # s k: all first choices come before any second one
-    queue = jnp.sort((experts * (s * k) + turn).reshape(-1), stable=False)  # sk: the sort keys
+    place = (
+        jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s, dtype=jnp.int32), unique_indices=True)
+    )
+    turn = (
+        jnp.arange(k, dtype=jnp.int32) * s + place[:, None]
+    )  # s k: all first choices come before any second one
+    queue = jnp.sort(
+        (experts.astype(jnp.int32) * (s * k) + turn).reshape(-1), stable=False
+    )  # sk: the sort keys
 
     expert, turn = queue // (s * k), queue % (s * k)  # sk
     choice = order[turn % s] * k + turn // s  # sk: token * k + rank
     starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))  # e + 1: of each expert's queue
-    position = jnp.arange(s * k) - starts[expert]  # sk: place in that queue
+    position = jnp.arange(s * k, dtype=jnp.int32) - starts[expert]  # sk: place in that queue
     slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)  # sk
     slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)
 

@@ -214,6 +214,9 @@ def average_experts(
             f"block {block} has shared experts, which are added to the others: one MLP cannot "
             "replace both",
         )
+        scale = moe.routed_scale
+        one_scale = f"block {block} has routed_scale={scale}, which an MLP has not: use 1"
+        require(scale == 1, one_scale)
     arrays = flatten_dict(params)
     for path, _ in list(_of_blocks(arrays, chosen)):
         value = arrays.pop(path)

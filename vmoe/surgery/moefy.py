@@ -1,20 +1,20 @@
 """MoE layers in any Flax NNX model: selected modules become experts.
 
 A module that acts on the last axis (a linear layer, a 1x1 convolution, an MLP of these) is replaced
-by an MoE layer whose experts start as copies of it. The combine weights are normalized over a
-token's experts, and by default there are slots for every choice. So the outputs of the model do not
-change until it is trained.
+by an MoE layer. By default its experts start as copies of the module, the combine weights are
+normalized over a token's experts, and there are slots for every choice. So the outputs of the model
+do not change until it is trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vmoe.config import MoEConfig, TokenChoice
-from vmoe.errors import UsageError
+from vmoe.config import MoEConfig, Router, TokenChoice
+from vmoe.errors import UsageError, require
 from vmoe.nn.experts import Copies
 from vmoe.nn.experts.copies import check_expert, on_rows
 from vmoe.nn.gates import Linear
@@ -31,10 +31,13 @@ def moefy(
     *,
     select: Select,
     num_experts: int = 8,
-    k: int = 2,
+    k: int | None = None,
     capacity_factor: float | None = None,
+    experts: Callable[[nnx.Module], Sequence[nnx.Module]] | None = None,
+    gate: Callable[[int, int], nnx.Module] | None = None,
+    router: Router | None = None,
     width: int | None = None,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
 ) -> nnx.Module:
     """A copy of a model in which each selected module is replaced by an ``MoE`` layer.
 
@@ -44,28 +47,33 @@ def moefy(
     Args:
         model: unchanged; the copy shares its arrays.
         select: the modules to replace; paths are tuples such as ("blocks", 0, "mlp").
-        k: experts per token.
+        num_experts: number of copies.
+        k: experts per token of the default router; 2 if None.
         capacity_factor: an expert has s * k * capacity_factor / e slots for s tokens. If None, it
-            has s slots: no choice is dropped, and every expert computes s rows.
+            has s slots: no choice is dropped, and every expert computes s rows. Routers that never
+            drop a choice have a factor of 1.05 instead.
+        experts: makes other experts from a selected module, a module for each: for example modules
+            that add a part of their own to it, which stays one for all. They act on the last axis.
+        gate: makes the gate of a layer from its width and its number of experts; if None, it is
+            linear, without a bias.
+        router: its config; if None, token choice with normalized weights and without noise.
         width: size of the last axis that selected modules act on, if it cannot be inferred from
             their linear layers.
-        seed: seed of the routers.
+        seed: seed of the linear gates.
 
     Raises:
-        UsageError: no module is selected, or a selected module contains a convolution that is not
-            1x1, or does not act on the last axis.
+        UsageError: no module is selected; a selected module contains a convolution that is not
+            1x1, or does not act on the last axis; or k and a router are given.
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
     >>> sparse = moefy(model, select=nnx.Linear, num_experts=2)
     >>> sparse(jnp.ones((3, 4))).shape
     (3, 8)
     """
-    config = MoEConfig(
-        num_experts=num_experts,
-        router=TokenChoice(k=k, noise_std=0.0, normalize_weights=True),
-        capacity_factor=MoEConfig.capacity_factor if capacity_factor is None else capacity_factor,
-        dropless=capacity_factor is None,
-    )
+    require(k is None or router is None, "the router has its own k: leave it out", k=k)
+    router = router or TokenChoice(k=k or 2, noise_std=0.0, normalize_weights=True)
+    dropless: dict[str, Any] = {"dropless": router.can_drop}
+    capacity = dropless if capacity_factor is None else {"capacity_factor": capacity_factor}
     rngs = InitKeys(seed)
 
     def sparse(path: tuple[Any, ...], module: nnx.Module) -> nnx.Module | None:
@@ -73,13 +81,28 @@ def moefy(
         if not (isinstance(module, select) if by_type else select(path, module)):
             return None
         d, spatial = _signature(path_name(path), module, width)
-        experts = Copies([module] * num_experts, spatial=spatial)
-        return MoE(experts, Linear(d, 0, config, rngs=rngs), config)
+        made: Any = Copies([module] * num_experts, spatial=spatial)
+        if experts is not None:
+            made = list(experts(module))
+        e = num_experts if experts is None else len(made)
+        config = MoEConfig.of_router(e, router, **capacity)
+        return MoE(made, _gate(gate, d, config, rngs), config)
 
     copy = nnx.clone(model, graph=True)  # a module can be in several places
     if not _replace(copy, (), sparse, {}):
         raise UsageError(f"select: no module inside the {type(model).__name__} matches")
     return copy
+
+
+def _gate(
+    make: Callable[[int, int], nnx.Module] | None, width: int, config: MoEConfig, rngs: InitKeys
+) -> nnx.Module | None:
+    """The gate of a layer; None for a router that reads no logits."""
+    if make is not None:
+        return make(width, config.num_experts)
+    kind = config.router.kind
+    require(config.router.logits_per != "slot", f"a {kind} router needs one: give gate", gate=None)
+    return Linear(width, 0, config, rngs=rngs) if config.router.learned else None
 
 
 def _replace(
@@ -124,12 +147,24 @@ def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, i
     widths = dict.fromkeys(part.in_features for part in linear) if width is None else [width]
     fit = [d for d in widths if _acts_on_last_axis(module, d, spatial)]
     if len(fit) != 1:
+        _check_one_layer(name, module)
         raise UsageError(
             f"{name}: this {type(module).__name__} does not map rows of "
             f"{width or 'one width inferred from its linear layers'} to rows; give width, or "
             "select modules that act on the last axis"
         )
     return fit[0], spatial
+
+
+def _check_one_layer(name: str, module: nnx.Module) -> None:
+    """Checks that the variables of linear layers have no axis of layers in front."""
+    for part in (part for _, part in nnx.iter_modules(module, graph=True)):
+        shape = part.kernel.shape if isinstance(part, nnx.Linear) else ()
+        if len(shape) == 3:
+            raise UsageError(
+                f"{name}: its kernels {shape} are those of {shape[0]} layers, made by nnx.vmap for "
+                "nnx.scan: apply moefy to one layer, in the function that nnx.vmap calls"
+            )
 
 
 def _check_convolution(name: str, convolution: nnx.Conv) -> None:

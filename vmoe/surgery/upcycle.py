@@ -148,6 +148,8 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
             reasons.append("the combine weights of a token are not normalized")
         if not _has_room(moe, router.k, num_tokens(config)):
             reasons.append("choices beyond the capacity are dropped")
+    if moe.routed_scale != 1:
+        reasons.append(f"the outputs of the experts are scaled (routed_scale={moe.routed_scale})")
     if moe.shared_experts:
         reasons.append("a shared expert is added, whose parameters are new")
     if noise_std > 0:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from vmoe.reverse_mode import REVERSE_ONLY
+
 CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """Primitives that call a function, and the parameter that holds its program."""
 
@@ -37,6 +39,8 @@ def _evaluate(program: core.ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
         operands = [read(atom) for atom in eqn.invars]
         if eqn.primitive.name == "dot_general":
             results = [_matmul(*operands, **eqn.params)]
+        elif eqn.primitive is REVERSE_ONLY:
+            results = operands
         elif eqn.primitive.name in CALLS:
             results = _evaluate(eqn.params[CALLS[eqn.primitive.name]], operands)
         else:

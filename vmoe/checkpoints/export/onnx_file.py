@@ -147,9 +147,9 @@ class MatmulMoE(MoE):
     """An MoE layer with one image per group, and matmuls for dispatch and combine."""
 
     def __init__(self, moe: MoE):
-        parts = moe.experts, moe.router, moe.config
-        super().__init__(*parts, shared=moe.shared, placement=moe.placement)
-        self.state = moe.state
+        parts = dict(shared=moe.shared, shared_gate=moe.shared_gate, placement=moe.placement)
+        super().__init__(moe.experts, moe.router, moe.config.router, **parts)
+        self.config, self.state = moe.config, moe.state
 
     def forward(
         self,

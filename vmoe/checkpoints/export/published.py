@@ -58,6 +58,11 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                 "published checkpoints have no shared experts; use another format",
                 **{"model.moe.shared_experts": moe.shared_experts, "block": block},
             )
+        if moe.routed_scale != 1:
+            raise UsageError(
+                "published checkpoints have no routed scale; use another format",
+                **{"model.moe.routed_scale": moe.routed_scale, "block": block},
+            )
         own = MlpExpert(), SlotGate() if moe.router.logits_per == "slot" else LinearGate()
         given = moe.experts, moe.gate_config
         for what, mine, stored in zip(("experts", "gate"), given, own, strict=True):

@@ -15,6 +15,7 @@ from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.implementations import ExpertLinearParams
 from vmoe.nn.keys import InitKeys, MaybeKey, Rngs
 from vmoe.nn.mlp import TANH, Hidden
+from vmoe.reverse_mode import reverse_only
 
 
 class ExpertLinear(nnx.Module):
@@ -72,7 +73,7 @@ class StackedMlps(Experts):
     ) -> Float[Array, "g e c d"]:
         """Applies the experts to slots of fixed capacity."""
         self._check_inputs(tokens, args, kwargs | (slots.inputs if slots else {}))
-        up, down = self.up.params(), self.down.params()
+        up, down, tokens = reverse_only((self.up.params(), self.down.params(), tokens))
         return implementations.batched(up, down, tokens, self.hidden, key)
 
     def __getitem__(self, number: int) -> nnx.Module:
@@ -102,7 +103,8 @@ class StackedMlps(Experts):
             block: number of rows of a block, which divides all sizes; None for a ragged matmul.
         """
         self._check_inputs(rows, args, kwargs | (slots.inputs if slots else {}))
-        inputs = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
+        up, down, rows = reverse_only((self.up.params(), self.down.params(), rows))
+        inputs = up, down, rows, sizes, self.hidden, key
         if block is None:
             return implementations.ragged(*inputs)
         return implementations.blocked(*inputs, block=block)

@@ -25,7 +25,7 @@ class Cosine(nnx.Module):
         init = nnx.initializers.lecun_normal()
         self.projection = nnx.Param(init(rngs.params(), (width, x), jnp.float32))
         self.kernel = nnx.Param(init(rngs.params(), (x, e), jnp.float32))
-        self.temperature = nnx.Param(jnp.full((), gate.temperature))
+        self.temperature = nnx.Param(jnp.full((), gate.temperature, jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:
         projected = normalize(matmul(tokens, self.projection[...]), axis=-1)

@@ -21,5 +21,6 @@ class Linear(nnx.Module):
 
 
 def matmul(tokens: Float[Array, "g s d"], kernel: Float[Array, "d x"]) -> Float[Array, "g s x"]:
-    """The product in float32 at the highest precision, since small errors change choices."""
-    return jnp.matmul(tokens.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+    """The product in float32 or more, at the highest precision: small errors change choices."""
+    tokens = tokens.astype(jnp.result_type(tokens, jnp.float32))
+    return jnp.matmul(tokens, kernel, precision=jax.lax.Precision.HIGHEST)

@@ -18,7 +18,7 @@ class Mlp(nnx.Module):
         assert isinstance(config.gate, MlpGate)
         x, init = config.gate.hidden_dim or width, nnx.initializers.lecun_normal()
         self.hidden = nnx.Param(init(rngs.params(), (width, x), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(x))
+        self.bias = nnx.Param(jnp.zeros(x, jnp.float32))
         self.kernel = nnx.Param(init(rngs.params(), (x, config.num_experts), jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:

@@ -20,8 +20,8 @@ class Noisy(nnx.Module):
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        self.kernel = nnx.Param(jnp.zeros((width, config.num_experts)))
-        self.noise = nnx.Param(jnp.zeros((width, config.num_experts)))
+        self.kernel = nnx.Param(jnp.zeros((width, config.num_experts), jnp.float32))
+        self.noise = nnx.Param(jnp.zeros((width, config.num_experts), jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> NoisyLogits:
         """The logits, and the standard deviation of their noise.

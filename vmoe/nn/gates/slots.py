@@ -18,10 +18,10 @@ class Slots(nnx.Module):
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
         shape = (width, config.num_experts, config.slots(tokens))
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
-        self.scale = nnx.Param(jnp.ones(()))
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * width**-0.5)
+        self.scale = nnx.Param(jnp.ones((), jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e c"]:
-        x = normalize(tokens.astype(jnp.float32), axis=-1)
+        x = normalize(tokens.astype(jnp.result_type(tokens, jnp.float32)), axis=-1)
         mu = self.scale[...] * normalize(self.kernel[...], axis=0)
         return jnp.einsum("gsd,dec->gsec", x, mu, precision=jax.lax.Precision.HIGHEST)
