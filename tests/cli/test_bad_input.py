@@ -449,7 +449,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "binary": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
     "router": (
         [*TRAIN, "soft.py"],
-        "soft.py, line 2: model.moe.router=soft: use a TokenChoice",
+        "soft.py, line 2: model.moe.router=soft: use a Router such as TokenChoice",
     ),
     "decay": (
         [*TRAIN, "decay.py"],
