@@ -305,7 +305,7 @@ def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_
     compiled = step.lower(start, batch).compile()
     assert set(collectives(compiled)) <= {"all-to-all", "all-reduce"}
     assert_close(compiled(start, batch), expected)
-    for name, before in router.initial_state(4).items():
+    for name, before in router.initial_state(SPARSE.num_experts).items():
         assert np.any(expected[0].params["blocks"][0]["mlp"]["state"][name] != before)
 
 

@@ -152,6 +152,8 @@ def module_of(command: str) -> ModuleType:
 
 def _options(error: BaseException, argv: Sequence[str]) -> list[str]:
     """The options of the fields that are wrong, as far as they were given, and of the remedies."""
+    if not isinstance(error, VmoeError):  # it may be that jax, which they import, cannot be
+        return []
     from vmoe.cli.arguments import options_of, remedies_of  # brings tyro
 
     given = options_of(getattr(error, "fields", ()), argv)

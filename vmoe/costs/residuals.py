@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from vmoe.costs.flops import array
 
-_WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type")
+_WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type", "reverse_only")
 
 
 class Residual(NamedTuple):
