@@ -16,8 +16,6 @@ from vmoe.compiler import warn_if_wrong
 _MODULES = {
     "MoE": "vmoe.nn.moe",
     "Router": "vmoe.routing",
-    "Decision": "vmoe.axes",
-    "RouterInputs": "vmoe.axes",
     "create_model": "vmoe.factory",
     "list_models": "vmoe.factory",
     "load": "vmoe.factory",

@@ -152,9 +152,7 @@ def _by_block(config: ViTConfig, describe: Callable[[MoEConfig], str]) -> str:
 
 def _experts(moe: MoEConfig) -> str:
     kinds = "" if moe.experts == MlpExpert() else f" ({moe.experts.kind})"
-    gated = "gated " * moe.shared_gate
-    shared = f" and {moe.shared_experts} {gated}shared" if moe.shared_experts else ""
-    return f"{moe.num_experts}{kinds}{shared}"
+    return f"{moe.num_experts}{kinds}{moe.shared_phrase}"
 
 
 def _router(moe: MoEConfig) -> str:

@@ -4,8 +4,7 @@ A file in ``configs/`` builds one ``TrainConfig``; ``replace`` makes a variant o
 the command line are the same fields. A config with incompatible settings raises a ``UsageError``
 that names them.
 
-Names are imported on first use: routers compute with jax, and processes that only read data need
-the config of the data alone.
+Names are imported on first use, since routers, and so the config of a model, import jax.
 """
 
 import importlib

@@ -83,10 +83,10 @@ def _recipe_error(path: Path, error: BaseException) -> str:
 def _unknown_field(message: str) -> str:
     """A message that suggests a field, if Python's message is about an unknown one; else empty."""
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    kinds = {kind.__name__: kind for kind in _subclasses(Checked)}
-    if match is None or match[1] not in kinds:
+    configs = {config.__name__: config for config in _subclasses(Checked)}
+    if match is None or match[1] not in configs:
         return ""
-    known = [field.name for field in dataclasses.fields(kinds[match[1]])]
+    known = [field.name for field in dataclasses.fields(configs[match[1]])]
     return unknown(f"{match[1]} has no field", match[2], known)
 
 

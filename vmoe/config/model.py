@@ -147,6 +147,12 @@ class MoEConfig(Checked):
         return self.gate or own[self.router.logits_per]
 
     @property
+    def shared_phrase(self) -> str:
+        """What a description says after the number of experts, such as " and 2 gated shared"."""
+        gated = "gated " * self.shared_gate
+        return f" and {self.shared_experts} {gated}shared" if self.shared_experts else ""
+
+    @property
     def can_be_pruned(self) -> bool:
         """Whether experts of a trained layer can be pruned, added and merged.
 

@@ -67,11 +67,9 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
         )
         named = ", ".join(expert.kind for expert in moe.experts.members)
         kinds = "" if moe.experts == MlpExpert() else f" ({named})"
-        gated = "gated " * moe.shared_gate
-        shared = f" and {moe.shared_experts} {gated}shared" if moe.shared_experts else ""
         gate = f" with gate {moe.gate.kind}" if moe.gate else ""
         lines.append(
-            f"block {block}: {moe.num_experts} experts{kinds}{shared}, {moe.router.kind}{gate}, "
-            f"{capacity}"
+            f"block {block}: {moe.num_experts} experts{kinds}{moe.shared_phrase}, "
+            f"{moe.router.kind}{gate}, {capacity}"
         )
     return lines or ["no sparse block"]

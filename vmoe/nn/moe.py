@@ -1,6 +1,5 @@
 """The MoE layer: group, route, dispatch, experts, combine, ungroup."""
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -157,10 +156,9 @@ class MoE(nnx.Module):
             )
         if config.shared_gate:
             shared_gate = nnx.Linear(width, 1, use_bias=False, rngs=rngs)
-        given = dataclasses.replace(config, **{name: getattr(MoEConfig, name) for name in OF_PARTS})
         parts = dict(shared=shared, shared_gate=shared_gate)
-        layer = cls(experts, gate, given, **parts, placement=placement)
-        layer.config = config
+        layer = cls(experts, gate, config.router, **parts, placement=placement)
+        layer.config = config  # which also has the settings of the parts that were made here
         return layer
 
     def __call__(self, tokens: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> jax.Array:

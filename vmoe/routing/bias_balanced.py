@@ -50,10 +50,6 @@ class BiasBalanced(Router):
         return "update rate of the bias"
 
     @property
-    def takes(self) -> tuple[str, ...]:
-        return ("draw",) if self.priority == "random" else ()
-
-    @property
     def normalized(self) -> bool:
         return self.normalize_weights
 

@@ -47,7 +47,7 @@ class Router(Checked):
     @property
     def takes(self) -> tuple[str, ...]:
         """The ``RouterInputs`` that the layer makes for this router: "draw", "positions"."""
-        return ()
+        return ("draw",) if self.priority == "random" else ()
 
     @property
     def k(self) -> int:

@@ -81,10 +81,11 @@ def moefy(
         if not (isinstance(module, select) if by_type else select(path, module)):
             return None
         d, spatial = _signature(path_name(path), module, width)
-        made: Any = Copies([module] * num_experts, spatial=spatial)
-        if experts is not None:
+        if experts is None:
+            made, e = Copies([module] * num_experts, spatial=spatial), num_experts
+        else:
             made = list(experts(module))
-        e = num_experts if experts is None else len(made)
+            e = len(made)
         config = MoEConfig.of_router(e, router, **capacity)
         return MoE(made, _gate(gate, d, config, rngs), config)
 

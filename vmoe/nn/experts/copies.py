@@ -69,9 +69,9 @@ class Copies(Experts):
             for module in modules:
                 check_expert(type(module).__name__, module)
             ids = {*shared, *shared_variables(modules)}
-            first, *others = (outline(module, ids) for module in modules)
-            for i, other in enumerate(others, 1):
-                path = difference(first, other)
+            first = outline(modules[0], ids)
+            for i, module in enumerate(modules):
+                path = None if module is modules[0] else difference(first, outline(module, ids))
                 what = path_name(path or ()) or "their class"
                 problem = f"experts 0 and {i} differ in {what}, so they cannot be stacked"
                 require(path is None, f"{problem}: use experts_of")
