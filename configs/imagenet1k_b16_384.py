@@ -24,6 +24,6 @@ config = replace(
         "vmoe_b16_every2_e8",
         image_size=384,
         head_bias=-math.log(1000),
-        moe=dict(capacity_factor=1.5),
+        moe=dict(router=dict(capacity_factor=1.5)),
     ),
 )

@@ -36,7 +36,7 @@ config = TrainConfig(
         "vmoe_s32_last2_e8",
         image_size=384,
         pre_logits=None,
-        moe=dict(capacity_factor=1.5),
+        moe=dict(router=dict(capacity_factor=1.5)),
     ),
     data=DataConfig(
         "tfds:imagenet2012:train[:99%]",

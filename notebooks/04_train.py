@@ -100,7 +100,7 @@ config = replace(
     log_every=max(1, steps // 20),
     evaluate_every=max(1, steps // 5),
     checkpoint_every=max(1, steps // 2),
-    model=dict(moe=dict(capacity_factor=1.05, router=dict(k=2))),
+    model=dict(moe=dict(router=dict(k=2, capacity_factor=1.05))),
 )
 
 # %% [markdown]

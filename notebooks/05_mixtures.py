@@ -248,8 +248,8 @@ def digits(split):
 
 rngs = nnx.Rngs(0)
 gate = nnx.Linear(8 * 8 * 3, 2, use_bias=False, rngs=rngs)
-router = TokenChoice(k=1, aux_loss=AuxLossWeights(importance=1.0))
-config = MoEConfig(num_experts=2, dropless=True, images_per_group=64, router=router)
+router = TokenChoice(k=1, dropless=True, aux_loss=AuxLossWeights(importance=1.0))
+config = MoEConfig(num_experts=2, images_per_group=64, router=router)
 layer = vmoe.MoE([Vit(), Cnn(rngs)], gate, config)
 graph, params = nnx.split(layer)
 optimizer = optax.adam(3e-3)

@@ -11,7 +11,7 @@ from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.family import Family
 from vmoe.checkpoints.stored import Origin
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config import AnyRouter, ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 
 
@@ -28,13 +28,19 @@ def published_family(file: ArrayFile, **fields: Any) -> Family:
     return Family(origin, file, flax_names.rename, lambda n: (Preprocessing(n), []), **fields)
 
 
-def published_router(theirs: dict[str, Any]) -> Router:
+def published_router(theirs: dict[str, Any]) -> AnyRouter:
+    slots = theirs.get("dispatcher", theirs)
+    factor, capacity = slots["capacity_factor"] or 1.0, slots.get("num_slots")
     match theirs.get("name", "").split(".")[-1]:
         case "SoftRouter":
-            return Soft()
+            return Soft(capacity_factor=factor, capacity=capacity)
         case "NoisyTopItemsPerExpertRouter":
-            return ExpertChoice(noise_std=theirs["noise_std"])
+            return ExpertChoice(
+                noise_std=theirs["noise_std"], capacity_factor=factor, capacity=capacity
+            )
     return TokenChoice(
+        capacity_factor=factor,
+        capacity=capacity,
         k=theirs["num_selected_experts"],
         priority="largest_gate" if theirs["dispatcher"]["batch_priority"] else "order",
         noise_std=theirs["noise_std"],
@@ -43,7 +49,6 @@ def published_router(theirs: dict[str, Any]) -> Router:
 
 def published_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
     encoder, moe = theirs["encoder"], theirs["encoder"]["moe"]
-    slots = moe["router"].get("dispatcher", moe["router"])
     patch_size = theirs["patch_size"][0]
     tokens = (image_size // patch_size) ** 2 + (theirs["classifier"] == "token")
     return ViTConfig(
@@ -63,8 +68,6 @@ def published_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
         moe=MoEConfig(
             num_experts=moe["num_experts"],
             router=published_router(moe["router"]),
-            capacity_factor=slots["capacity_factor"] or 1.0,
-            capacity=slots.get("num_slots"),
             images_per_group=moe["group_size"] // tokens,
             shared_init=not moe["split_rngs"],
         ),

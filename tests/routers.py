@@ -1,5 +1,6 @@
 """The routers of the library, without those that tests define."""
 
-from vmoe.config import Router
+from vmoe.config import AnyRouter
+from vmoe.fields import kinds
 
-ROUTERS = [kind for kind in Router.__subclasses__() if kind.__module__.startswith("vmoe.")]
+ROUTERS = [kind for kind in kinds(AnyRouter).values() if kind.__module__.startswith("vmoe.")]

@@ -119,7 +119,7 @@ def test_routing_can_be_overridden_without_changing_parameters(
     run: Path, config: TrainConfig
 ) -> None:
     loaded = vmoe.load(run, routing=RoutingOverrides(k=1, capacity_factor=0.5))
-    moe = dict(capacity_factor=0.5, router=dict(k=1))
+    moe = dict(router=dict(k=1, capacity_factor=0.5))
     assert loaded.model.config == configs.replace(config.model, moe=moe)
     trees = (
         nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (loaded.model, vmoe.load(run).model)

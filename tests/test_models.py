@@ -155,7 +155,7 @@ def test_active_parameters_are_those_that_a_token_uses() -> None:
     two = active(num_experts=4, images_per_group=2)
     assert two.parameters == dense + 2 * (3 * expert + router)
     assert two.active_parameters == dense + 2 * (expert + router)
-    chosen = active(num_experts=4, images_per_group=1, router=ExpertChoice(), capacity_factor=1.0)
+    chosen = active(num_experts=4, images_per_group=1, router=ExpertChoice(capacity_factor=1.0))
     slots = 4 * 8 / 17  # for 17 tokens: 5 slots, to a multiple of four 8
     assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + router))
     soft = active(num_experts=4, images_per_group=1, router=Soft())
@@ -180,7 +180,9 @@ def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolu
     convolved = 2 * 9 * d * n  # per image: all patches, and the class token alone
     per_image = slots / 2 * (4 * d * f + 2 * d * d) + convolved + 2 * n * d * e - 4 * n * d * f
     assert sparse.flops_per_image - dense.flops_per_image == 2 * per_image
-    text = summarize(models.model_config("vmoe_test_last2_e4", moe=replace(moe, dropless=True)))
+    text = summarize(
+        models.model_config("vmoe_test_last2_e4", moe=replace(moe, router=dict(dropless=True)))
+    )
     assert "4 experts (mlp, cnn, identity, zero), token_choice, dropless" in text
 
 

@@ -112,7 +112,7 @@ def kinds(hint: Any) -> dict[str, type]:
     if inner := typing.get_args(hint):
         return {name: kind for each in inner for name, kind in kinds(each).items()}
     kind = getattr(hint, "__dict__", {}).get("kind")
-    own = {kind: hint} if isinstance(kind, str) else {}
+    own = {kind: hint} if kind and isinstance(kind, str) else {}
     subclasses = getattr(hint, "__subclasses__", list)()
     return own | {name: kind for each in subclasses for name, kind in kinds(each).items()}
 
@@ -214,10 +214,19 @@ def replace(config: Config, **changes: Any) -> Config:
     known = [field.name for field in dataclasses.fields(config)]
     for name, value in changes.items():
         if name not in known:
-            raise UsageError(unknown(f"{type(config).__name__} has no field", name, known))
+            raise UsageError(unknown_field(type(config), name))
         if isinstance(value, dict):
             nested = getattr(config, name)
             if not dataclasses.is_dataclass(nested):
                 raise UsageError(f"{name} of {type(config).__name__} has no fields to change")
             changes[name] = replace(nested, **value)
     return dataclasses.replace(config, **changes)
+
+
+def unknown_field(kind: type, name: str) -> str:
+    """A message for a field that a config does not have, with the nested config that has it."""
+    fields = dataclasses.fields(kind)
+    for own in fields:
+        if name in getattr(own.default, "__dataclass_fields__", ()):
+            return f"{kind.__name__} has no field {name!r}: use {own.name}=dict({name}=...)"
+    return unknown(f"{kind.__name__} has no field", name, [own.name for own in fields])

@@ -164,7 +164,7 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         ignores_gates = router.has("priority") and router.priority in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
-            f"larger capacity{' factor' * (moe.capacity is None)}"
+            f"larger capacity{' factor' * (router.capacity is None)}"
             + ", or priority largest_gate, which drops the least important tokens"
             * ignores_gates
         )

@@ -178,7 +178,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
     Args:
         name: one of ``list_models()``.
         overrides: fields of ViTConfig; a dict changes fields of a nested config, as in
-            ``moe=dict(capacity_factor=4.0)``.
+            ``moe=dict(router=dict(capacity_factor=4.0))``.
 
     Raises:
         UsageError: no such model or field, or incompatible values.

@@ -266,11 +266,11 @@ class Placement:
                     f"expert can be {one_of(fit)}",
                     **{"model.moe.num_experts": moe.num_experts, "mesh": str(self)},
                 )
-            if moe.dropless:
+            if moe.router.dropless:
                 raise UsageError(
                     f"without a capacity one expert may get the rows of all {self.devices} "
-                    "devices; set moe.capacity_factor, or use one device",
-                    **{"model.moe.dropless": moe.dropless},
+                    "devices; set moe.router.capacity_factor, or use one device",
+                    **{"model.moe.router.dropless": True},
                 )
             if moe.implementation in ("blocked", "ragged"):
                 raise UsageError(

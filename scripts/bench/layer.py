@@ -94,7 +94,10 @@ def _variants(
     variants: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
         "dense MLP": (
             lambda state, rows: nnx.merge(dense_graph, state)(rows),
-            (dense, slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.capacity_factor)]),
+            (
+                dense,
+                slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.router.capacity_factor)],
+            ),
         ),
         "batched experts": (
             lambda up, down, slots: implementations.batched(up, down, slots, Hidden(), None),
@@ -141,9 +144,9 @@ def _capacities(
     programs = {}
     for name, changes in {
         "capacity 1.05": {},
-        "capacity 0.5": dict(capacity_factor=0.5),
-        "capacity 2.0": dict(capacity_factor=2.0),
-        "dropless": dict(dropless=True),
+        "capacity 0.5": dict(router=dict(capacity_factor=0.5)),
+        "capacity 2.0": dict(router=dict(capacity_factor=2.0)),
+        "dropless": dict(router=dict(dropless=True)),
     }.items():
         moe = MoE.from_config(replace(trained, **changes), d, f, n, rngs=nnx.Rngs(0))
         graph = nnx.graphdef(moe)

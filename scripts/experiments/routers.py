@@ -72,15 +72,16 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "naive": (
         "naive top-2: no noise, loss or capacity",
         dict(
-            router=TokenChoice(noise_std=0.0, normalize_weights=True, aux_loss=NO_LOSS),
-            dropless=True,
+            router=TokenChoice(
+                noise_std=0.0, normalize_weights=True, aux_loss=NO_LOSS, dropless=True
+            )
         ),
     ),
     "switch": ("Switch, k = 1", dict(router=Switch())),
     "gshard": ("GShard, second choice at random", dict(router=GShard())),
     "bias_balanced": ("bias-balanced: sigmoid scores, no noise", dict(router=BiasBalanced())),
-    "expert_choice": ("expert choice", dict(router=ExpertChoice(), capacity_factor=2.0)),
-    "soft": ("soft", dict(router=Soft(), capacity_factor=2.0, images_per_group=1)),
+    "expert_choice": ("expert choice", dict(router=ExpertChoice(capacity_factor=2.0))),
+    "soft": ("soft", dict(router=Soft(capacity_factor=2.0), images_per_group=1)),
     "random": ("random experts", dict(router=Random())),
     "hash": ("hash of the position", dict(router=Hash())),
     "noisy": ("token choice, gate with learned noise", dict(gate=NoisyGate())),

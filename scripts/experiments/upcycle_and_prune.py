@@ -42,7 +42,7 @@ from vmoe.checkpoints import read, write
 SPARSE, DENSE = (ROOT / "configs" / f"fashion_mnist{suffix}.py" for suffix in ("", "_dense"))
 STEPS = 3_000  # after upcycling
 RATES = (5e-4, 2e-3)
-UPCYCLED = ("--model.moe.dropless", "--model.moe.router.normalize-weights")
+UPCYCLED = ("--model.moe.router.dropless", "--model.moe.router.normalize-weights")
 RULES = ("load", "random", "router_norm")
 KEPT = (4, 2, 1)
 

@@ -18,7 +18,7 @@ from vmoe.analysis.collect import (
     foreground,
 )
 from vmoe.analysis.statistics import BINS, KINDS, mutual_information, statistics
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
+from vmoe.config import AnyRouter, ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
 from vmoe.data.pipeline import Batch
 from vmoe.nn.vit import ViT
 from vmoe.passes import in_batches
@@ -32,9 +32,9 @@ ROUTERS: dict[str, Router] = {
 LABELS = (np.arange(B) % 3)[:, None]
 
 
-def model_of(router: Router) -> ViT:
-    per_group = 1 if isinstance(router, Soft) else 3
-    sizes = dict(num_experts=E, images_per_group=per_group, capacity_factor=0.7)
+def model_of(router: AnyRouter) -> ViT:
+    sizes = dict(num_experts=E, images_per_group=1 if isinstance(router, Soft) else 3)
+    router = replace(router, capacity_factor=0.7)
     moe = MoEConfig(**sizes, router=router, implementation="batched")
     blocks = (0, 2) if isinstance(router, TokenChoice) else (1,)
     dense = models.model_config("vit_test", depth=blocks[-1] + 1)

@@ -48,8 +48,8 @@ B, E = 6, 3
 
 def config_of(*, depth: int = 2, **moe: Any) -> ViTConfig:
     """A model whose experts have too few slots; every block is sparse."""
-    router = TokenChoice(k=1)
-    sizes = dict(num_experts=E, images_per_group=2, capacity_factor=0.5)
+    sizes = dict(num_experts=E, images_per_group=2)
+    router = TokenChoice(k=1, capacity_factor=0.5)
     layer = MoEConfig(**sizes, router=router, implementation="batched")
     dense = models.model_config("vit_test", depth=depth)
     return replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
@@ -94,7 +94,7 @@ def test_every_expert_is_removed_in_both_ways() -> None:
 
 
 def test_logits_at_other_capacities_equal_a_model_with_that_capacity() -> None:
-    model = model_of(capacity=11, implementation="auto")
+    model = model_of(router=dict(capacity=11), implementation="auto")
     result = at_capacities(model, batches(), [0, 8], ["order", "largest_gate"])
     assert list(result) == [(c, p) for c in (0, 8) for p in ("order", "largest_gate")]
     assert np.abs(result[8, "order"] - result[8, "largest_gate"]).max() > 1e-3
@@ -115,7 +115,7 @@ def test_logits_at_another_k_equal_a_model_with_that_k() -> None:
     result = at_k(model_of(), batches(), [1, 3], on_step=lambda: steps.append(1))
     assert list(result) == [1, 3] and len(steps) == 4
     np.testing.assert_allclose(result[1], logits_of(model_of()), atol=1e-5)
-    np.testing.assert_allclose(result[3], logits_of(model_of(router=TokenChoice(k=3))), atol=1e-5)
+    np.testing.assert_allclose(result[3], logits_of(model_of(router=dict(k=3))), atol=1e-5)
     assert np.abs(result[1] - result[3]).max() > 1e-3
     with pytest.raises(UsageError, match="k=4"):
         at_k(model_of(), batches(), [4])
@@ -147,10 +147,13 @@ def test_random_logits_are_given_only_to_routers_that_read_logits() -> None:
 
 def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -> None:
     images = random_images(b=16)
-    tight = dict(depth=1, capacity_factor=0.3, router=dict(priority="order"))
+    tight = dict(depth=1, router=dict(priority="order", capacity_factor=0.3))
     dependent = batch_dependence(model_of(**tight), images)
     assert dependent.changed > 0 and dependent.largest > 1e-2
-    for independent in (dict(images_per_group=1, **tight), dict(depth=1, dropless=True)):
+    for independent in (
+        dict(images_per_group=1, **tight),
+        dict(depth=1, router=dict(dropless=True)),
+    ):
         result = batch_dependence(model_of(**independent), images)
         assert result.changed == 0 and result.largest < 1e-4
 
@@ -160,7 +163,7 @@ def collected(model: ViT) -> Collected:
 
 
 def choosing_two() -> ViTConfig:
-    return replace(config_of(router=dict(k=2), dropless=True), pooling="mean")
+    return replace(config_of(router=dict(k=2, dropless=True)), pooling="mean")
 
 
 def test_no_choice_of_a_model_with_fewer_experts_is_no_choice_of_the_other_s_expert() -> None:
@@ -203,7 +206,7 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
 @pytest.mark.parametrize("router", [TokenChoice(k=2), BiasBalanced(), Random(), Hash()])
 def test_first_choices_are_compared_by_rank_and_not_by_gate(router: Router) -> None:
     """A token's first choice in the only block does not depend on its number of choices."""
-    two = config_of(depth=1, router=router, dropless=True)
+    two = config_of(depth=1, router=replace(router, dropless=True))
     one, params = replace(two, moe=dict(router=dict(k=1))), random_params(two)
     if isinstance(router, BiasBalanced):  # every token chooses the last expert first
         params["blocks"][0]["mlp"]["state"]["bias"] = jnp.array([0.0, 0.0, 10.0])
@@ -218,7 +221,7 @@ def test_first_choices_are_compared_by_rank_and_not_by_gate(router: Router) -> N
 
 
 def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:
-    model = model_of(depth=1, router=ExpertChoice(), capacity_factor=1.0)
+    model = model_of(depth=1, router=ExpertChoice(capacity_factor=1.0))
     one = collected(model)
     other = collected(models.with_params(model.config, random_params(model.config, seed=1)))
     for i, share in saturation(one, other).items():

@@ -23,7 +23,7 @@ B, N = 5, 17
 def parts() -> list[Collected]:
     """Blocks that differ in experts, choices and routers."""
     layers = (
-        MoEConfig(num_experts=3, router=TokenChoice(k=1), images_per_group=2, capacity_factor=0.5),
+        MoEConfig(num_experts=3, router=TokenChoice(k=1, capacity_factor=0.5), images_per_group=2),
         MoEConfig(num_experts=4, router=ExpertChoice(), images_per_group=2),
     )
     dense = models.model_config("vit_test", depth=3)

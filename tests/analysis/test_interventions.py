@@ -117,7 +117,7 @@ def test_limited_experts_per_token_equal_a_router_of_that_k(router: Router) -> N
 @pytest.mark.long_after(1)
 @each_router
 def test_an_ablated_expert_equals_one_whose_output_is_zero(router: Router) -> None:
-    config = config_of(router, **SLOTS[router.kind])
+    config = config_of(replace(router, **SLOTS[router.kind]))
     params = random_params(config)
     ((logits, records),) = decided(config, params, ablated, np.arange(E) != 2)
     changed = jax.tree.map(lambda x: x, params)
@@ -134,7 +134,7 @@ def test_an_ablated_expert_equals_one_whose_output_is_zero(router: Router) -> No
 @pytest.mark.long_after(1)
 @each_router
 def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router: Router) -> None:
-    config = config_of(router, **SLOTS[router.kind])
+    config = config_of(replace(router, **SLOTS[router.kind]))
     params = random_params(config)
     ((logits, records),) = decided(config, params, masked, np.arange(E) != 1)
     np.testing.assert_array_equal(records[0].gates[..., 1], 0)
@@ -170,7 +170,7 @@ def test_no_bias_lifts_a_masked_expert(scores: Any) -> None:
 def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviation_of_the_gate() -> (
     None
 ):
-    config = config_of(TokenChoice(), dropless=True)
+    config = config_of(TokenChoice(dropless=True))
     params = random_params(config)
     keys = map(jax.random.key, (1, 1, 2))
     one, same, other = (records[0] for _, records in decided(config, params, randomized, *keys))

@@ -26,13 +26,14 @@ from vmoe.analysis.effects import removals
 from vmoe.analysis.patches import find_top_patches
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import (
+    AnyRouter,
     BiasBalanced,
     ExpertChoice,
     MoEConfig,
-    Router,
     Soft,
     TokenChoice,
     ViTConfig,
+    replace,
 )
 from vmoe.nn.inputs import is_label
 from vmoe.passes import in_batches
@@ -54,14 +55,14 @@ def browser() -> Iterator[Any]:
 
 
 def config_of(
-    router: Router, pooling: Any = "mean", *, images_per_group: int = 2, capacity: int = SLOTS
+    router: AnyRouter, pooling: Any = "mean", *, images_per_group: int = 2, capacity: int = SLOTS
 ) -> ViTConfig:
-    layer = dict(images_per_group=images_per_group, capacity=capacity, implementation="batched")
+    layer = dict(images_per_group=images_per_group, implementation="batched")
     return models.model_config(
         "vit_test",
         **dict(image_size=16, patch_size=4, num_classes=len(CLASSES), pooling=pooling),
         **dict(depth=2, sparse_blocks=(0, 1)),
-        moe=MoEConfig(num_experts=E, router=router, **layer),
+        moe=MoEConfig(num_experts=E, router=replace(router, capacity=capacity), **layer),
     )
 
 

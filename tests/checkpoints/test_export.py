@@ -14,7 +14,7 @@ import vmoe
 from tests.random_models import model_of, outputs, random_images, stored_model
 from vmoe.checkpoints.export import jax_program
 from vmoe.checkpoints.stored import StoredModel
-from vmoe.config import ExpertChoice, Soft, TokenChoice
+from vmoe.config import ExpertChoice, Soft, TokenChoice, replace
 from vmoe.errors import UsageError
 
 ROUTERS = {
@@ -47,7 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, S
             stored[name] = stored_model("vit_test", depth=1)
             jax_program.write(folder / name, stored[name])
         else:
-            moe = dict(router=router, images_per_group=1, capacity_factor=0.5)
+            moe = dict(router=replace(router, capacity_factor=0.5), images_per_group=1)
             sparse = dict(depth=2, sparse_blocks=(0,), moe=moe)
             stored[name] = stored_model("vmoe_test_last2_e4", **sparse)
             jax_program.write(folder / name, stored[name], shard_bytes=10_000)

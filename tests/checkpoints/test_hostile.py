@@ -36,7 +36,9 @@ def test_a_changed_file_is_refused_in_one_line_or_read(
         outcome, reason = fuzz.check(case, folder)
         assert outcome != "crash", f"{i}, {case.operations}: {reason}"
         outcomes[outcome] += 1
-    assert outcomes["refused"] > len(mutants) / 3 and outcomes["read"], outcomes
+    assert outcomes["refused"] > len(mutants) / 3, outcomes
+    hashed = name.startswith("vmoe")  # almost every change of such a file is seen
+    assert outcomes["read"] or hashed, outcomes
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from vmoe.config import (
     Switch,
     TokenChoice,
     ZeroExpert,
+    replace,
 )
 from vmoe.errors import UsageError
 
@@ -48,7 +49,8 @@ def one_image_per_group(router: str | None):
     """A tiny model whose tokens lack slots; a dense one if the router is None."""
     if router is None:
         return stored_model("vit_test", depth=2)
-    moe = dict(router=ROUTERS[router], images_per_group=1, capacity_factor=0.5, shared_experts=1)
+    own = replace(ROUTERS[router], capacity_factor=0.5)
+    moe = dict(router=own, images_per_group=1, shared_experts=1)
     moe |= dict(shared_gate=True, routed_scale=2.5)
     return stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
 

@@ -325,7 +325,7 @@ def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_auth
     prefix = tmp_path / entry.path.rpartition("/")[2]
     published.write_arrays(prefix, independent_read(SAMPLES[0]))
     stored = read(prefix)
-    assert {moe.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}
+    assert {moe.router.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}
     assert entry.capacity_factor == factor and not stored.preprocessing.exif
     assert stored.loss == ("softmax" if "_ft_" in tag else "sigmoid")
     assert f"; capacity_factor={factor}, {source}; " in capsys.readouterr().err

@@ -83,7 +83,7 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)), "
             "evaluations=(EvalConfig(routing=RoutingOverrides(capacity_factor=4.0)),)"
         ),
-        "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertChoice(), dropless=True))"),
+        "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertChoice(dropless=True)))"),
         "decay.py": RECIPE.format("optim=dict(weight_decay=0.3)"),
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
@@ -449,7 +449,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "binary": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
     "router": (
         [*TRAIN, "soft.py"],
-        "soft.py, line 2: model.moe.router=soft: use a Router such as TokenChoice",
+        "soft.py, line 2: model.moe.router=soft: use an AnyRouter such as TokenChoice",
     ),
     "decay": (
         [*TRAIN, "decay.py"],
@@ -463,7 +463,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
     "dropless": (
         [*TRAIN, "dropless.py"],
-        "line 2: model.moe.dropless=True with model.moe.router.kind=expert_choice: this",
+        "line 2: ExpertChoice has no field 'dropless'",
     ),
     "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
     "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
@@ -636,9 +636,9 @@ def with_value(path: str, value: Any) -> Any:
         ("mates.draws", 0, "use at least 1"),
         ("model.attention_dropout", -0.1, "use at least 0"),
         ("model.dropout", 1.0, "use less than 1"),
-        ("model.moe.capacity", 0, "use at least 1"),
-        ("model.moe.capacity_factor", 0.0, "use more than 0"),
-        ("model.moe.capacity_multiple", 0, "use at least 1"),
+        ("model.moe.router.capacity", 0, "use at least 1"),
+        ("model.moe.router.capacity_factor", 0.0, "use more than 0"),
+        ("model.moe.router.capacity_multiple", 0, "use at least 1"),
         ("model.moe.expert_dropout", 1.0, "use less than 1"),
         ("model.moe.images_per_group", 0, "use at least 1"),
         ("model.moe.router.aux_loss.z", -1.0, "use at least 0"),

@@ -109,7 +109,7 @@ def expert_choice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compl
         "from pathlib import Path\n"
         "from vmoe.config import ExpertChoice, load, replace\n"
         f"config = load(Path({TINY!r}))\n"
-        "moe = replace(config.model.moe, router=ExpertChoice(), capacity_factor=0.5)\n"
+        "moe = replace(config.model.moe, router=ExpertChoice(capacity_factor=0.5))\n"
         "config = replace(config, optim=dict(warmup_steps=0), log_every=1, model=dict(moe=moe))\n"
     )
     workdir = folder / "run"

@@ -13,7 +13,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.command import TINY, vmoe
-from vmoe.config import CosineGate, MoEConfig, TrainConfig, from_json, load, replace, to_json
+from vmoe.config import (
+    CosineGate,
+    ExpertChoice,
+    MoEConfig,
+    TrainConfig,
+    from_json,
+    load,
+    replace,
+    to_json,
+)
 
 ROUTERS = ("switch", "gshard", "bias_balanced", "random", "hash")
 
@@ -31,7 +40,7 @@ def test_a_kind_has_its_own_options_and_defaults() -> None:
         "--model.moe.gate.kind=cosine", "--model.moe.experts.kind", "gated_mlp",
         "--model.moe.experts.activation", "erf",
     )  # fmt: skip
-    assert layer["router"] == {"kind": "expert_choice", "noise_std": 0.5}
+    assert layer["router"] == vars(ExpertChoice(noise_std=0.5))
     assert layer["gate"]["temperature"] == CosineGate().temperature
     assert layer["experts"] == {"kind": "gated_mlp", "mlp_dim": None, "activation": "erf"}
 

@@ -49,7 +49,7 @@ def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
     result = vmoe(
         *("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "1"),
         *("--optim.warmup-steps", "0", "--init", tmp_path / "sparse"),
-        *("--model.moe.router.normalize-weights", "--model.moe.dropless"),
+        *("--model.moe.router.normalize-weights", "--model.moe.router.dropless"),
     )
     assert result.returncode == 0, result.stderr
     assert "step 60: " in result.stderr and " parameters loaded" in result.stderr

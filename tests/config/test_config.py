@@ -22,6 +22,7 @@ from vmoe.config import (
     RoutingOverrides,
     Soft,
     Switch,
+    TokenChoice,
     TrainConfig,
     ViTConfig,
     replace,
@@ -48,7 +49,7 @@ def test_a_config_that_comes_with_vmoe_is_found_by_its_name_from_anywhere(
 
 
 @pytest.mark.parametrize("router", [ExpertChoice(noise_std=0.5), Soft()])
-def test_json_keeps_the_router_of_each_block(router: configs.Router) -> None:
+def test_json_keeps_the_router_of_each_block(router: configs.AnyRouter) -> None:
     moe = (MoEConfig(), MoEConfig(router=router, images_per_group=1))
     config = ViTConfig(sparse_blocks=(1, 3), moe=moe)
     assert configs.from_json(ViTConfig, configs.to_json(config)) == config
@@ -246,6 +247,40 @@ def test_a_wrong_router_in_json_is_reported_by_its_kind(
         configs.from_json(TrainConfig, json.dumps(fields))
 
 
+@pytest.mark.parametrize(
+    ("router", "moved"),
+    [
+        (TokenChoice(k=1, dropless=True), ("capacity_factor", "capacity", "dropless")),
+        (ExpertChoice(capacity=3), ("capacity_factor", "capacity", "capacity_rounding")),
+        (Soft(capacity_factor=2.0), ("capacity_factor", "capacity")),
+    ],
+)
+def test_an_older_run_has_the_settings_of_its_router_beside_it(
+    router: configs.AnyRouter, moved: tuple[str, ...]
+) -> None:
+    """Those that its kind of router does not have had no effect."""
+    layer = MoEConfig(router=router, images_per_group=1)
+    other = TrainConfig(model=ViTConfig(sparse_blocks=(1, 3), moe=(MoEConfig(), layer)))
+    for config, place in ((TrainConfig(model=ViTConfig(moe=layer)), ()), (other, (1,))):
+        fields = json.loads(configs.to_json(config))
+        older = fields["model"]["moe"]
+        for i in place:
+            older = older[i]
+        older |= {name: older["router"].pop(name) for name in moved}
+        older |= {"capacity_multiple": 4} | ({} if "dropless" in moved else {"dropless": False})
+        assert configs.from_json(TrainConfig, json.dumps(fields)) == config
+        assert configs.from_json(ViTConfig, json.dumps(fields["model"])) == config.model
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [('{"moe": ', "is not JSON"), ('{"moe": {"router": {"kind": [3]}}}', "none of 'token_choice'")],
+)
+def test_text_that_is_no_config_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=f"ViTConfig.*{problem}"):
+        configs.from_json(ViTConfig, text)
+
+
 def test_json_with_a_field_that_occurs_twice_is_refused_by_name() -> None:
     """The values differ, and one of them would be ignored."""
     text = configs.to_json(TrainConfig())
@@ -272,7 +307,7 @@ REFUSED = {
         "model.moe.router.kind=soft: choose from token_choice"
     ),
     "MoEConfig(router='soft')": (
-        "model.moe.router=soft: use a Router such as TokenChoice, not str"
+        "model.moe.router=soft: use an AnyRouter such as TokenChoice, not str"
     ),
     "ViTConfig(sparse_blocks=[1])": "model.sparse_blocks=[1]: use a tuple of int, not list",
     "ViTConfig(head_std=float('nan'))": "model.head_std=nan: use a finite number of float32",
@@ -320,23 +355,29 @@ def test_values_of_the_wrong_type_are_refused_by_configs_and_layers_themselves(
 
 
 def test_routing_overrides_change_only_the_settings_they_name() -> None:
-    layers = (MoEConfig(capacity=3), MoEConfig(router=ExpertChoice(), images_per_group=2))
+    layers = (
+        MoEConfig(router=TokenChoice(capacity=3)),
+        MoEConfig(router=ExpertChoice(), images_per_group=2),
+    )
     trained = ViTConfig(sparse_blocks=(1, 3), moe=layers)
     assert RoutingOverrides().apply(trained) == EvalConfig().model(trained) == trained
     overrides = dict(capacity_factor=4.0, k=1, priority="largest_gate")
     changed = RoutingOverrides(**overrides).apply(trained)
     assert set_with(**overrides).model(trained) == changed
     first, second = changed.moe
-    assert (first.capacity, first.capacity_factor) == (None, 4.0)
+    assert (first.router.capacity, first.router.capacity_factor) == (None, 4.0)
     assert (first.router.k, first.router.priority) == (1, "largest_gate")
-    assert second == replace(layers[1], capacity_factor=4.0)
+    assert second == replace(layers[1], router=dict(capacity_factor=4.0))
     first, second = RoutingOverrides(dropless=True).apply(trained).moe
-    assert first == replace(layers[0], dropless=True, capacity=None) and second == layers[1]
+    assert (
+        first == replace(layers[0], router=dict(dropless=True, capacity=None))
+        and second == layers[1]
+    )
     dropless = replace(trained, moe=(first, second))
     again = RoutingOverrides(capacity_factor=4.0).apply(dropless).moe
-    assert not again[0].dropless and again[0].capacity_factor == 4.0
+    assert not again[0].router.dropless and again[0].router.capacity_factor == 4.0
     again = RoutingOverrides(capacity=5, images_per_group=1).apply(dropless).moe
-    assert [(one.dropless, one.capacity, one.images_per_group) for one in again] == [
+    assert [(one.router.dropless, one.router.capacity, one.images_per_group) for one in again] == [
         (False, 5, 1)
     ] * 2
 

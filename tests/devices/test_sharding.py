@@ -48,7 +48,9 @@ from vmoe.train.state import abstract_state, init_state
 from vmoe.train.status import make_reduction
 from vmoe.train.step import make_train_step
 
-SPARSE = MoEConfig(num_experts=8, images_per_group=2, shared_init=False, capacity_factor=0.8)
+SPARSE = MoEConfig(
+    num_experts=8, images_per_group=2, shared_init=False, router=TokenChoice(capacity_factor=0.8)
+)
 CONFIG = ViTConfig(
     patch_size=4,
     width=32,
@@ -394,7 +396,11 @@ def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> N
             {"num_experts": 6},
             "num_experts=6 with mesh=.*expert=4: 4 does not divide the experts; on 8 devices ",
         ),
-        ("expert=4", {"dropless": True}, "moe.dropless=True: .*8 devices; set moe.capacity_factor"),
+        (
+            "expert=4",
+            {"router": {"dropless": True}},
+            "router.dropless=True: .*8 devices; set moe.router.capacity",
+        ),
         (
             "expert=1",
             {"implementation": "blocked"},
@@ -446,7 +452,7 @@ def test_fsdp_gathers_only_the_parameters_that_it_splits(mesh: str) -> None:
 
 def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
     """Each device has five images in groups of three, so its last group is padded."""
-    config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
+    config = replace(CONFIG, moe=dict(images_per_group=3, router=dict(capacity_factor=8.0)))
     two = place(config, jax.devices()[:2], mesh="expert=2")
 
     def use_on(placement: Placement, config: ViTConfig) -> jax.Array:
@@ -461,7 +467,7 @@ def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
 
 
 def test_routing_collected_on_two_devices_is_assigned_to_the_right_image_in_padded_groups() -> None:
-    config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
+    config = replace(CONFIG, moe=dict(images_per_group=3, router=dict(capacity_factor=8.0)))
     two = place(config, jax.devices()[:2], mesh="expert=2")
     params, own = params_of(config), two.params(params_of(config))
     sharded = models.with_params(config, jax.device_put(params, own), placement=two)

@@ -109,7 +109,7 @@ def test_an_indivisible_batch_size_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match="batch_size=36: each of 8 devices .* use 32 or 40"):
         train(configs.replace(config, batch_size=36), tmp_path / "run")
     dropless = (EvalConfig(routing=RoutingOverrides(dropless=True)),)
-    with pytest.raises(UsageError, match="moe.dropless=True: .* 8 devices"):
+    with pytest.raises(UsageError, match="router.dropless=True: .* 8 devices"):
         train(configs.replace(config, evaluations=dropless), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -59,7 +59,7 @@ DENSE = dict(image_size=8, patch_size=4, depth=1)
 def model(blocks: int = 1, *, seed: int = 0, **moe: object) -> ViT:
     """A model all of whose blocks are sparse; dropless unless ``moe`` says otherwise."""
     fields = DENSE | dict(depth=blocks, sparse_blocks=tuple(range(blocks)), head_std=1.0)
-    fields["moe"] = moe or dict(dropless=True)
+    fields["moe"] = moe or dict(router=dict(dropless=True))
     return vmoe.create_model("vmoe_test_last2_e4", seed=seed, **fields)
 
 
@@ -201,7 +201,9 @@ def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
 
 def test_dropped_is_the_fraction_of_choices_without_a_slot() -> None:
     source = open_source("digits", "test")
-    full = model(2, capacity=1, images_per_group=1)  # 5 tokens, 2 choices each, 4 slots
+    full = model(
+        2, router=dict(capacity=1), images_per_group=1
+    )  # 5 tokens, 2 choices each, 4 slots
     result = evaluate(full, source, Reading(64))
     _, records = forward(full, to_float(source.images))
     kept = np.mean([np.asarray(record.routing.kept).mean() for record in records.values()])
@@ -212,13 +214,13 @@ def test_dropped_is_the_fraction_of_choices_without_a_slot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("router", "blocks"), [(ExpertChoice(), 1), (Soft(), 1), (TokenChoice(), 2)]
+    ("router", "blocks"), [(ExpertChoice(capacity=1), 1), (Soft(), 1), (TokenChoice(capacity=1), 2)]
 )
 def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(
     router: Router, blocks: int
 ) -> None:
-    source, capacity = open_source("digits", "test"), None if router.kind == "soft" else 1
-    net = model(blocks, router=router, capacity=capacity, images_per_group=1)
+    source = open_source("digits", "test")
+    net = model(blocks, router=router, images_per_group=1)
     result = evaluate(net, source, Reading(64))
     _, records = forward(net, to_float(source.images))
     shares = [
@@ -243,7 +245,7 @@ def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(
 
 
 def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> None:
-    dropless, source = model(dropless=True), open_source("digits", "test")
+    dropless, source = model(), open_source("digits", "test")
     one, other = (evaluate(dropless, source, Reading(b)) for b in (256, 7))
     assert one.dropped == other.dropped == 0 and one.capacity_factor == {0: None}
     np.testing.assert_allclose(
@@ -477,7 +479,7 @@ def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
 
 def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> None:
     """40 images are more than a batch; the oracle is the model on one image at a time."""
-    source, net = open_source("digits", "test"), model(capacity=2)
+    source, net = open_source("digits", "test"), model(router=dict(capacity=2))
     origin = Origin("run", tmp_path, "raw")
     loaded = Loaded(net, source.class_names, Preprocessing(8), step=0, origin=origin)
     paths = [tmp_path / f"{i}.png" for i in range(40)]

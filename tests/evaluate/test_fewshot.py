@@ -136,7 +136,9 @@ def recorded(split: str, change: Callable[[int, int], tuple[int, ...]]) -> Recor
 
 
 def model() -> ViT:
-    return vmoe.create_model("vmoe_test_last2_e4", **FIELDS, moe=dict(capacity_factor=4.0))
+    return vmoe.create_model(
+        "vmoe_test_last2_e4", **FIELDS, moe=dict(router=dict(capacity_factor=4.0))
+    )
 
 
 def features_and_labels(

@@ -29,6 +29,7 @@ from vmoe.config import (
     Router,
     Soft,
     TokenChoice,
+    replace,
 )
 from vmoe.errors import UsageError
 from vmoe.nn.experts import Copies, MixedExperts, StackedMlps, experts_of
@@ -38,20 +39,16 @@ B, N, D, E = 2, 6, 8, 4
 TOKENS = jnp.float32(np.random.default_rng(0).normal(size=(B, N, D)))
 TABLE = np.linspace(0, 1, 16)
 ALL = MoEConfig(
-    num_experts=E, router=TokenChoice(k=E, noise_std=0.0), dropless=True, images_per_group=B
+    num_experts=E, router=TokenChoice(k=E, noise_std=0.0, dropless=True), images_per_group=B
 )
 """Every token goes to every expert."""
 OF_TWO = dict(
     num_experts=2,
-    router=TokenChoice(k=2, noise_std=0.0),
-    dropless=True,
+    router=TokenChoice(k=2, noise_std=0.0, dropless=True),
     images_per_group=B,
 )
 TIGHT = MoEConfig(
-    num_experts=E,
-    router=TokenChoice(k=1, noise_std=0.0),
-    capacity=5,
-    images_per_group=B,
+    num_experts=E, router=TokenChoice(k=1, noise_std=0.0, capacity=5), images_per_group=B
 )
 
 
@@ -873,7 +870,7 @@ def test_the_gate_of_one_expert_per_token_with_weight_1_learns_as_from_its_logar
     router: Router,
 ) -> None:
     """The gradient of w / stop_gradient(w) is that of log w; the oracle is a formula in float64."""
-    config = MoEConfig(num_experts=E, router=router, dropless=True, images_per_group=B)
+    config = MoEConfig(num_experts=E, router=replace(router, dropless=True), images_per_group=B)
     experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
     layer, target = MoE(experts, gate(), config), np.random.default_rng(1).normal(size=(B * N, D))
 
@@ -903,7 +900,7 @@ def test_the_gate_of_one_expert_per_token_with_weight_1_learns_as_from_its_logar
 def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -> None:
     """Qwen2-MoE's and DeepSeek-V3's, for any modules; each token goes to two of four experts."""
     router = BiasBalanced(k=2, normalize_weights=True)
-    config = MoEConfig(num_experts=E, router=router, dropless=True, routed_scale=2.5)
+    config = MoEConfig(num_experts=E, router=replace(router, dropless=True), routed_scale=2.5)
     experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
     shared, own = (nnx.Linear(D, x, rngs=nnx.Rngs(9)) for x in (D, 1))
     layer = MoE(experts, gate(), config, shared=shared, shared_gate=own)

@@ -46,9 +46,7 @@ VALID = jnp.arange(B) < B - 1  # the last image only pads the batch
 SMALL = MoEConfig(
     num_experts=E,
     images_per_group=2,
-    router=TokenChoice(k=2, noise_std=0.0),
-    capacity_factor=0.8,
-    capacity_multiple=1,
+    router=TokenChoice(k=2, noise_std=0.0, capacity_factor=0.8, capacity_multiple=1),
     shared_init=False,
 )
 GIVEN = replace(SMALL, shared_init=True)
@@ -209,7 +207,7 @@ def test_the_three_implementations_of_mlps_agree_with_their_gradients(kind: str)
 def test_experts_that_mix_tokens_see_neither_empty_slots_nor_padding(kind: str) -> None:
     results = []
     for capacity, padding in ((5, 0.0), (9, np.nan)):  # with 5, no choice of 10 tokens is dropped
-        config = replace(SMALL, capacity=capacity, router=dict(k=1))
+        config = replace(SMALL, router=dict(k=1, capacity=capacity))
         tokens = np.where(VALID[:, None, None], TOKENS, padding).astype(np.float32)
         layer = layer_of(KINDS[kind], config)
         layer.router.kernel[...] = jnp.eye(D, E)
@@ -223,7 +221,7 @@ def test_experts_that_mix_tokens_see_neither_empty_slots_nor_padding(kind: str) 
 @pytest.mark.parametrize("kind", ["cnn", "attention"])
 def test_an_expert_mixes_tokens_of_the_same_image_in_its_slots_only(kind: str) -> None:
     """By the gradient of one output with respect to all tokens, for a given routing."""
-    layer = layer_of(KINDS[kind], replace(SMALL, dropless=True, router=dict(k=1)))
+    layer = layer_of(KINDS[kind], replace(SMALL, router=dict(k=1, dropless=True)))
 
     @jax.jit
     def reached(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -270,7 +268,7 @@ def test_a_model_with_cnn_experts_refuses_images_that_are_not_square() -> None:
 
 def test_without_a_class_token_a_cnn_reads_the_whole_grid() -> None:
     """With one expert for all tokens, it is the convolution of the images."""
-    config = MoEConfig(num_experts=1, router=TokenChoice(k=1), dropless=True, images_per_group=2)
+    config = MoEConfig(num_experts=1, router=TokenChoice(k=1, dropless=True), images_per_group=2)
     layer = layer_of(CnnExpert(), config, tokens=9)
     tokens = jnp.float32(RNG.normal(size=(3, 9, D)))
 
@@ -359,7 +357,7 @@ def test_a_module_given_several_times_makes_experts_that_start_equal() -> None:
 def test_tokens_may_have_any_rank(shape: tuple[int, ...]) -> None:
     """The axes between the first and the last one are the tokens of an image."""
     tokens = jnp.float32(RNG.normal(size=shape))
-    layer = MoE(linears(3), gate(), replace(GIVEN, dropless=True))
+    layer = MoE(linears(3), gate(), replace(GIVEN, router=dict(dropless=True)))
     y, record = nnx.jit(MoE.forward)(layer, tokens)
     assert y.shape == (*shape[:-1], 3)
     flat = tokens.reshape(shape[0] if len(shape) > 1 else 1, -1, D)
@@ -476,7 +474,7 @@ class Dropping(nnx.Module):
 
 
 def test_experts_that_take_a_key_draw_different_masks_in_training_and_none_in_evaluation() -> None:
-    config = replace(GIVEN, router=dict(k=E), dropless=True)
+    config = replace(GIVEN, router=dict(k=E, dropless=True))
     layer = MoE([Dropping()] * E, gate(), config)
     slots = jnp.ones((1, E, N, D))
     masks = np.asarray(layer.experts(slots, Slots(N, N, {}), jax.random.key(0)))[0]
@@ -501,8 +499,8 @@ def test_the_class_tokens_alone_get_the_same_outputs() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 2.5], ids=["plain", "gated_and_scaled"])
 def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not(scale: float) -> None:
-    gated = scale != 1
-    config = replace(SMALL, shared_experts=2, capacity=1, shared_gate=gated, routed_scale=scale)
+    gated, router = scale != 1, dict(capacity=1)
+    config = replace(SMALL, shared_experts=2, router=router, shared_gate=gated, routed_scale=scale)
     shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
     alone = replace(config, shared_experts=0, shared_gate=False, routed_scale=1.0, shared_init=True)
     routed = MoE(nnx.clone(shared.experts), nnx.clone(shared.router), alone)

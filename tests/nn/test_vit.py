@@ -38,7 +38,7 @@ from vmoe.trees import by_name
 ONE_IMAGE = dict(num_experts=4, images_per_group=1)
 TWO_BLOCKS = dict(depth=2, sparse_blocks=(1,))
 TIGHT = dict(
-    capacity_factor=0.5, router=dict(priority="largest_gate", noise_std=0.0), shared_init=False
+    router=dict(priority="largest_gate", noise_std=0.0, capacity_factor=0.5), shared_init=False
 )
 DROPOUT = dict(dropout=0.1, moe=TIGHT | dict(expert_dropout=0.1))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -124,7 +124,7 @@ def test_a_batch_without_images_has_no_logits() -> None:
 
 
 def test_with_capacity_for_every_token_a_batch_equals_its_single_images() -> None:
-    model = tiny(moe=dict(capacity_factor=4.0))  # with capacity for every token
+    model = tiny(moe=dict(router=dict(capacity_factor=4.0)))  # with capacity for every token
     batched, _ = run(model, images(13))
     alone = np.concatenate([run(model, image[None])[0] for image in images(13)])
     np.testing.assert_allclose(batched, alone, atol=1e-5)
@@ -217,7 +217,7 @@ def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
 LAST: dict[str, dict[str, Any]] = {
     "dense": dict(sparse_blocks=()),
     **{x: dict(moe=TIGHT | dict(implementation=x)) for x in ("auto", "batched", "ragged")},
-    "dropless": dict(moe=dict(dropless=True, shared_init=False)),
+    "dropless": dict(moe=dict(shared_init=False, router=dict(dropless=True))),
     "expert_choice": VARIANTS["expert_choice"],
     "soft": VARIANTS["soft"],
 }
@@ -355,8 +355,8 @@ def test_bfloat16_logits_are_close_to_float32_and_routers_and_parameters_stay_fl
 
 
 def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
-    exact = tiny(moe=dict(capacity_factor=4.0))
-    rounded = tiny(moe=dict(capacity_factor=4.0, transfer_dtype="bfloat16"))
+    exact = tiny(moe=dict(router=dict(capacity_factor=4.0)))
+    rounded = tiny(moe=dict(transfer_dtype="bfloat16", router=dict(capacity_factor=4.0)))
     tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
     moe, rounded_moe = exact.blocks[0].mlp, rounded.blocks[0].mlp
 
@@ -406,7 +406,8 @@ def test_experts_start_equal_with_shared_init_and_different_without() -> None:
 
 def test_padding_images_change_no_other_logits() -> None:
     """Image 1 comes after one that pads its group; a second group is padding."""
-    model, valid = tiny(moe=dict(capacity_factor=0.5)), np.array([False, True, False, False])
+    model = tiny(moe=dict(router=dict(capacity_factor=0.5)))
+    valid = np.array([False, True, False, False])
     image, others = images(4)[1:2], 5 * images(4)[[0, 2, 3]]
     forward = jax.jit(model.__call__)
     padded = forward(np.concatenate([others[:1], image, others[1:]]), valid=valid)[1]
@@ -441,6 +442,10 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
             "model.width=18 with model.positions=sincos2d",
         ),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
+        (
+            dict(moe=dict(capacity=3)),
+            r"MoEConfig has no field 'capacity': use router=dict\(capacity=...\)",
+        ),
     ],
 )
 def test_invalid_settings_are_refused_by_field(fields: dict[str, Any], message: str) -> None:

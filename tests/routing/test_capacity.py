@@ -19,15 +19,13 @@ from vmoe.errors import UsageError
 def test_capacity_is_rounded_up_and_then_to_a_multiple_of_four(
     s: int, e: int, k: int, factor: float, expected: int
 ) -> None:
-    config = MoEConfig(num_experts=e, router=TokenChoice(k=k), capacity_factor=factor)
+    config = MoEConfig(num_experts=e, router=TokenChoice(k=k, capacity_factor=factor))
     assert config.slots(s) == expected
 
 
 def test_capacity_rounding_and_its_multiple_can_be_configured() -> None:
     def slots(s: int, **fields: object) -> int:
-        router = TokenChoice(k=1)
-        config = MoEConfig(num_experts=2, router=router, capacity_factor=1.0, **fields)
-        return config.slots(s)
+        return TokenChoice(k=1, capacity_factor=1.0, **fields).slots(s, e=2)
 
     assert [slots(s, capacity_rounding="round", capacity_multiple=1) for s in (3, 5, 7)] == [
         2,
@@ -40,17 +38,17 @@ def test_capacity_rounding_and_its_multiple_can_be_configured() -> None:
 
 def test_a_capacity_below_one_slot_is_refused_with_a_remedy() -> None:
     config = MoEConfig(
-        num_experts=8, router=TokenChoice(k=1), capacity_factor=0.1, capacity_rounding="round"
+        num_experts=8, router=TokenChoice(k=1, capacity_factor=0.1, capacity_rounding="round")
     )
     with pytest.raises(UsageError, match="capacity_factor=0.1: this leaves 0.0125 slots.*raise it"):
         config.slots(1)
 
 
 def test_expert_choice_has_no_k_and_never_more_slots_than_tokens() -> None:
-    config = MoEConfig(num_experts=4, router=ExpertChoice(), capacity_factor=1.0)
+    config = MoEConfig(num_experts=4, router=ExpertChoice(capacity_factor=1.0))
     assert [config.slots(s) for s in (34, 16, 2)] == [12, 4, 2]
 
 
 def test_soft_slots_are_rounded_to_the_nearest_number_and_at_least_one() -> None:
-    config = MoEConfig(num_experts=8, router=Soft(), capacity_factor=1.0, images_per_group=1)
+    config = MoEConfig(num_experts=8, router=Soft(capacity_factor=1.0), images_per_group=1)
     assert [config.slots(s) for s in (196, 50, 3)] == [24, 6, 1]

@@ -129,13 +129,11 @@ def layer(
 ) -> MoE:
     """An MoE layer whose experts differ, with random state."""
     _, n, e, factor = shape
+    own = dict(dropless=factor is None, capacity_factor=factor or 1.0, capacity_multiple=1)
     config = MoEConfig(
         implementation=implementation,
-        dropless=factor is None,
         num_experts=e,
-        router=router,
-        capacity_factor=factor or 1.0,
-        capacity_multiple=1,
+        router=replace(router, **{name: x for name, x in own.items() if router.has(name)}),
         images_per_group=1 if router.logits_per == "slot" else images_per_group,
         shared_init=False,
     )

@@ -60,7 +60,7 @@ LABELS = np.array([[0, -1], [3, -1], [1, -1], [2, -1]])
 
 
 def model_of(**fields: Any) -> ViT:
-    layer = MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=2), dropless=True)
+    layer = MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=2, dropless=True))
     dense = models.model_config("vit_test", depth=1, pooling="mean")
     config: ViTConfig = replace(dense, **{"sparse_blocks": (0,), "moe": layer} | fields)
     return models.with_params(config, random_params(config))

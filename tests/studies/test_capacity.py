@@ -58,8 +58,8 @@ def batches() -> list[Batch]:
     "layers",
     [
         config_of(),
-        config_of(capacity=10),
-        config_of(dict(num_experts=4, capacity=8)),
+        config_of(router=dict(capacity=10)),
+        config_of(dict(num_experts=4, router=dict(capacity=8))),
     ],
     ids=["capacity factor", "capacity", "blocks that differ"],
 )
@@ -96,7 +96,7 @@ def test_budgets_out_of_reach_are_refused_with_the_smallest_one() -> None:
 
 @pytest.mark.long_after(1)
 @pytest.mark.parametrize(
-    "fields", [{}, dict(pooling="mean"), dict(moe=dict(dropless=True))], ids=str
+    "fields", [{}, dict(pooling="mean"), dict(moe=dict(router=dict(dropless=True)))], ids=str
 )
 def test_the_cost_of_a_setting_is_the_flops_of_the_model_with_it(fields: dict[str, Any]) -> None:
     """With a class token, little is computed after a sparse last block routed."""
@@ -148,25 +148,25 @@ def test_scores_equal_models_with_these_settings() -> None:
         assert score.divergence == pytest.approx(expected, rel=1e-3)
 
 
-ODD = dict(router=dict(k=2), capacity_multiple=1)  # 34 tokens, 24 slots
-ROUND = dict(capacity_rounding="round")
+ODD = dict(router=dict(k=2, capacity_multiple=1))  # 34 tokens, 24 slots
+ROUND = dict(router=dict(capacity_rounding="round"))
 
 
 @pytest.mark.parametrize(
     ("fields", "slots"),
     [
         (ODD, [1, 4, 7, 10, 13, 15, 18, 21, 24]),
-        (ODD | ROUND, [1, 4, 7, 10, 13, 15, 18, 21, 24]),
+        (dict(router=ODD["router"] | ROUND["router"]), [1, 4, 7, 10, 13, 15, 18, 21, 24]),
         ({}, [4, 8, 12]),
-        (dict(capacity=12), [4, 8, 12]),
-        (dict(capacity=10), [4, 8, 12]),
-        (dict(capacity=3), [4]),
-        (dict(capacity=36, router=dict(k=3)), [4, 8, 12, 16, 20, 24, 28, 32, 34]),
+        (dict(router=dict(capacity=12)), [4, 8, 12]),
+        (dict(router=dict(capacity=10)), [4, 8, 12]),
+        (dict(router=dict(capacity=3)), [4]),
+        (dict(router=dict(k=3, capacity=36)), [4, 8, 12, 16, 20, 24, 28, 32, 34]),
         (
-            dict(num_experts=11, router=dict(k=3), capacity=11, capacity_multiple=1),
+            dict(num_experts=11, router=dict(k=3, capacity=11, capacity_multiple=1)),
             [1, 2, 3, 5, 6, 7, 9, 10, 11],
         ),
-        (dict(dropless=True), [4, 8, 12]),
+        (dict(router=dict(dropless=True)), [4, 8, 12]),
     ],
     ids=str,
 )
@@ -174,13 +174,13 @@ def test_levels_are_evenly_spaced_numbers_of_slots_up_to_those_as_trained(
     fields: dict[str, Any], slots: list[int]
 ) -> None:
     """Every setting of a level has its number of slots, so no two levels share a setting."""
-    config = config_of(dict(capacity=5, dropless=False), **fields)
+    config = config_of(dict(router=dict(capacity=5, dropless=False)), **fields)
     found = []
     for layer, levels in zip(config.moe_blocks.values(), levels_of(config), strict=True):
         every = [[own.apply(layer).slots(34) for own in x.values()] for x in levels]
         assert all(len(set(of_level)) == 1 for of_level in every)
         found.append([of_level[0] for of_level in every])
-    multiple = config.moe_blocks[0].capacity_multiple
+    multiple = config.moe_blocks[0].router.capacity_multiple
     assert found == [slots, [1, 2, 3, 4, 5] if multiple == 1 else [4, 8]]
 
 

@@ -83,8 +83,8 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
 
 
 LAYERS = (
-    MoEConfig(num_experts=2, router=TokenChoice(k=1), images_per_group=4, capacity=20),
-    MoEConfig(num_experts=4, router=TokenChoice(k=3), images_per_group=4, capacity_factor=1.0),
+    MoEConfig(num_experts=2, router=TokenChoice(k=1, capacity=20), images_per_group=4),
+    MoEConfig(num_experts=4, router=TokenChoice(k=3, capacity_factor=1.0), images_per_group=4),
 )
 
 

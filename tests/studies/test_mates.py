@@ -38,7 +38,7 @@ IMMUNE = (RoutingOverrides(dropless=True), replace(TIGHT, images_per_group=1))
 def model_of(depth: int = 1, **moe: Any) -> ViT:
     """A model all of whose blocks are sparse."""
     layer = MoEConfig(
-        num_experts=3, images_per_group=SIZE, router=TokenChoice(k=1), capacity_multiple=1
+        num_experts=3, images_per_group=SIZE, router=TokenChoice(k=1, capacity_multiple=1)
     )
     dense: ViTConfig = models.model_config("vit_test", depth=depth, pooling="mean", head_std=0.3)
     config = replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
@@ -55,7 +55,7 @@ def test_the_worst_draw_equals_a_loop_that_calls_the_model_on_every_group() -> N
     result = attack_mates(
         model, images(), LABELS, setting, CONFIG, batch_size=20, on_step=lambda: steps.append(None)
     )
-    own = model_of(2, capacity_factor=0.5, router=dict(priority="largest_gate"))
+    own = model_of(2, router=dict(capacity_factor=0.5, priority="largest_gate"))
     groups = draw_groups(12, SIZE, CONFIG)
     right, drops = np.ones(3, bool), np.zeros(3)
     for victim, draw in np.ndindex(3, 4):

@@ -47,7 +47,7 @@ CONFIG = models.model_config(
     "vit_test",
     depth=2,
     sparse_blocks=(0, 1),
-    moe=MoEConfig(num_experts=E, router=TokenChoice(normalize_weights=True), dropless=True),
+    moe=MoEConfig(num_experts=E, router=TokenChoice(normalize_weights=True, dropless=True)),
 )
 FIRST = replace(CONFIG, sparse_blocks=(0,))
 
@@ -124,7 +124,7 @@ def test_experts_whose_router_vectors_grew_least_are_pruned() -> None:
 
 
 def test_fewer_experts_have_more_slots_at_the_same_capacity_factor() -> None:
-    config = replace(CONFIG, moe=MoEConfig(num_experts=E, capacity_factor=1.0))
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=TokenChoice(capacity_factor=1.0)))
     pruned, _ = prune_experts(config, random_params(config), {0: (0, 1), 1: (2, 3)})
     assert (config.moe.slots(32), pruned.moe.slots(32)) == (16, 32)
 
@@ -327,7 +327,7 @@ def test_experts_that_cannot_be_told_apart_by_their_arrays_are_refused(
         ),
         ({"experts": ExpertList(each=(MlpExpert(), ZeroExpert()) * 2)}, "has experts list, which"),
         (
-            {"router": Soft(), "images_per_group": 1, "dropless": False},
+            {"router": Soft(), "images_per_group": 1},
             "has router soft, whose slots",
         ),
         ({"shared_experts": 1}, "has shared experts, which are added"),

@@ -263,12 +263,12 @@ def test_experts_gate_and_router_may_be_ones_own() -> None:
         select=Perceptron,
         experts=lambda module: [LowRank(module, rngs) for _ in range(5)],
         gate=lambda d, e: nnx.Linear(d, e, rngs=rngs),
-        router=GShard(),
+        router=GShard(dropless=True),
     )
     layer = child.parts[0]
     assert layer.experts.stacked.lora.lora_a.shape == (5, 8, 2)
     assert layer.experts.stacked.base.up.kernel.shape == (8, 12)
-    assert layer.router.bias.shape == (5,) and layer.config.router == GShard()
+    assert layer.router.bias.shape == (5,) and layer.config.router == GShard(dropless=True)
     np.testing.assert_allclose(outputs(child, TOKENS), outputs(model, TOKENS), atol=1e-5)
 
 

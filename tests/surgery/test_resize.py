@@ -85,7 +85,7 @@ def test_the_same_config_loads_every_parameter_unchanged() -> None:
 
 @pytest.mark.parametrize("router", [TokenChoice(k=1, priority="largest_gate"), TokenChoice(k=4)])
 def test_k_capacity_and_priority_change_no_parameter(router: TokenChoice) -> None:
-    moe = dataclasses.replace(TINY.moe, router=router, capacity_factor=4.0)
+    moe = dataclasses.replace(TINY.moe, router=replace(router, capacity_factor=4.0))
     _, changes = fit(TINY, random_params(TINY), replace(TINY, moe=moe))
     assert set(changes.loaded) == names(TINY)
 

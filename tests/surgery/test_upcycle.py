@@ -93,8 +93,8 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     [
         dict(),
         dict(num_experts=3, router=dict(k=1)),
-        dict(capacity_factor=4.0),  # e / k
-        dict(capacity=34, images_per_group=2, router=dict(k=3)),
+        dict(router=dict(capacity_factor=4.0)),  # e / k
+        dict(images_per_group=2, router=dict(k=3, capacity=34)),
         dict(num_experts=2, router=TokenChoice(k=2)),  # the gates of all experts sum to 1
     ],
 )
@@ -110,9 +110,9 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
 @pytest.mark.parametrize(
     ("moe", "reason"),
     [
-        (dict(router=TokenChoice()), "not normalized"),
-        (dict(capacity_factor=0.5), "dropped"),
-        (dict(capacity=8), "dropped"),
+        (dict(router=TokenChoice(dropless=True)), "not normalized"),
+        (dict(router=dict(capacity_factor=0.5)), "dropped"),
+        (dict(router=dict(capacity=8)), "dropped"),
         (dict(noise_std=0.1), "noise"),
         (dict(transfer_dtype="bfloat16"), "bfloat16"),
         (dict(shared_experts=1), "shared expert"),

@@ -50,7 +50,7 @@ def noiseless(config: TrainConfig) -> TrainConfig:
         config,
         optim=optim,
         ema_decay=0.7,
-        model=dict(head_std=0.5, moe=dict(capacity=2, router=dict(noise_std=0.0))),
+        model=dict(head_std=0.5, moe=dict(router=dict(noise_std=0.0, capacity=2))),
     )
 
 

@@ -140,7 +140,7 @@ def at_capacities(
     """
     if not slots or min(slots) < 0:
         raise UsageError("use numbers from 0 on", slots=list(slots))
-    layer = dict(capacity=max(1, *slots), dropless=False)
+    layer = dict(router=dict(capacity=max(1, *slots), dropless=False))
     config = model.config.with_layers(lambda moe: replace(moe, **layer))
     model = models.with_params(config, models.params_of(model), placement=model.placement)
 

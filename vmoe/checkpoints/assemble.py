@@ -52,7 +52,7 @@ def outline(family: Family) -> StoredModel:
             assumed += [
                 f"k={moe.router.k}, priority=order, images_per_group="
                 f"{moe.images_per_group}, transfer_dtype={moe.transfer_dtype}",
-                f"capacity_factor={moe.capacity_factor}, {family.capacity_source}",
+                f"capacity_factor={moe.router.capacity_factor}, {family.capacity_source}",
             ]
         if config.positions != "learned":
             assumed.append(f"positions={config.positions}, image_size={config.image_size}")

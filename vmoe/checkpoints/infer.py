@@ -94,7 +94,7 @@ def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
     router = shapes[f"blocks/{block}/mlp/router/kernel"]
     experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
     if len(router) == 3:  # a vector for each slot
-        return MoEConfig(num_experts=experts, router=Soft(), capacity=router[2], images_per_group=1)
+        return MoEConfig(num_experts=experts, router=Soft(capacity=router[2]), images_per_group=1)
     return MoEConfig(**vars(moe) | {"num_experts": experts})
 
 

@@ -50,11 +50,10 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 
     stored = read(args.source, use_ema=args.use_ema)
-    router = {"k": args.k, "normalize_weights": args.normalize_weights}
-    fields: dict[str, Any] = {"num_experts": args.num_experts, "router": router}
+    router: dict[str, Any] = {"k": args.k, "normalize_weights": args.normalize_weights}
     if args.capacity_factor is not None:
-        fields["capacity_factor"] = args.capacity_factor
-    moe = upcycled_layer(stored.config, **fields)
+        router["capacity_factor"] = args.capacity_factor
+    moe = upcycled_layer(stored.config, num_experts=args.num_experts, router=router)
     numbers = re.fullmatch(r"[0-9]+(,[0-9]+)*", args.blocks)
     blocks = [int(i) for i in args.blocks.split(",")] if numbers else args.blocks
     config, params = upcycle_params(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmoe.config.train import TrainConfig
     from vmoe.fields import replace
     from vmoe.routing import (
+        AnyRouter,
         AuxLossWeights,
         BiasBalanced,
         ExpertChoice,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AnyRouter",
     "AttentionExpert",
     "AuxLossWeights",
     "BiasBalanced",

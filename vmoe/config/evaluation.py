@@ -9,7 +9,6 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError, naming
 from vmoe.fields import Checked, Count, Positive, at_least, replace
 from vmoe.routing.priority import Priority
-from vmoe.routing.router import Router
 
 Weights = Literal["raw", "ema"]
 """Parameters of a run: of the last update, or their moving average."""
@@ -73,7 +72,7 @@ class RoutingOverrides(Checked):
             reason = ""
             if not routers:
                 reason = "no block of this model is sparse"
-            elif not any(_applies(name, router) for router in routers):
+            elif name != "images_per_group" and not any(router.has(name) for router in routers):
                 what = "never drops a choice" if name == "dropless" else f"has no {name}"
                 reason = f"router {kinds} {what}"
             elif name in ("capacity_factor", "capacity") and any(
@@ -84,25 +83,18 @@ class RoutingOverrides(Checked):
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
         """The config of one MoE layer; a router ignores settings that it does not have."""
-        changes = {x: value for x, value in self._given().items() if _applies(x, moe.router)}
-        router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
-        if "capacity_factor" in changes or changes.get("dropless"):
-            changes["capacity"] = None
-        if "capacity_factor" in changes or changes.get("capacity"):
-            changes["dropless"] = False
-        return replace(moe, **changes, router=router)
+        router = {x: value for x, value in self._given().items() if moe.router.has(x)}
+        if "capacity_factor" in router or router.get("dropless"):
+            router["capacity"] = None
+        if moe.router.can_drop and ("capacity_factor" in router or router.get("capacity")):
+            router["dropless"] = False
+        images_per_group = self.images_per_group or moe.images_per_group
+        return replace(moe, images_per_group=images_per_group, router=router)
 
     def _given(self) -> dict[str, Any]:
         """The settings that are not None, by name."""
         settings = dataclasses.asdict(self)
         return {name: value for name, value in settings.items() if value is not None}
-
-
-def _applies(name: str, router: Router) -> bool:
-    """Whether an override has an effect on layers with this router."""
-    if name in ("k", "priority"):
-        return router.has(name)
-    return name != "dropless" or router.can_drop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import Any
 
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, unknown
-from vmoe.fields import Checked, Config, kinds
+from vmoe.fields import Checked, Config, kinds, unknown_field
 from vmoe.retry import retried
-from vmoe.routing import Router
+from vmoe.routing import AnyRouter, TokenChoice
 
 FORMAT = 1
 """Version of the format of config.json."""
+OF_ROUTERS = ("capacity_factor", "capacity", "capacity_rounding", "capacity_multiple", "dropless")
+"""Fields of routers that older versions wrote beside the router."""
 _PACKAGE = Path(__file__).parents[1]
 _NAMED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # in a wheel, in a checkout
 
@@ -86,8 +88,7 @@ def _unknown_field(message: str) -> str:
     configs = {config.__name__: config for config in _subclasses(Checked)}
     if match is None or match[1] not in configs:
         return ""
-    known = [field.name for field in dataclasses.fields(configs[match[1]])]
-    return unknown(f"{match[1]} has no field", match[2], known)
+    return unknown_field(configs[match[1]], match[2])
 
 
 def _subclasses(kind: type) -> list[type]:
@@ -98,15 +99,11 @@ def _subclasses(kind: type) -> list[type]:
     return [subclass for subclass in subclasses if dataclasses.is_dataclass(subclass)]
 
 
-def _without_version(text: str) -> str:
-    """The JSON of a run's config without its format version, which is checked.
+def _without_version(fields: Any) -> Any:
+    """The fields of a run's config without its format version, which is checked.
 
     A field that an older version did not write gets the value that matches its behavior.
     """
-    try:
-        fields = parse_json(text)
-    except ValueError as error:
-        raise UsageError(f"TrainConfig is not JSON: {error}") from None
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise UsageError(
             f"TrainConfig is not in format {FORMAT}, the one that this version of vmoe reads; use "
@@ -115,12 +112,30 @@ def _without_version(text: str) -> str:
     probes = fields.get("fewshot")
     if isinstance(probes, dict) and probes.get("data"):  # they had no other way before this field
         probes.setdefault("preprocessing", "paper")
-    return json.dumps(fields)
+    return fields
+
+
+def _moved_to_routers(fields: Any) -> Any:
+    """Moves settings of routers to their router from its layer, where older versions wrote them.
+
+    Those that this kind of router does not have had no effect.
+    """
+    if isinstance(fields, list):
+        return [_moved_to_routers(each) for each in fields]
+    if not isinstance(fields, dict):
+        return fields
+    fields = {name: _moved_to_routers(value) for name, value in fields.items()}
+    if isinstance(router := fields.get("router"), dict):
+        moved = {name: fields.pop(name) for name in OF_ROUTERS if name in fields}
+        kind = kinds(AnyRouter).get(str(router.get("kind", TokenChoice.kind)))
+        known = {field.name for field in dataclasses.fields(kind)} if kind else {}
+        router |= {name: value for name, value in moved.items() if name in known}
+    return fields
 
 
 def _adapter(kind: type) -> Any:
     """The adapter with which pydantic reads and writes a type."""
-    return _adapter_for(kind, tuple(kinds(Router).values()))
+    return _adapter_for(kind, tuple(kinds(AnyRouter).values()))
 
 
 @functools.cache  # making one takes longer than using it
@@ -149,8 +164,13 @@ def from_json(kind: type[Config], text: str) -> Config:
     """
     from pydantic import ValidationError
 
+    try:
+        fields = parse_json(text)
+    except ValueError as error:
+        raise UsageError(f"{kind.__name__} is not JSON: {error}") from None
     if kind is TrainConfig:
-        text = _without_version(text)
+        fields = _without_version(fields)
+    text = json.dumps(_moved_to_routers(fields))
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:

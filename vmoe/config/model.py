@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from vmoe.config.experts import AttentionExpert, Expert, MlpExpert
 from vmoe.config.gates import Gate, LinearGate, SlotGate
@@ -17,7 +17,7 @@ from vmoe.fields import (
     at_most,
     less_than,
 )
-from vmoe.routing.router import Router
+from vmoe.routing.router import AnyRouter
 from vmoe.routing.token_choice import TokenChoice
 
 Implementation = Literal["batched", "blocked", "ragged"]
@@ -28,7 +28,7 @@ Gelu = Literal["tanh", "erf", "quick"]
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig(Checked):
-    """One MoE layer: its experts, its router and its capacity."""
+    """One MoE layer: its experts, its gate and its router."""
 
     section = "model.moe"
 
@@ -38,18 +38,7 @@ class MoEConfig(Checked):
     """The experts: copies of one kind, or a list of different ones."""
     gate: Gate | None = None
     """How the logits are computed; if None, a linear gate, or slots for a soft router."""
-    router: Router = TokenChoice()  # its kind says how tokens are assigned to experts
-    capacity_factor: Positive = 1.05
-    """Capacity of an expert = capacity_factor * k * s / e slots, rounded, with s tokens per group
-    and e experts."""
-    capacity: Annotated[int, at_least(1)] | None = None
-    """Slots per expert and group; overrides the capacity factor and its rounding."""
-    capacity_rounding: Literal["ceil", "round"] = "ceil"
-    """How the capacity is rounded to an integer; round rounds half to even."""
-    capacity_multiple: Annotated[int, at_least(1)] = 4
-    """The capacity is rounded up to a multiple of this."""
-    dropless: bool = False
-    """Compute every choice, without a capacity; for routers that can drop one."""
+    router: AnyRouter = TokenChoice()  # its kind says how tokens are assigned to experts
     images_per_group: Annotated[int, at_least(1)] = 8
     """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
     rounding."""
@@ -82,10 +71,6 @@ class MoEConfig(Checked):
             require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
         require(k <= self.num_experts, needs, "num_experts", "router.kind")
-        capacity = self.capacity is not None
-        require(not self.dropless or not capacity, "give one of them", "dropless", "capacity")
-        never = "this router never drops a choice, use False"
-        require(not self.dropless or router.can_drop, never, "dropless", "router.kind")
         of_one = "a soft router mixes the tokens of one image, set it to 1"
         require(not per_slot or self.images_per_group == 1, of_one, "images_per_group")
         fills = "a soft router fills every slot, use batched"
@@ -113,18 +98,17 @@ class MoEConfig(Checked):
 
     def slots(self, s: int) -> int:
         """Slots of an expert for a group of s tokens."""
-        return self.router.capacity(self, s)
+        return self.router.slots(s, self.num_experts)
 
     def rounded_factor(self, s: int) -> float:
         """The capacity factor for a group of s tokens, after rounding to slots."""
         return self.slots(s) * self.num_experts / (s * self.router.k)
 
     @classmethod
-    def of_router(cls, num_experts: int, router: Router, **fields: Any) -> "MoEConfig":
+    def of_router(cls, num_experts: int, router: AnyRouter) -> "MoEConfig":
         """The config of a layer with a router; a soft router has groups of one image."""
-        if router.logits_per == "slot":
-            fields["images_per_group"] = 1
-        return cls(num_experts=num_experts, router=router, **fields)
+        images = 1 if router.logits_per == "slot" else cls.images_per_group
+        return cls(num_experts=num_experts, router=router, images_per_group=images)
 
     @property
     def divisible_experts(self) -> int:

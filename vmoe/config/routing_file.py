@@ -10,13 +10,13 @@ from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.errors import require
 from vmoe.fields import Checked, Positive, at_least, replace
 from vmoe.routing.priority import Priority
-from vmoe.routing.router import Router
+from vmoe.routing.router import AnyRouter
 
 Unit = Literal["flops", "time"]
 """What a budget counts."""
 
 
-def check_router(router: Router) -> None:
+def check_router(router: AnyRouter) -> None:
     """Raises a UsageError unless a router has a k and a priority."""
     missing = [name for name in ("k", "priority") if not router.has(name)]
     require(not missing, f"router {router.kind} has no {' and no '.join(missing)} to choose")
@@ -38,13 +38,8 @@ class LayerSetting(Checked):
     def apply(self, moe: MoEConfig) -> MoEConfig:
         """The layer's config with this setting instead of its capacity or dropless."""
         check_router(moe.router)
-        return replace(
-            moe,
-            capacity_factor=self.capacity_factor,
-            capacity=None,
-            dropless=False,
-            router=dict(k=self.k, priority=self.priority),
-        )
+        router = dict(capacity_factor=self.capacity_factor, capacity=None, dropless=False)
+        return replace(moe, router=dict(k=self.k, priority=self.priority, **router))
 
 
 @dataclasses.dataclass(frozen=True)

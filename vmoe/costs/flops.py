@@ -110,7 +110,7 @@ def countable(model: ViTConfig) -> ViTConfig:
 
 
 def _countable_layer(moe: MoEConfig) -> MoEConfig:
-    by_rows = moe.dropless and moe.experts.stacked
+    by_rows = moe.router.dropless and moe.experts.stacked
     return replace(moe, implementation="ragged" if by_rows else "batched")
 
 

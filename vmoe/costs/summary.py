@@ -61,7 +61,7 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
         slots, factor = moe.slots(s), moe.rounded_factor(s)
         capacity = (
             "dropless"
-            if moe.dropless
+            if moe.router.dropless
             else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
             f"(a capacity factor of {factor:.3g})"
         )

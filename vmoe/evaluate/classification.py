@@ -271,7 +271,7 @@ def _measure(
 
 def _capacity_factor(config: ViTConfig, moe: MoEConfig, b: int, image_size: int) -> float | None:
     """The capacity factor, after rounding, of the groups that the b images of one device form."""
-    if moe.dropless:
+    if moe.router.dropless:
         return None
     _, images = group_sizes(b, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))

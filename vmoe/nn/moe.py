@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
-from vmoe.config import MoEConfig, Router, TokenChoice
+from vmoe.config import AnyRouter, MoEConfig, TokenChoice
 from vmoe.config.model import Gelu, Implementation
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
@@ -69,7 +69,7 @@ class MoE(nnx.Module):
         self,
         experts: nnx.Module | Iterable[Any],
         gate: nnx.Module | None,
-        router: Router | MoEConfig | None = None,
+        router: AnyRouter | MoEConfig | None = None,
         *,
         shared: Experts | nnx.Module | None = None,
         shared_gate: nnx.Module | None = None,
@@ -280,7 +280,7 @@ class MoE(nnx.Module):
         if self.state is not None:
             state = {x: jnp.broadcast_to(v[...], (g, *v.shape)) for x, v in self.state.items()}
             inputs = inputs._replace(state=jax.lax.stop_gradient(state))
-        c = router.capacity(self.config, s)
+        c = self.config.slots(s)
 
         @jax.named_scope("router")
         def chosen(inputs: RouterInputs) -> Decision:

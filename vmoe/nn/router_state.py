@@ -15,7 +15,7 @@ from jax.sharding import get_abstract_mesh
 from vmoe.axes import Record
 from vmoe.config import ViTConfig
 from vmoe.routing.load import expert_totals
-from vmoe.routing.router import Router, State
+from vmoe.routing.router import AnyRouter, State
 from vmoe.trees import merged
 
 
@@ -23,7 +23,7 @@ class RouterState(nnx.Variable):
     """A variable of a router's state."""
 
 
-def next_state(router: Router, state: State, totals: Mapping[str, Any]) -> State:
+def next_state(router: AnyRouter, state: State, totals: Mapping[str, Any]) -> State:
     """The state of one router after a step of training.
 
     Args:

@@ -1,6 +1,6 @@
 """Routing: from router logits to decisions, without parameters.
 
-A router is a class in a file here, see ``Router``: it is written as one of yours would be.
+A router is a class in a file here, see ``AnyRouter``: it is written as one of yours would be.
 """
 
 from vmoe.routing.aux_losses import AuxLossWeights
@@ -9,12 +9,13 @@ from vmoe.routing.expert_choice import ExpertChoice
 from vmoe.routing.gshard import GShard
 from vmoe.routing.hashed import Hash
 from vmoe.routing.random import Random
-from vmoe.routing.router import Router
+from vmoe.routing.router import AnyRouter, Router
 from vmoe.routing.soft import Soft
 from vmoe.routing.switch import Switch
 from vmoe.routing.token_choice import TokenChoice
 
 __all__ = [
+    "AnyRouter",
     "AuxLossWeights",
     "BiasBalanced",
     "ExpertChoice",

@@ -1,51 +1,50 @@
 """The number of slots of an expert in a group. It is static, since it determines array shapes."""
 
+import dataclasses
 import math
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Literal
 
 from vmoe.errors import UsageError
+from vmoe.fields import Checked, Positive, at_least
 
 
-@runtime_checkable
-class Limits(Protocol):
-    """The fields of an ``MoEConfig`` that determine a capacity."""
+@dataclasses.dataclass(frozen=True)
+class Capacity(Checked):
+    """The settings of a router whose experts have a rounded number of slots."""
 
-    @property
-    def num_experts(self) -> int: ...
-    @property
-    def capacity_factor(self) -> float: ...
-    @property
-    def capacity(self) -> int | None: ...
-    @property
-    def capacity_rounding(self) -> str: ...
-    @property
-    def capacity_multiple(self) -> int: ...
-    @property
-    def dropless(self) -> bool: ...
+    section = "model.moe.router"
 
+    capacity_factor: Positive = 1.05
+    """Capacity of an expert = capacity_factor * k * s / e slots, rounded, with s tokens per group
+    and e experts."""
+    capacity: Annotated[int, at_least(1)] | None = None
+    """Slots per expert and group; overrides the capacity factor and its rounding."""
+    capacity_rounding: Literal["ceil", "round"] = "ceil"
+    """How the capacity is rounded to an integer; round rounds half to even."""
+    capacity_multiple: Annotated[int, at_least(1)] = 4
+    """The capacity is rounded up to a multiple of this."""
 
-def rounded_capacity(ideal: float, limits: Limits) -> int:
-    """Rounds a fractional number of slots to an integer, then up to a multiple.
+    def rounded(self, ideal: float, e: int) -> int:
+        """Rounds a fractional number of slots to an integer, then up to a multiple.
 
-    Args:
-        limits: the rounding rules; ``capacity``, if given, is returned instead.
+        Args:
+            ideal: number of slots; ``capacity``, if given, is returned instead.
 
-    Raises:
-        UsageError: the rounding leaves no slot.
+        Raises:
+            UsageError: the rounding leaves no slot.
 
-    Source: V-MoE, section 2.2; its published code rounds up to a multiple of 4.
+        Source: V-MoE, section 2.2; its published code rounds up to a multiple of 4.
 
-    >>> from vmoe.config import MoEConfig
-    >>> rounded_capacity(400 * 2 * 1.1 / 4, MoEConfig())
-    224
-    """
-    if limits.capacity is not None:
-        return limits.capacity
-    slots = math.ceil(ideal) if limits.capacity_rounding == "ceil" else round(ideal)
-    if slots < 1:
-        raise UsageError(
-            f"this leaves {ideal:.3g} slots for each of {limits.num_experts} experts: raise it, "
-            "use larger groups or capacity_rounding=ceil",
-            **{"model.moe.capacity_factor": limits.capacity_factor},
-        )
-    return -(-slots // limits.capacity_multiple) * limits.capacity_multiple
+        >>> Capacity().rounded(400 * 2 * 1.1 / 4, e=4)
+        224
+        """
+        if self.capacity is not None:
+            return self.capacity
+        slots = math.ceil(ideal) if self.capacity_rounding == "ceil" else round(ideal)
+        if slots < 1:
+            raise UsageError(
+                f"this leaves {ideal:.3g} slots for each of {e} experts: raise it, use larger "
+                "groups or capacity_rounding=ceil",
+                **{f"{self.section}.capacity_factor": self.capacity_factor},
+            )
+        return -(-slots // self.capacity_multiple) * self.capacity_multiple

@@ -16,14 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.fields import NonNegative
-from vmoe.routing.capacity import Limits, rounded_capacity
+from vmoe.routing.capacity import Capacity
 from vmoe.routing.one_hot import one_hot_routing
-from vmoe.routing.router import Router
+from vmoe.routing.router import AnyRouter
 from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertChoice(Router):
+class ExpertChoice(Capacity, AnyRouter):
     """Each expert chooses the tokens with its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["expert_choice"] = "expert_choice"
@@ -32,11 +32,9 @@ class ExpertChoice(Router):
     """The noise on the logits in training has standard deviation noise_std / e, unless the gate
     determines it."""
 
-    can_drop = False
-
-    def capacity(self, limits: Limits, s: int) -> int:
-        """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
-        return min(s, rounded_capacity(s * limits.capacity_factor / limits.num_experts, limits))
+    def slots(self, s: int, e: int) -> int:
+        """s * capacity_factor / e, rounded; at most s."""
+        return min(s, self.rounded(s * self.capacity_factor / e, e))
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         gates = gates_of(inputs.noisy_logits)

@@ -1,7 +1,7 @@
 """The interface of routers, each of which is a class in a file of its own."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Shaped
 
@@ -9,40 +9,32 @@ from vmoe.axes import Decision, RouterInputs
 from vmoe.fields import Checked, kinds
 from vmoe.routing import aux_losses
 from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights
-from vmoe.routing.capacity import Limits, rounded_capacity
+from vmoe.routing.capacity import Capacity
 from vmoe.routing.priority import Priority
 
 State = dict[str, Shaped[Array, "..."]]
 """Arrays by name: the state of a router, or sums over a batch."""
 
 
-class Router(Checked):
+@dataclasses.dataclass(frozen=True)
+class AnyRouter(Checked):
     """Decides which tokens go to which experts, and with which weights.
 
-    Yours is a subclass in a file of your own: a frozen dataclass whose fields are its settings,
-    with the function ``__call__``. Whatever else differs from this class it overrides: by a field
-    if users choose the value, and by a class attribute or a property if not. To be written to the
-    config of a run it has a name, the field ``kind: Literal["mine"] = "mine"``.
+    A router is a frozen dataclass, whose fields are its settings. Whatever else differs from this
+    class it overrides: by a field if users choose the value, and by a class attribute or a property
+    if not. Most routers are a ``Router``.
 
     Attributes:
         logits_per: the logits that the router reads: "expert" for logits (g, s, e); "slot" for (g,
             s, e, c), where slots are parameters of the gate and each is a mixture of all tokens of
             an image; None for a router that decides by a fixed rule, whose layer has no gate.
-        can_drop: whether tokens choose their experts, so that a choice can be dropped.
-        without_scatters: as ``__call__`` in evaluation, for groups without padding, with a
-            ``SoftRouting`` as the result (``one_hot.py``); None if ONNX files cannot have the
-            router.
     """
 
     section = "model.moe.router"
-    logits_per: str | None = "expert"
-    can_drop: bool = True
-    without_scatters: Any = None
+    logits_per: ClassVar[str | None] = "expert"
 
-    @property
-    def kind(self) -> str:
-        """The name of the router in configs."""
-        return type(self).__name__
+    kind: str = ""
+    """The name of the router in configs."""
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -58,6 +50,21 @@ class Router(Checked):
     def priority(self) -> Priority:
         """Order in which tokens get slots."""
         return "order"
+
+    @property
+    def capacity_factor(self) -> float:
+        """Slots of all experts for each choice, before rounding."""
+        return 1.0
+
+    @property
+    def capacity(self) -> int | None:
+        """Slots per expert and group, if they are fixed."""
+        return None
+
+    @property
+    def dropless(self) -> bool:
+        """Whether every choice is computed, without a capacity."""
+        return False
 
     @property
     def noise_std(self) -> float:
@@ -93,6 +100,11 @@ class Router(Checked):
         return f"weight of the {' and '.join(losses)} loss{'es' * (len(losses) > 1)}"
 
     @property
+    def can_drop(self) -> bool:
+        """Whether tokens choose their experts, so that a choice can be dropped."""
+        return self.has("dropless")
+
+    @property
     def learned(self) -> bool:
         """Whether the layer has a gate, which is trained."""
         return self.logits_per is not None
@@ -100,7 +112,7 @@ class Router(Checked):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """A router is read and written by its kind; each call sees the classes there are by now."""
-        if "kind" in cls.__dataclass_fields__:
+        if cls.kind:
             return handler(source)
         known = {kind: handler.generate_schema(router) for kind, router in kinds(cls).items()}
         return {"type": "tagged-union", "choices": known, "discriminator": "kind"}
@@ -113,15 +125,16 @@ class Router(Checked):
         """
         raise NotImplementedError
 
-    def capacity(self, limits: Limits, s: int) -> int:
-        """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s.
+    def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
+        """As ``__call__`` in evaluation for groups without padding, with a ``SoftRouting``.
 
-        A dropless layer has s slots, enough for all tokens.
+        For routers that ONNX files can have, see ``one_hot.py``.
         """
-        if limits.dropless:
-            return s
-        ideal = s * self.k * limits.capacity_factor / limits.num_experts
-        return min(s, rounded_capacity(ideal, limits))
+        raise NotImplementedError
+
+    def slots(self, s: int, e: int) -> int:
+        """Number of slots of each of e experts in a group of s tokens."""
+        raise NotImplementedError
 
     def losses(
         self, inputs: RouterInputs, noisy: Float[Array, "g s e"], gates: Float[Array, "g s e"]
@@ -155,3 +168,26 @@ class Router(Checked):
     def has(self, setting: str) -> bool:
         """Whether users choose a setting of this router: whether it is a field."""
         return any(field.name == setting for field in dataclasses.fields(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Router(Capacity, AnyRouter):
+    """A router with which tokens choose their experts; a choice without a free slot is dropped.
+
+    Yours is a subclass in a file of your own: a frozen dataclass with the function ``__call__``. To
+    be written to the config of a run it has a name, the field ``kind: Literal["mine"] = "mine"``.
+    """
+
+    dropless: bool = False
+    """Compute every choice, without a capacity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.dropless and self.capacity is not None
+        self.require(not both, "give one of them", "dropless", "capacity")
+
+    def slots(self, s: int, e: int) -> int:
+        """s * k * capacity_factor / e, rounded; at most s. Without a capacity s, for all tokens."""
+        if self.dropless:
+            return s
+        return min(s, self.rounded(s * self.k * self.capacity_factor / e, e))

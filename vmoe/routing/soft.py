@@ -6,34 +6,34 @@ Source: "From Sparse to Soft Mixtures of Experts", section 2 and algorithm 1 (ar
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
 from vmoe.axes import Decision, RouterInputs, SoftRouting
-from vmoe.routing.capacity import Limits
-from vmoe.routing.router import Router
+from vmoe.fields import Positive, at_least
+from vmoe.routing.router import AnyRouter
 
 
 @dataclasses.dataclass(frozen=True)
-class Soft(Router):
+class Soft(AnyRouter):
     """Each slot is a mixture of all tokens of an image (Soft MoE, arXiv 2308.00951).
 
-    An expert has round(s * capacity_factor / e) slots, at least one; ``capacity_multiple`` does not
-    apply.
+    An expert has round(s * capacity_factor / e) slots, at least one.
     """
 
     kind: Literal["soft"] = "soft"
     """The router."""
+    capacity_factor: Positive = 1.05
+    """Slots of all experts for each token."""
+    capacity: Annotated[int, at_least(1)] | None = None
+    """Slots per expert; overrides the capacity factor."""
 
     logits_per = "slot"
-    can_drop = False
 
-    def capacity(self, limits: Limits, s: int) -> int:
-        if limits.capacity is not None:
-            return limits.capacity
-        return max(1, round(s * limits.capacity_factor / limits.num_experts))
+    def slots(self, s: int, e: int) -> int:
+        return self.capacity or max(1, round(s * self.capacity_factor / e))
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         """Routes every group independently.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vmoe.config import MoEConfig, Router, TokenChoice
+from vmoe.config import AnyRouter, MoEConfig, TokenChoice, replace
 from vmoe.errors import UsageError, require
 from vmoe.nn.experts import Copies
 from vmoe.nn.experts.copies import check_expert, on_rows
@@ -35,7 +35,7 @@ def moefy(
     capacity_factor: float | None = None,
     experts: Callable[[nnx.Module], Sequence[nnx.Module]] | None = None,
     gate: Callable[[int, int], nnx.Module] | None = None,
-    router: Router | None = None,
+    router: AnyRouter | None = None,
     width: int | None = None,
     seed: int | jax.Array = 0,
 ) -> nnx.Module:
@@ -49,9 +49,9 @@ def moefy(
         select: the modules to replace; paths are tuples such as ("blocks", 0, "mlp").
         num_experts: number of copies.
         k: experts per token of the default router; 2 if None.
-        capacity_factor: an expert has s * k * capacity_factor / e slots for s tokens. If None, it
-            has s slots: no choice is dropped, and every expert computes s rows. Routers that never
-            drop a choice have a factor of 1.05 instead.
+        capacity_factor: of the default router: an expert has s * k * capacity_factor / e slots for
+            s tokens. If None, it has s slots: no choice is dropped, and every expert computes s
+            rows.
         experts: makes other experts from a selected module, a module for each: for example modules
             that add a part of their own to it, which stays one for all. They act on the last axis.
         gate: makes the gate of a layer from its width and its number of experts; if None, it is
@@ -63,17 +63,20 @@ def moefy(
 
     Raises:
         UsageError: no module is selected; a selected module contains a convolution that is not
-            1x1, or does not act on the last axis; or k and a router are given.
+            1x1, or does not act on the last axis; or a router is given with k or a factor.
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
     >>> sparse = moefy(model, select=nnx.Linear, num_experts=2)
     >>> sparse(jnp.ones((3, 4))).shape
     (3, 8)
     """
-    require(k is None or router is None, "the router has its own k: leave it out", k=k)
-    router = router or TokenChoice(k=k or 2, noise_std=0.0, normalize_weights=True)
-    dropless: dict[str, Any] = {"dropless": router.can_drop}
-    capacity = dropless if capacity_factor is None else {"capacity_factor": capacity_factor}
+    for name, value in {"k": k, "capacity_factor": capacity_factor}.items():
+        own = value is None or router is None
+        require(own, f"the router has its own {name}: leave it out", **{name: value})
+    if router is None:
+        router = TokenChoice(k=k or 2, noise_std=0.0, normalize_weights=True, dropless=True)
+        if capacity_factor is not None:
+            router = replace(router, capacity_factor=capacity_factor, dropless=False)
     rngs = InitKeys(seed)
 
     def sparse(path: tuple[Any, ...], module: nnx.Module) -> nnx.Module | None:
@@ -86,7 +89,7 @@ def moefy(
         else:
             made = list(experts(module))
             e = len(made)
-        config = MoEConfig.of_router(e, router, **capacity)
+        config = MoEConfig.of_router(e, router)
         return MoE(made, _gate(gate, d, config, rngs), config)
 
     copy = nnx.clone(model, graph=True)  # a module can be in several places

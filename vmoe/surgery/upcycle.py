@@ -77,15 +77,14 @@ def upcycled_layer(dense: ViTConfig, **fields: Any) -> MoEConfig:
     """The config of an upcycled layer of a dense model, with some fields changed.
 
     By default the experts have the dropout of the MLPs that they replace, and the router is a token
-    choice that normalizes the weights of a token's experts. If the router can drop choices, the
-    layer is dropless by default. Several devices need a capacity; with a capacity factor of e / k
-    no choice is dropped either.
+    choice that normalizes the weights of a token's experts, without a capacity unless the fields of
+    the router have one. Several devices need a capacity; with a capacity factor of e / k no choice
+    is dropped either.
     """
-    router = TokenChoice(normalize_weights=True)
-    moe = replace(MoEConfig(router=router, expert_dropout=dense.dropout), **fields)
-    if {"dropless", "capacity", "capacity_factor"} & fields.keys() or not moe.router.can_drop:
-        return moe
-    return replace(moe, dropless=True)
+    given = fields.get("router", {})
+    limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
+    router = TokenChoice(normalize_weights=True, dropless=not limited)
+    return replace(MoEConfig(router=router, expert_dropout=dense.dropout), **fields)
 
 
 def upcycle_params(
@@ -161,9 +160,9 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
 
 def _has_room(moe: MoEConfig, k: int, tokens: int) -> bool:
     """Whether an expert has a slot for every token of a group, for groups of any size."""
-    if moe.capacity is not None:
-        return moe.capacity >= moe.images_per_group * tokens
-    return moe.dropless or moe.capacity_factor * k >= moe.num_experts
+    if moe.router.capacity is not None:
+        return moe.router.capacity >= moe.images_per_group * tokens
+    return moe.router.dropless or moe.router.capacity_factor * k >= moe.num_experts
 
 
 def _dense_blocks(config: ViTConfig, blocks: Blocks) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ class Entry(NamedTuple):
     @property
     def capacity_factor(self) -> float | None:
         """The capacity factor of the sparse blocks; None for a dense model."""
-        return next((moe.capacity_factor for moe in self.config.moe_blocks.values()), None)
+        return next((moe.router.capacity_factor for moe in self.config.moe_blocks.values()), None)
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +108,7 @@ ENTRIES = (
         "vmoe_s32_last2_e8",
         "in1k_light",
         f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_light1",
-        {"moe": {"capacity_factor": 4.0}},
+        {"moe": {"router": {"capacity_factor": 4.0}}},
         "ImageNet-1k from scratch, 300 epochs, light augmentation",
         {"ImageNet": 73.1, "ReaL": 74.4, "V2": 59.2},
         capacity_source="as in the authors' evaluation",
@@ -118,7 +118,7 @@ ENTRIES = (
         "vmoe_s32_last2_e8",
         "in1k_light_ft_in1k_384",
         f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012",
-        {"image_size": 384, "pre_logits": None, "moe": {"capacity_factor": 1.5}},
+        {"image_size": 384, "pre_logits": None, "moe": {"router": {"capacity_factor": 1.5}}},
         "in1k_light, fine-tuned on ImageNet-1k at 384 px",
         {"ImageNet": 75.9, "ReaL": 77.1, "V2": 62.0},
     ),
@@ -126,7 +126,7 @@ ENTRIES = (
         "vmoe_s32_last2_e8",
         "in1k_medium",
         f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_medium",
-        {"moe": {"capacity_factor": 4.0}},
+        {"moe": {"router": {"capacity_factor": 4.0}}},
         "ImageNet-1k from scratch, 1,000 epochs, medium augmentation",
         _NOT_MEASURED,
         capacity_source="as for in1k_light, because the config of in1k_medium is not public",
@@ -145,7 +145,7 @@ ENTRIES = (
         "vmoe_b16_every2_e8",
         "in21k_strong_ft_in1k_384",
         f"{BUCKET}/vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012",
-        {"image_size": 384, "moe": {"capacity_factor": 1.5}},
+        {"image_size": 384, "moe": {"router": {"capacity_factor": 1.5}}},
         "in21k_strong, fine-tuned on ImageNet-1k at 384 px",
         {"ImageNet": 85.6, "ReaL": 84.1, "V2": 76.1},
     ),

@@ -57,18 +57,18 @@ VARIANTS = {
     "e4": Variant("4 experts", _moe(num_experts=4)),
     "e16": Variant("16 experts", _moe(num_experts=16)),
     "k1": Variant("k = 1", _moe(router=TokenChoice(k=1))),
-    "expert_choice": Variant("expert choice", _moe(router=ExpertChoice(), **ROUTED)),
-    "soft": Variant("soft", _moe(router=Soft(), images_per_group=1, **ROUTED)),
+    "expert_choice": Variant("expert choice", _moe(router=ExpertChoice(**ROUTED))),
+    "soft": Variant("soft", _moe(router=Soft(**ROUTED), images_per_group=1)),
     "bias_balanced": Variant(
         "bias-balanced: sigmoid scores, no noise", _moe(router=BiasBalanced())
     ),
     "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
     "hash": Variant("hash of the position", _moe(router=Hash())),
     "shared": Variant("k = 1 and a shared expert", _moe(router=TokenChoice(k=1), shared_experts=1)),
-    "half": Variant("trained at capacity factor 0.5, in order", _moe(**HALF)),
+    "half": Variant("trained at capacity factor 0.5, in order", _moe(router=HALF)),
     "half_bpr": Variant(
         "trained at capacity factor 0.5, largest gate first",
-        _moe(router=TokenChoice(priority="largest_gate"), **HALF),
+        _moe(router=TokenChoice(priority="largest_gate", **HALF)),
     ),
     "averaged": Variant("experts averaged by 0.1 after every step", expert_averaging=0.1),
     "class_token": Variant("class token instead of the mean", {"pooling": "class_token"}),

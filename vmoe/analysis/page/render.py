@@ -24,7 +24,7 @@ from vmoe.health import about_unprocessed
 from vmoe.nn.inputs import has_label
 from vmoe.nn.losses import likeliest
 from vmoe.routing.priority import priority_scores
-from vmoe.routing.router import Router
+from vmoe.routing.router import AnyRouter
 
 HERE = Path(__file__).parent
 SHOWN = 5  # classes of a prediction
@@ -159,7 +159,7 @@ def _block(
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {
             "drops": True,
-            "dropless": config.dropless,
+            "dropless": config.router.dropless,
             **slots._asdict(),
             "priority": router.priority,
             "sums": _array(priority_scores(jnp.asarray(own), "sum_of_gates", None), "f4"),
@@ -191,7 +191,7 @@ def _before_dropping(
     weights: Float[np.ndarray, "b n k"],
     gates: Float[np.ndarray, "b n k"],
     kept: Bool[np.ndarray, "b n k"],
-    router: Router,
+    router: AnyRouter,
 ) -> Float[np.ndarray, "b n k"]:
     """The weights that the choices of a token had before any was dropped, proportional to gates.
 

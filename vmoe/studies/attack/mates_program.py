@@ -73,7 +73,7 @@ def with_room(
 
     def widened(moe: MoEConfig) -> MoEConfig:  # the same for every capacity, to be compiled once
         most = n * moe.images_per_group
-        return replace(moe, capacity=most, capacity_factor=1.0, dropless=False)
+        return replace(moe, router=dict(capacity=most, capacity_factor=1.0, dropless=False))
 
     roomy = roomy.with_layers(widened)
     return models.with_params(roomy, models.params_of(model)), routing

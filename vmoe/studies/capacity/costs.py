@@ -62,9 +62,9 @@ def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
     flops = functools.cache(functools.partial(sparse_layer_flops, config))
 
     def of(moe: MoEConfig, class_token_only: bool) -> float:
-        if not moe.dropless:  # the same program for all k: only the slots are multiplied
+        if not moe.router.dropless:  # the same program for all k: only the slots are multiplied
             slots = moe.slots(moe.images_per_group * num_tokens(config))
-            moe = replace(moe, capacity=slots, capacity_factor=1.0, router=TokenChoice(k=1))
+            moe = replace(moe, router=TokenChoice(k=1, capacity=slots))
         return flops(moe, class_token_only=class_token_only)
 
     changes = []

@@ -125,9 +125,9 @@ def _widest(model: ViT, slots: Sequence[Mapping[LayerSetting, int]]) -> ViT:
     layers = tuple(
         replace(
             moe,
-            capacity=max(own.values()),
-            dropless=False,
-            router=dict(k=max(setting.k for setting in own)),
+            router=dict(
+                k=max(setting.k for setting in own), capacity=max(own.values()), dropless=False
+            ),
         )
         for moe, own in zip(model.config.moe_blocks.values(), slots, strict=True)
     )

@@ -11,6 +11,7 @@ from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.routing_file import LayerSetting, check_router
 from vmoe.errors import UsageError, naming
 from vmoe.nn.patches import num_tokens
+from vmoe.routing import Router
 from vmoe.routing.priority import PRIORITIES, Priority
 
 LEVELS = 9  # numbers of slots to try, evenly spaced up to the number as trained
@@ -67,9 +68,10 @@ def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
 
 def _numbers_of_slots(moe: MoEConfig, s: int) -> list[int]:
     """Numbers of slots that a capacity factor gives, evenly spaced."""
-    if moe.dropless:
-        moe = replace(moe, dropless=False, capacity_factor=1.0)
-    most, step = moe.slots(s), moe.capacity_multiple
+    if moe.router.dropless:
+        moe = replace(moe, router=dict(dropless=False, capacity_factor=1.0))
+    assert isinstance(moe.router, Router)
+    most, step = moe.slots(s), moe.router.capacity_multiple
     every = [min(slots, s) for slots in range(step, most + step, step)]
     chosen = np.linspace(0, len(every) - 1, min(LEVELS, len(every))).round().astype(int)
     return [every[i] for i in chosen]

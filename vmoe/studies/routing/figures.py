@@ -146,7 +146,7 @@ def _capacity_curves(routing: MeasuredRouting) -> Figure:
     logits = at_capacities(model, routing.batches(), [0, *slots])
 
     def flops(number: int) -> float:
-        layer = dict(capacity=number, dropless=False)
+        layer = dict(router=dict(capacity=number, dropless=False))
         return flops_to_logits(config.with_layers(lambda moe: replace(moe, **layer)))
 
     even = {_even(config, moe) for moe in config.moe_blocks.values()}
