@@ -54,7 +54,7 @@ from vmoe.classic import (
     MixtureOfExpertsRegressor,
     plot_tree,
 )
-from vmoe.config import AuxLossWeights, MoEConfig, TokenChoice, ViTConfig
+from vmoe.config import AuxLossWeights, TokenChoice, ViTConfig
 from vmoe.data.reading import Reading
 from vmoe.data.sources import open_source, relabel, sample
 from vmoe.multitask import MultiTaskClassifier, plot_expert_use
@@ -249,8 +249,7 @@ def digits(split):
 rngs = nnx.Rngs(0)
 gate = nnx.Linear(8 * 8 * 3, 2, use_bias=False, rngs=rngs)
 router = TokenChoice(k=1, dropless=True, aux_loss=AuxLossWeights(importance=1.0))
-config = MoEConfig(num_experts=2, images_per_group=64, router=router)
-layer = vmoe.MoE([Vit(), Cnn(rngs)], gate, config)
+layer = vmoe.MoE([Vit(), Cnn(rngs)], gate, router)
 graph, params = nnx.split(layer)
 optimizer = optax.adam(3e-3)
 

@@ -9,9 +9,10 @@ Every public annotation spells its axes with these letters:
     a heads           z width of a head                      y classes
     q queries         r features before the classes          x any other
 
-Channels are a literal 3. A *slot* holds one token at an expert; each expert has ``c`` per group.
-A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a group are numbered
-``token * k + rank`` and slots ``expert * c + position``, so one integer identifies either.
+In a layer outside of a model, images are any sequences of tokens. Channels are a literal 3. A
+*slot* holds one token at an expert; each expert has ``c`` per group. A *choice* is a pair (token,
+rank): the token's rank-th expert. Choices of a group are numbered ``token * k + rank`` and slots
+``expert * c + position``, so one integer identifies either.
 """
 
 from collections.abc import Callable

@@ -25,7 +25,7 @@ from vmoe.config.model import Implementation
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Hidden, Mlp
 from vmoe.nn.moe import MoE, implementation_of
-from vmoe.routing.groups import group, ungroup
+from vmoe.routing.groups import Groups
 from vmoe.routing.rows import block_size, sort_rows
 
 
@@ -72,7 +72,6 @@ def _variants(
 ) -> tuple[dict[str, tuple[Callable[..., jax.Array], tuple]], tuple[int, int]]:
     """Functions with their arguments by name, and the number of groups and of slots per expert."""
     b, n, d = tokens.shape
-    valid = jnp.ones(b, bool)
     graph, state = nnx.split(MoE.from_config(config, d, f, n, rngs=nnx.Rngs(0)))
     record = jax.jit(lambda state, x: nnx.merge(graph, state).forward(x)[1])(state, tokens)
     g, e, c = record.routing.choices.shape
@@ -84,12 +83,13 @@ def _variants(
 
     def by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
         moe = nnx.merge(graph, state)
-        groups, real = group(tokens, valid, config.images_per_group)
-        routing = moe.route(groups, real).routing
+        groups = Groups.of(b, n, config.images_per_group * n)
+        rows = groups.split(tokens)
+        routing = moe.route(rows, jnp.ones(rows.shape[:2], bool)).routing
         hot = jax.nn.one_hot(routing.slots, e * c).reshape(*routing.slots.shape, e, c)
-        slots = jnp.einsum("gsd,gsec->gecd", groups, hot.sum(2))
+        slots = jnp.einsum("gsd,gsec->gecd", rows, hot.sum(2))
         weights = jnp.einsum("gskec,gsk->gsec", hot, routing.weights)
-        return ungroup(jnp.einsum("gecd,gsec->gsd", moe.experts(slots), weights), b, n)
+        return groups.join(jnp.einsum("gecd,gsec->gsd", moe.experts(slots), weights))
 
     variants: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
         "dense MLP": (

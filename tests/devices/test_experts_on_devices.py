@@ -30,6 +30,7 @@ from vmoe.config import (
     MlpExpert,
     MoEConfig,
     NoisyGate,
+    TokenChoice,
     ZeroExpert,
     replace,
 )
@@ -79,6 +80,25 @@ def test_experts_may_have_parameters_without_axes() -> None:
         assert own["scale"].is_fully_replicated and not own["kernel"].is_fully_replicated
 
 
+def test_the_rows_of_one_sequence_are_shared_by_all_devices() -> None:
+    """With room for every choice; 37 rows are 8 groups of 5, and some rows are padding."""
+    modules = [nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(8)]
+    router = TokenChoice(noise_std=0.0, capacity=37)
+    rows = np.random.default_rng(0).normal(size=(37, 4)).astype(np.float32)
+    mask = np.arange(37) % 7 > 0
+
+    def run(placement: Placement) -> tuple[Any, tuple[int, ...]]:
+        gate = nnx.Linear(4, 8, use_bias=False, rngs=nnx.Rngs(9))
+        layer = MoE(modules, gate, router, placement=placement)
+        forward = nnx.jit(lambda layer, rows, mask: layer.forward(rows, mask=mask))
+        outputs, record = forward(layer, rows, mask)
+        return np.asarray(outputs), record.valid.shape
+
+    (ours, groups), (oracle, _) = run(on("expert=8")), run(ONE_DEVICE)
+    assert groups == (8, 5) and not ours[~mask].any()
+    assert_close(ours, oracle, "expert=8")
+
+
 def test_a_layer_refuses_a_batch_that_its_devices_cannot_share() -> None:
     rngs = nnx.Rngs(0)
     modules = [nnx.Linear(4, 4, rngs=rngs) for _ in range(8)]
@@ -96,7 +116,7 @@ def test_a_mesh_of_jax_make_mesh_has_the_outputs_and_gradients_of_one_device() -
     config = MoEConfig(num_experts=8, images_per_group=1)
     mesh = jax.make_mesh((2, 4), ("data", "expert"))
     placement = Placement(mesh)
-    layer = MoE(modules, gate, config, placement=placement)
+    layer = MoE(modules, gate, router, placement=placement)
     params = nnx.state(layer)
     nnx.update(layer, jax.device_put(params, placement.params(params)))
     over_all = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

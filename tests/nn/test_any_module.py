@@ -319,15 +319,15 @@ class Unit(nnx.Module):
 def test_a_module_that_is_not_finite_at_zero_has_finite_gradients(padded: bool) -> None:
     """Empty slots hold a real row, also in a group that is only padding."""
     layer = MoE([Unit(nnx.Rngs(i)) for i in range(E)], gate(), TIGHT)
-    valid = jnp.array([not padded] * B)
-    tokens = jnp.where(valid[:, None, None], TOKENS, 0.0)
+    mask = jnp.full((B, N), not padded)
+    tokens = jnp.where(mask[..., None], TOKENS, 0.0)
 
     @nnx.jit
     def gradients(layer: MoE) -> Any:
-        return nnx.grad(lambda layer: (layer(tokens, valid=valid) ** 2).sum())(layer)
+        return nnx.grad(lambda layer: (layer(tokens, mask=mask) ** 2).sum())(layer)
 
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients(layer)))
-    record = capture_records(layer, tokens, valid=valid)[1][()][0]
+    record = capture_records(layer, tokens, mask=mask)[1][()][0]
     assert (np.asarray(record.routing.tokens) == B * N).any()  # empty slots
 
 
@@ -774,8 +774,8 @@ def test_variables_that_are_tied_in_other_ways_are_not_stacked() -> None:
 
 def test_all_shared_experts_are_added_and_padding_stays_zero() -> None:
     layer = MoE([Scaled()] * E, gate(), ALL, shared=StackedMlps(2, D, 5, rngs=nnx.Rngs(0)))
-    valid = jnp.array([True, False])
-    outputs = nnx.jit(lambda layer, x: layer(x, valid=valid))(layer, TOKENS)
+    mask = jnp.broadcast_to(jnp.array([[True], [False]]), (B, N))
+    outputs = nnx.jit(lambda layer, x: layer(x, mask=mask))(layer, TOKENS)
     both = np.asarray(layer.shared.on_same(jnp.asarray(TOKENS.reshape(-1, D)))).sum(0)
     expected = (TOKENS.reshape(-1, D) + both).reshape(TOKENS.shape)
     np.testing.assert_allclose(outputs[0], expected[0], rtol=1e-4, atol=1e-5)

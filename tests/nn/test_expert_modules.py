@@ -42,7 +42,7 @@ from vmoe.nn.vit import ViT
 B, N, D, E = 5, 5, 8, 4  # images, of a class token and 2 x 2 patches; width; experts
 RNG = np.random.default_rng(0)
 TOKENS = jnp.float32(RNG.normal(size=(B, N, D)))
-VALID = jnp.arange(B) < B - 1  # the last image only pads the batch
+MASK = jnp.arange(B)[:, None] < jnp.full(N, B - 1)  # the last image only pads the batch
 SMALL = MoEConfig(
     num_experts=E,
     images_per_group=2,
@@ -156,11 +156,11 @@ def by_loop(experts: list[OneExpert], tokens: np.ndarray, record: Record, n: int
 
 
 @nnx.jit
-def loss_and_outputs(layer: MoE, tokens: jax.Array, valid: jax.Array, target: jax.Array) -> Any:
+def loss_and_outputs(layer: MoE, tokens: jax.Array, mask: jax.Array, target: jax.Array) -> Any:
     """Outputs, record, and the gradient of sum(target * outputs)."""
 
     def loss(layer: MoE, tokens: jax.Array) -> Any:
-        y, record = layer.forward(tokens, valid=valid)
+        y, record = layer.forward(tokens, mask=mask)
         return (y * target).sum(), (y, record)
 
     gradient = nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -173,7 +173,7 @@ def test_experts_of_each_kind_equal_a_loop_over_groups_and_experts(kind: str) ->
     """Some choices are dropped, some slots are empty, and one group has padding."""
     layer = layer_of(KINDS[kind])
     target = jnp.float32(RNG.normal(size=TOKENS.shape))
-    y, record, (gradients, by_token) = loss_and_outputs(layer, TOKENS, VALID, target)
+    y, record, (gradients, by_token) = loss_and_outputs(layer, TOKENS, MASK, target)
     routing = record.routing
     assert routing.dropped.any() and (routing.tokens == record.gates.shape[1]).any()
     assert not record.valid.all() and record.gates.shape[0] > 1
@@ -196,7 +196,7 @@ def test_the_three_implementations_of_mlps_agree_with_their_gradients(kind: str)
     target, results = jnp.float32(RNG.normal(size=TOKENS.shape)), []
     for implementation in ("batched", "blocked", "ragged"):
         layer = layer_of(KINDS[kind], replace(SMALL, implementation=implementation))
-        results.append(loss_and_outputs(layer, TOKENS, VALID, target))
+        results.append(loss_and_outputs(layer, TOKENS, MASK, target))
     for other in results[1:]:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other, results[0]
@@ -208,11 +208,11 @@ def test_experts_that_mix_tokens_see_neither_empty_slots_nor_padding(kind: str) 
     results = []
     for capacity, padding in ((5, 0.0), (9, np.nan)):  # with 5, no choice of 10 tokens is dropped
         config = replace(SMALL, router=dict(k=1, capacity=capacity))
-        tokens = np.where(VALID[:, None, None], TOKENS, padding).astype(np.float32)
+        tokens = np.where(MASK[..., None], TOKENS, padding).astype(np.float32)
         layer = layer_of(KINDS[kind], config)
         layer.router.kernel[...] = jnp.eye(D, E)
         tokens[:, :, :E] = np.eye(E)[np.arange(N) % E] * 9  # at most 2 tokens of an image each
-        y, record = nnx.jit(MoE.forward)(layer, jnp.asarray(tokens), valid=VALID)
+        y, record = nnx.jit(MoE.forward)(layer, jnp.asarray(tokens), mask=MASK)
         assert not record.routing.dropped.any()
         results.append(y[:-1])
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
@@ -250,6 +250,9 @@ def test_a_cnn_needs_a_square_grid() -> None:
         else:
             with pytest.raises(UsageError, match=f"square grid of patches, .* has {n} tokens"):
                 jax.eval_shape(layer, tokens)
+    cut = MoE(layer_of(CnnExpert(), tokens=9).experts, gate(), group=5)
+    with pytest.raises(UsageError, match="needs whole images, and a group has 5 of the 9 tokens"):
+        jax.eval_shape(cut, jnp.ones((2, 9, D)))
 
 
 def test_a_model_with_cnn_experts_refuses_images_that_are_not_square() -> None:
@@ -355,12 +358,12 @@ def test_a_module_given_several_times_makes_experts_that_start_equal() -> None:
 
 @pytest.mark.parametrize("shape", [(D,), (6, D), (2, 3, D), (2, 3, 2, 2, D)])
 def test_tokens_may_have_any_rank(shape: tuple[int, ...]) -> None:
-    """The axes between the first and the last one are the tokens of an image."""
+    """The axes between the first and the last one are the tokens of an image; (n, d) is one."""
     tokens = jnp.float32(RNG.normal(size=shape))
     layer = MoE(linears(3), gate(), replace(GIVEN, router=dict(dropless=True)))
     y, record = nnx.jit(MoE.forward)(layer, tokens)
     assert y.shape == (*shape[:-1], 3)
-    flat = tokens.reshape(shape[0] if len(shape) > 1 else 1, -1, D)
+    flat = tokens.reshape(shape[0] if len(shape) > 2 else 1, -1, D)
     expected = by_loop(modules_in_float64(linears(3)), flat, record, flat.shape[1])
     np.testing.assert_allclose(y.reshape(-1, 3), expected[: y.size // 3], rtol=1e-4, atol=1e-5)
 
@@ -507,15 +510,15 @@ def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not(scale: 
 
     @nnx.jit
     def outputs(shared: MoE, routed: MoE) -> Any:
-        whole, record = shared.forward(TOKENS, valid=VALID)
-        alone, _ = shared.forward(TOKENS, valid=VALID, class_token_only=True)
-        return whole, alone, routed(TOKENS, valid=VALID), record.routing.dropped
+        whole, record = shared.forward(TOKENS, mask=MASK)
+        alone, _ = shared.forward(TOKENS, mask=MASK, class_token_only=True)
+        return whole, alone, routed(TOKENS, mask=MASK), record.routing.dropped
 
     with_shared, alone, without, dropped = outputs(shared, routed)
     assert dropped.any()
     own = jax.tree.map(lambda x: np.float64(x[0]), nnx.to_pure_dict(nnx.state(shared.shared)))
     assert own["up"]["kernel"].shape == (D, 2 * 7)
-    expected = mlp(np.float64(TOKENS), own, gelu, False) * np.asarray(VALID)[:, None, None]
+    expected = mlp(np.float64(TOKENS), own, gelu, False) * np.asarray(MASK)[..., None]
     if gated:
         expected *= expit(np.float64(TOKENS) @ np.float64(shared.shared_gate.kernel[...]))
     np.testing.assert_allclose(with_shared - scale * without, expected, atol=1e-5)
@@ -524,7 +527,7 @@ def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not(scale: 
 
 def test_expert_choice_works_with_experts_that_mix_tokens() -> None:
     layer = layer_of(LIST, replace(SMALL, router=ExpertChoice(noise_std=0.0)))
-    y, record = nnx.jit(MoE.forward)(layer, TOKENS, valid=VALID)
+    y, record = nnx.jit(MoE.forward)(layer, TOKENS, mask=MASK)
     expected = by_loop(in_float64(layer.experts), TOKENS, record)[: B * N]
     np.testing.assert_allclose(y.reshape(-1, D), expected, rtol=1e-4, atol=1e-4)
 
@@ -560,9 +563,9 @@ class FirstRow(nnx.Module):
         (
             linears,
             lambda: gate(E + 1),
-            rf"the gate makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}",
+            rf"the gate makes logits \(5, 5, 5\).*\(b, n, e\) with e = {E}",
         ),
-        (linears, FirstOf, r"the gate makes logits \(1, 25\)"),
+        (linears, FirstOf, r"the gate makes logits \(5, 5\)"),
         (linears, lambda: None, "token_choice router reads logits: give a gate"),
         (
             lambda: [nnx.Linear(7, D, rngs=nnx.Rngs(0))] * E,
@@ -598,7 +601,7 @@ def test_widths_that_do_not_fit_are_named(
 def test_inputs_and_shared_experts_that_do_not_fit_the_tokens_are_named() -> None:
     layer = MoE(linears(), gate(), TokenChoice(k=1))
     for inputs, message in (
-        (dict(valid=VALID[:2]), r"valid of shape \(2,\): use \(5,\), one value for each image"),
+        (dict(mask=MASK[:2]), r"mask of shape \(2, 5\) and dtype bool: use \(5, 5\) and bool"),
         (
             dict(per_token={"time": {"hour": TOKENS[:, :3]}}),
             r"per_token time of shape \(5, 3, 8\): use \(5, 5, ...\), a row for each token",

@@ -151,15 +151,16 @@ def images(shape: Shape, seed: int = 0) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def program(
-    graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, valid: jax.Array
+    graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, Record]:
     """The outputs and the record of a layer; one program for each layer and shape of tokens."""
-    return nnx.merge(graph, state).forward(tokens, valid=valid)
+    return nnx.merge(graph, state).forward(tokens, mask=mask)
 
 
 def run(moe: MoE, tokens: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, Record]:
     valid = np.ones(len(tokens), bool) if valid is None else valid
-    out, record = program(*nnx.split(moe), tokens, valid)
+    mask = np.broadcast_to(valid[:, None], tokens.shape[:2])
+    out, record = program(*nnx.split(moe), tokens, mask)
     return np.asarray(out), record
 
 

@@ -16,7 +16,7 @@ from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
-from vmoe.routing.groups import images_in_group, ungroup
+from vmoe.routing.groups import by_image
 
 
 class BlockRouting(NamedTuple):
@@ -126,8 +126,7 @@ def _run(
 def _by_image(record: Record, b: int, devices: int) -> tuple[jax.Array, ...]:
     """The fields of ``BlockRouting`` from the record of a batch of b images."""
     g, s, _ = record.gates.shape
-    n = s // images_in_group(b, g)
-    split = functools.partial(ungroup, b=b, n=n, devices=devices)
+    split = functools.partial(by_image, b=b, devices=devices)
     groups = split(jnp.broadcast_to(jnp.arange(g)[:, None, None], (g, s, 1)))[:, 0, 0]
     routing = record.routing
     if isinstance(routing, SoftRouting):

@@ -97,7 +97,7 @@ class Block(nnx.Module):
             with jax.named_scope("moe"):
                 change, record = self.mlp.forward(
                     normed,
-                    valid=valid,
+                    mask=jnp.broadcast_to(valid[:, None], normed.shape[:2]),
                     key=mlp_key,
                     class_token_only=class_token_only,
                     decide=decide,

@@ -118,13 +118,16 @@ def check_images(images: Any) -> None:
 
 
 def check_tokens(
-    tokens: Float[Array, "*b d"], valid: Bool[Array, "..."], per_token: Mapping[str, Any] | None
+    tokens: Float[Array, "*b d"], mask: jax.Array | None, per_token: Mapping[str, Any]
 ) -> None:
     """Checks that the inputs of an MoE layer belong to its tokens."""
     axes = tokens.shape[:-1]
-    if valid.shape != (axes[:1] or (1,)):
-        raise UsageError(f"valid of shape {valid.shape}: use {axes[:1]}, one value for each image")
-    for name, tree in (per_token or {}).items():
+    if mask is not None and (mask.shape != axes or mask.dtype != bool):
+        raise UsageError(
+            f"mask of shape {mask.shape} and dtype {mask.dtype}: use {axes} and bool, False for "
+            "tokens that only pad"
+        )
+    for name, tree in per_token.items():
         for x in jax.tree.leaves(tree):
             if x.shape[: len(axes)] != axes:
                 raise UsageError(

@@ -1,7 +1,8 @@
 """The MoE layer: group, route, dispatch, experts, combine, ungroup."""
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,18 +16,19 @@ from vmoe.config import AnyRouter, MoEConfig, TokenChoice
 from vmoe.config.model import Gelu, Implementation
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
-from vmoe.nn.experts import Copies, Experts, Slots, StackedMlps, about, experts_of
-from vmoe.nn.experts.copies import check_expert, shared_variables
+from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
-from vmoe.nn.gates import GATES, NoisyLogits
-from vmoe.nn.inputs import check_tokens, taking
+from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
+from vmoe.nn.gates import GATES
+from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, logits_of
+from vmoe.nn.inputs import check_tokens
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState, next_state
 from vmoe.routing import aux_losses
-from vmoe.routing.groups import group, ungroup
-from vmoe.routing.layout import combine, dispatch, dispatch_inputs, fill_empty, scaled
+from vmoe.routing.groups import Groups
+from vmoe.routing.layout import combine, dispatch, dispatch_rows, fill_empty, fill_padding, scaled
 from vmoe.routing.load import expert_totals
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
@@ -41,6 +43,9 @@ OF_PARTS = {
 }
 """Settings from which ``MoE.from_config`` makes parts of a layer, and what a layer of existing
 modules has in their place."""
+
+FINITE_PARTS = (StackedMlps, nnx.Linear, type(None), *GATES.values())
+"""They act on each row alone, are finite for any finite row and have no statistics of rows."""
 
 
 class MoE(nnx.Module):
@@ -71,6 +76,7 @@ class MoE(nnx.Module):
         gate: nnx.Module | None,
         router: AnyRouter | MoEConfig | None = None,
         *,
+        group: int | None = None,
         shared: Experts | nnx.Module | None = None,
         shared_gate: nnx.Module | None = None,
         placement: Placement = ONE_DEVICE,
@@ -84,12 +90,15 @@ class MoE(nnx.Module):
         Args:
             experts: one module for each expert, or one of ``nnx.vmap``, see ``experts_of``; or
                 experts that are computed together, such as ``StackedMlps``.
-            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. Its statistics
-                and random streams, if it has any, change under ``nnx.jit`` as in any module. None
-                for a router that reads no logits.
+            gate: maps the tokens of sequences f[b n d] to logits f32[b n e], or to ``NoisyLogits``;
+                what else it names in ``takes`` it gets by name, see ``Gate``. Its statistics and
+                random streams, if it has any, change under ``nnx.jit`` as in any module. None for a
+                router that reads no logits.
             router: the router, ours or your own, token choice by default; or the config of the
                 whole layer, with its capacity and its groups, which says nothing about the modules
                 that are given.
+            group: maximum number of tokens that compete for slots; a longer sequence is cut evenly.
+                If None, a group has ``images_per_group`` whole sequences.
             shared: a further expert, or ``Experts`` of which all are used. They act on tokens
                 alone, and their outputs are added for every token.
             shared_gate: maps tokens f[b n d] to logits f[b n 1], whose sigmoid multiplies the
@@ -103,15 +112,22 @@ class MoE(nnx.Module):
         self.experts = experts_of(experts, _modules(gate, shared, shared_gate))
         self.router = gate
         beside = _modules(self.experts, gate, shared_gate)
-        self.shared = None if shared is None else _on_tokens_alone(shared, beside)
+        self.shared = None if shared is None else on_tokens_alone(shared, beside)
         if shared is None and shared_gate is not None:
             kind = type(shared_gate).__name__
             raise UsageError("there is no shared expert: leave it out", shared_gate=kind)
         self.shared_gate = shared_gate
         self.placement = placement
+        self.group = group
         if not isinstance(router, MoEConfig):
             e = self.experts.num_experts
             router = MoEConfig.of_router(e, router or TokenChoice())
+        require(group is None or group > 0, "use at least 1 token", group=group)
+        require(
+            group is None or not _per_slot(router),
+            "a soft router mixes the tokens of one sequence: leave it out",
+            group=group,
+        )
         self.config = router
         _check_parts(router, gate, self.experts)
         state = router.router.initial_state(self.experts.num_experts)
@@ -169,7 +185,7 @@ class MoE(nnx.Module):
         self,
         tokens: Float[Array, "*b d"],
         *args: Any,
-        valid: Bool[Array, "b"] | None = None,
+        mask: jax.Array | None = None,
         key: MaybeKey = None,
         per_token: Mapping[str, Any] | None = None,
         class_token_only: bool = False,
@@ -178,15 +194,18 @@ class MoE(nnx.Module):
     ) -> tuple[jax.Array, Record]:
         """The experts' weighted outputs for every token, f[*b x], and the record of the routing.
 
-        The first axis is the image axis: tokens with the same index there belong to one image.
+        Tokens (n, d) are one sequence. With more axes, the first one has the sequences, such as
+        images, and those between are the tokens of a sequence.
 
         Args:
             args: further inputs of every expert, which each of them gets as they are.
-            valid: False for images that only pad the batch.
+            mask: bool (*b), False for tokens that only pad a sequence or the batch. They take no
+                slots, count in no loss, and have zeros as outputs.
             key: for noise, a random priority and dropout of MLP experts; None in evaluation. Other
                 modules have random streams of their own, and follow ``train()`` and ``eval()``.
             per_token: further inputs with a row for each token: arrays (*b, ...), or trees of
-                these, by name. Each expert gets the rows of the tokens in its slots, by this name.
+                these, by name. The gate gets those that it names in ``takes``; each expert gets all
+                others, for the tokens in its slots.
             class_token_only: return the outputs of each image's first token only, f[b 1 x]; all
                 tokens are routed.
             decide: replaces the router.
@@ -194,62 +213,70 @@ class MoE(nnx.Module):
 
         Raises:
             UsageError: the gate's logits do not fit the router, the gate or the experts cannot take
-                these tokens, the experts' outputs differ in width, an input has a name by which
-                experts get what the layer knows, the devices cannot share the batch evenly, or the
-                tokens are on a mesh with Explicit axes.
+                these tokens, the experts' outputs differ in width, an input of the gate is missing,
+                one has a name by which experts get what the layer knows, the devices cannot share
+                the batch evenly, or the tokens are on a mesh with Explicit axes.
         """
         forks.check()
         router_key, experts_key = keys.split(key, 2)
-        b = len(tokens) if tokens.ndim > 1 else 1
-        n, devices = math.prod(tokens.shape[1:-1]), self.placement.devices
-        images = tokens.reshape(b, n, tokens.shape[-1])
-        valid = jnp.ones(b, bool) if valid is None else valid
-        check_tokens(tokens, valid, per_token)
-        check_names(self.experts, per_token, kwargs)
-        self.placement.check_batch(b)
-        self.placement.check_axes(tokens)
-        groups, group_valid = group(images, valid, self.config.images_per_group, devices)
-        record = self.route(groups, group_valid, router_key, decide, n=n)
+        images, valid, inputs = self._sequences(tokens, mask, dict(per_token or {}))
+        of_gate = inputs_of_gate(self.router, inputs)
+        check_names(self.experts, inputs.keys(), kwargs)
+        (b, n), devices = valid.shape, self.placement.devices
+        size = self.group or self.config.images_per_group * max(1, n)
+        groups = Groups.of(b, n, size, devices)
+        record = self.route(images, valid, router_key, decide, groups=groups, inputs=of_gate)
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
             self.sow(nnx.Intermediate, "record", record)
-        routing = record.routing
-        kept = n
-        if class_token_only and not self.experts.asks and not per_token:
-            groups, routing = keep_class_tokens(groups, routing, n)
-            group_valid = group_valid[:, :: group_valid.shape[1] // groups.shape[1]]
-            kept = 1
-        inputs = {name: about(name, routing, n) for name in sorted(self.experts.asks)}
-
-        def to_slots(x: jax.Array) -> jax.Array:
-            rest = x.shape[tokens.ndim - 1 :]
-            rows, _ = group(
-                x.reshape(b, n, math.prod(rest)), valid, self.config.images_per_group, devices
-            )
-            slots = dispatch_inputs(rows, routing, group_valid)
-            return slots.reshape(*slots.shape[:-1], *rest)
-
-        inputs |= jax.tree.map(to_slots, dict(per_token or {}))
-        slots = Slots(n, groups.shape[1], jax.tree.map(self.placement.to_experts, inputs))
+        routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
+        rows, inputs = jax.tree.map(groups.split, (images, inputs))
+        if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
+            rows, routing = keep_class_tokens(rows, routing, groups.n)
+            kept, real = groups._replace(n=1), real[:, :: groups.n]
         outputs = self._through_experts(
-            groups, group_valid, routing, tokens.dtype, slots, experts_key, *args, **kwargs
+            rows, inputs, routing, real, groups, dtype, experts_key, *args, **kwargs
         )
-        outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
+        outputs = kept.join(outputs.astype(dtype))  # b n x
         if class_token_only:
-            outputs, images = outputs[:, :1], images[:, :1]
+            outputs, images, valid = outputs[:, :1], images[:, :1], valid[:, :1]
         outputs = self._with_shared(outputs, images, key)
-        if self.shared is not None:  # it has outputs for padding too
-            outputs = jnp.where(valid[:, None, None], outputs, 0)
-        axes = outputs.shape[:2] if class_token_only else tokens.shape[:-1]
+        if mask is not None and (self.shared is not None or isinstance(routing, SoftRouting)):
+            outputs = jnp.where(valid[..., None], outputs, 0)
+        axes = valid.shape if class_token_only else tokens.shape[:-1]
         return outputs.reshape(*axes, outputs.shape[-1]), record
+
+    def _sequences(
+        self, tokens: Float[Array, "*b d"], mask: jax.Array | None, per_token: dict[str, Any]
+    ) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"], dict[str, Any]]:
+        """The tokens, the mask and the inputs per token of b sequences of n tokens."""
+        check_tokens(tokens, mask, per_token)
+        self.placement.check_axes(tokens)
+        b, *axes = tokens.shape[:-1] if tokens.ndim > 2 else (1, *tokens.shape[:-1])
+        if tokens.ndim > 2 or _per_slot(self.config):  # else the sequence is cut
+            self.placement.check_batch(b)
+        shape, last = (b, math.prod(axes)), tokens.ndim - 1
+        images, inputs = jax.tree.map(
+            lambda x: x.reshape(*shape, *x.shape[last:]), (tokens, per_token)
+        )
+        if mask is None:
+            return images, jnp.ones(shape, bool), inputs
+        valid, devices = mask.reshape(shape), self.placement.devices
+        parts = (self.experts, self.router, self.shared, self.shared_gate)
+        if not all(isinstance(part, FINITE_PARTS) for part in parts):
+            shares = devices if b % devices == 0 else 1
+            fill = functools.partial(fill_padding, mask=valid, shares=shares)
+            images, inputs = jax.tree.map(fill, (images, inputs))
+        return images, valid, inputs
 
     def route(
         self,
-        groups: Float[Array, "g s d"],
-        valid: Bool[Array, "g s"],
+        images: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"],
         key: MaybeKey = None,
         decide: Route | None = None,
         *,
-        n: int | None = None,
+        groups: Groups | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Record:
         """Routes each group independently: the gate computes logits, the router decides.
 
@@ -257,60 +284,44 @@ class MoE(nnx.Module):
             valid: False for padding.
             key: for the noise and the draws of the router; None in evaluation.
             decide: replaces the router.
-            n: number of tokens of an image; s if None.
+            groups: how the tokens are grouped; if None, each group is a sequence.
+            inputs: the inputs per token of the gate, (b, n, ...), by name.
         """
-        router, (g, s, _), noise = self.config.router, groups.shape, None
+        router, e, noise = self.config.router, self.config.num_experts, None
+        groups = groups or Groups(*valid.shape)
         noise_key, draw_key = keys.split(key, 2)
-        if router.jitter and noise_key is not None:
-            low, high = 1 - router.jitter, 1 + router.jitter
-            jitter_key = jax.random.fold_in(noise_key, 1)  # the gate may add noise of its own
-            jitter = jax.random.uniform(jitter_key, groups.shape, jnp.float32, low, high)
-            groups = groups * jitter
-        logits, noise_std = self._logits(groups)
+        if self.router is None:
+            made, noise_std = jnp.zeros((groups.g, groups.s, e), jnp.float32), None
+        else:
+            known = about_tokens(self.router, valid, groups, noise_key) | dict(inputs or {})
+            made, noise_std = logits_of(self.router, router, e, images, noise_key, known)
+            made = groups.split(made)
+        if isinstance(noise_std, jax.Array):
+            noise_std = groups.split(noise_std, 1)
         if noise_std is not None and noise_key is not None:
-            noise = jax.random.normal(noise_key, logits.shape, jnp.float32) * noise_std
-        inputs = RouterInputs(logits, noise=noise, valid=valid, draw=None)
+            noise = jax.random.normal(noise_key, made.shape, jnp.float32) * noise_std
+        valid = groups.split(valid)
+        arrays: dict[str, Any] = dict(logits=made, noise=noise, valid=valid, draw=None)
         if not isinstance(noise_std, float):
-            inputs = inputs._replace(noise_std=noise_std)
+            arrays["noise_std"] = noise_std
         if "draw" in router.takes and draw_key is not None:
-            inputs = inputs._replace(draw=jax.random.uniform(draw_key, valid.shape, jnp.float32))
+            arrays["draw"] = jax.random.uniform(draw_key, valid.shape, jnp.float32)
         if "positions" in router.takes:
-            positions = jnp.arange(s, dtype=jnp.int32) % (n or s)
-            inputs = inputs._replace(positions=jnp.broadcast_to(positions, (g, s)))
+            arrays["positions"] = groups.positions
         if self.state is not None:
-            state = {x: jnp.broadcast_to(v[...], (g, *v.shape)) for x, v in self.state.items()}
-            inputs = inputs._replace(state=jax.lax.stop_gradient(state))
-        c = self.config.slots(s)
+            state = {
+                x: jnp.broadcast_to(v[...], (groups.g, *v.shape)) for x, v in self.state.items()
+            }
+            arrays["state"] = jax.lax.stop_gradient(state)
+        c = self.config.slots(groups.s)
 
         @jax.named_scope("router")
         def chosen(inputs: RouterInputs) -> Decision:
             return router(inputs, c) if decide is None else decide(inputs, router, c)
 
-        decision = self.placement.on_each_device(chosen)(inputs)
+        decision = self.placement.on_each_device(chosen)(RouterInputs(**arrays))
         aux_loss = aux_losses.total(decision.losses, router.aux_loss, valid)
-        return Record(logits, *decision, aux_loss, valid)
-
-    def _logits(self, groups: Float[Array, "g s d"]) -> NoisyLogits:
-        """The gate's logits, with its noise or else the router's."""
-        settings, e = self.config.router, self.config.num_experts
-        if self.router is None:
-            return NoisyLogits(jnp.zeros((*groups.shape[:2], e), jnp.float32), None)
-        with taking("the gate", groups.shape):
-            outputs = jax.named_scope("gate")(self.router)(groups)
-            if isinstance(outputs, NoisyLogits) and outputs.noise_std is not None:
-                noise_std = jnp.broadcast_to(outputs.noise_std, outputs.logits.shape)
-                outputs = outputs._replace(noise_std=noise_std)
-        if not isinstance(outputs, NoisyLogits):
-            outputs = NoisyLogits(outputs, settings.noise_std / e if settings.noise_std else None)
-        shape = getattr(outputs.logits, "shape", ())
-        axes = "g s e c" if settings.logits_per == "slot" else "g s e"
-        if len(shape) != len(axes.split()) or shape[:3] != (*groups.shape[:2], e):
-            raise UsageError(
-                f"the gate makes logits {shape} from tokens {groups.shape}: the {settings.kind} "
-                f"router needs ({axes.replace(' ', ', ')}) with e = {e}"
-            )
-        wide = jnp.result_type(outputs.logits, jnp.float32)
-        return outputs._replace(logits=outputs.logits.astype(wide))
+        return Record(made, *decision, aux_loss, valid)
 
     def update_state(self, record: Record) -> None:
         """Changes the router's state after a step of training, if it has one; in place.
@@ -329,34 +340,46 @@ class MoE(nnx.Module):
 
     def _through_experts(
         self,
-        groups: Float[Array, "g s d"],
-        valid: Bool[Array, "g s"],
+        rows: Float[Array, "g s d"],
+        inputs: Mapping[str, Any],
         routing: Routing | SoftRouting,
+        valid: Bool[Array, "g s"],
+        groups: Groups,
         dtype: jax.typing.DTypeLike,
-        slots: Slots,
         key: MaybeKey,
         *args: Any,
         **kwargs: Any,
     ) -> jax.Array:
-        """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
-        implementation, groups = implementation_of(self, routing), self._transfer(groups)
+        """Dispatch, experts, combine: by slots, or by rows sorted over all groups.
+
+        Args:
+            inputs: what the experts take besides, (g, s, ...), by name.
+        """
+        implementation, rows = implementation_of(self, routing), self._transfer(rows)
+        slots = Slots(groups.n, groups.s, dict(inputs))  # sorted rows take none
         routing = scaled(routing, self.config.routed_scale)
         if implementation == "batched":
-            tokens = dispatch(groups, routing, mixture_dtype=dtype)
-            if isinstance(routing, Routing) and not isinstance(self.experts, StackedMlps):
-                tokens = fill_empty(tokens, groups, routing, valid)
-            tokens = self.placement.to_experts(tokens)
+            if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
+                filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
+            else:
+                filled = fill_empty(routing, valid)
+                tokens = dispatch_rows(rows, filled)
+            known = {
+                name: about(name, routing, filled, groups) for name in sorted(self.experts.asks)
+            }
+            inputs = known | jax.tree.map(lambda x: dispatch_rows(x, filled), inputs)
+            tokens, inputs = jax.tree.map(self.placement.to_experts, (tokens, inputs))
+            slots = slots._replace(inputs=inputs)
             outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
             outputs = self.placement.from_experts(self._transfer(outputs))
             return combine(outputs, routing)
         assert isinstance(routing, Routing)  # soft routing is always batched
         block = None if implementation == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
-        rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)  # r d
+        sorted_rows = dispatch(flatten(rows), routing)[0, 0].astype(dtype)  # r d
         assert isinstance(self.experts, StackedMlps)
-        outputs = self.experts.on_rows(rows, sizes, slots, key, *args, block=block, **kwargs)
-        rows = self._transfer(outputs)
-        return combine(rows[None, None], routing).reshape(groups.shape)
+        outputs = self.experts.on_rows(sorted_rows, sizes, slots, key, *args, block=block, **kwargs)
+        return combine(self._transfer(outputs)[None, None], routing).reshape(rows.shape)
 
     def _with_shared(
         self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey
@@ -364,22 +387,10 @@ class MoE(nnx.Module):
         """The routed experts' outputs plus those of all shared experts, if there are any."""
         if self.shared is None:
             return outputs
-        n = tokens.shape[1]
         shared_key = None if key is None else jax.random.fold_in(key, 2)  # forward has 0 and 1
-        e = self.shared.num_experts
-        slots = jnp.broadcast_to(tokens[:, None], (len(tokens), e, *tokens.shape[1:]))
-        by_expert = self.shared(slots, Slots(n, n, {}), shared_key)  # b e n x
-        widths = by_expert.shape[-1], outputs.shape[-1]
-        require(
-            widths[0] == widths[1],
-            f"the shared expert has outputs of width {widths[0]}, the "
-            f"others of {widths[1]}: make them equal",
-        )
-        total = by_expert.sum(1) if e > 1 else by_expert[:, 0]
-        if self.shared_gate is not None:
-            with taking("the gate of the shared experts", tokens.shape):
-                total = total * jax.nn.sigmoid(self.shared_gate(tokens))
-        return outputs + total.astype(outputs.dtype)
+        return outputs + shared_outputs(
+            self.shared, self.shared_gate, tokens, shared_key, outputs.shape[-1]
+        ).astype(outputs.dtype)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
@@ -410,20 +421,10 @@ def _modules(*parts: Any) -> list[nnx.Module]:
     return [part for part in parts if isinstance(part, nnx.Module)]
 
 
-def _on_tokens_alone(shared: Any, beside: Sequence[nnx.Module]) -> Experts:
-    """The shared experts, after checking that they need no slots.
-
-    Args:
-        beside: the experts of the layer first, and other modules whose variables stay one.
-    """
-    if not isinstance(shared, Experts):
-        check_expert("the shared expert", shared)
-        ids = shared_variables([shared, *beside])
-        shared = Copies([shared], shared=ids, numbers=[beside[0].num_experts])
-    if asks := shared.asks | (shared.takes - {"key"}):
-        asked = ", ".join(sorted(asks))
-        raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
-    return shared
+def _per_slot(config: MoEConfig | AnyRouter) -> bool:
+    """Whether the router is soft."""
+    router = config.router if isinstance(config, MoEConfig) else config
+    return router.logits_per == "slot"
 
 
 def _check_parts(config: MoEConfig, gate: Any, experts: Experts) -> None:

@@ -1,37 +1,84 @@
-"""Groups of images, whose tokens compete for the same slots."""
+"""Groups of tokens, which compete for the same slots."""
+
+import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from einops import rearrange, repeat
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Int, Shaped
 
 
-def group(
-    tokens: Shaped[Array, "b n d"],
-    valid: Bool[Array, "b"],
-    images_per_group: int,
-    devices: int = 1,
-) -> tuple[Shaped[Array, "g s d"], Bool[Array, "g s"]]:
-    """The tokens of images by group; padding fills the last group.
+class Groups(NamedTuple):
+    """How the tokens of b sequences, such as images, are laid out in groups.
 
-    Args:
-        valid: False for images that only pad the batch.
-        devices: number of devices, each with an equal share of the images; all images of a group
-            are on one device.
+    A group has several whole sequences, or an equal part of one. Padding fills the last group of a
+    device, or the last part of each sequence.
 
-    Returns:
-        the tokens of each group, and a mask that is False for padding.
+    Attributes:
+        b: number of sequences.
+        n: number of tokens of a sequence.
+        sequences: number of sequences in a group, padding included.
+        parts: number of groups of a sequence; 1 if a group has whole ones.
+        devices: number of devices, each with an equal share of the groups; all whole sequences of a
+            group are on one device.
     """
-    b, n, _ = tokens.shape
-    g, i = group_sizes(b // devices, images_per_group)
-    missing = g * i - b // devices
-    tokens = rearrange(tokens, "(x b) n d -> x b n d", x=devices)
-    valid = rearrange(valid, "(x b) -> x b", x=devices)
-    tokens = jnp.pad(tokens, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    valid = jnp.pad(valid, ((0, 0), (0, missing)))
-    return (
-        rearrange(tokens, "x (g i) n d -> (x g) (i n) d", g=g),
-        repeat(valid, "x (g i) -> (x g) (i n)", g=g, n=n),
-    )
+
+    b: int
+    n: int
+    sequences: int = 1
+    parts: int = 1
+    devices: int = 1
+
+    @classmethod
+    def of(cls, b: int, n: int, size: int, devices: int = 1) -> "Groups":
+        """Groups of at most ``size`` tokens, as few and as even as possible.
+
+        A sequence is cut if it is longer, or if it is the only one for several devices.
+        """
+        shares = 1 if b % devices == 0 else devices
+        if n > size or shares > 1:
+            return cls(b, n, 1, shares * max(1, -(-n // (shares * size))), devices)
+        return cls(b, n, group_sizes(b // devices, size // max(1, n))[1], 1, devices)
+
+    @property
+    def g(self) -> int:
+        """The number of groups."""
+        shares, sequences, _ = self._padded
+        return shares * sequences * self.parts // self.sequences
+
+    @property
+    def s(self) -> int:
+        """The number of tokens in a group, padding included."""
+        return math.prod(self._padded) // self.g
+
+    @property
+    def positions(self) -> Int[Array, "g s"]:
+        """The position of each token in its sequence, in [0, n)."""
+        first, last = (
+            jnp.arange(self.g, dtype=jnp.int32)[:, None] % self.parts * self.s,
+            max(0, self.n - 1),
+        )
+        return jnp.minimum(first + jnp.arange(self.s, dtype=jnp.int32) % (last + 1), last)
+
+    def split(self, x: Shaped[Array, "b n *x"], padding: int = 0) -> Shaped[Array, "g s *x"]:
+        """The rows of sequences by group, and ``padding`` for padding."""
+        (shares, sequences, length), rest = self._padded, x.shape[2:]
+        x = x.reshape(shares, self.b // shares, self.n, *rest)
+        missing = (0, 0), (0, sequences - self.b // shares), (0, length - self.n)
+        x = jnp.pad(x, (*missing, *[(0, 0)] * len(rest)), constant_values=padding)
+        return x.reshape(self.g, self.s, *rest)
+
+    def join(self, groups: Shaped[Array, "g s *x"]) -> Shaped[Array, "b n *x"]:
+        """The rows of sequences, from their groups: the inverse of ``split``."""
+        rest = groups.shape[2:]
+        x = groups.reshape(*self._padded, *rest)[:, : self.b // self._padded[0], : self.n]
+        return x.reshape(self.b, self.n, *rest)
+
+    @property
+    def _padded(self) -> tuple[int, int, int]:
+        """The shares, the sequences of a share and the tokens of a sequence, padding included."""
+        shares = self.devices if self.parts == 1 else 1
+        groups = max(1, -(-self.b // (shares * self.sequences)))
+        return shares, groups * self.sequences, max(1, -(-self.n // self.parts)) * self.parts
 
 
 def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
@@ -44,21 +91,15 @@ def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
     (3, 7)
     """
     g = max(1, -(-b // images_per_group))
-    return g, images_in_group(b, g)
+    return g, max(1, -(-b // g))
 
 
-def images_in_group(b: int, g: int) -> int:
-    """The number of images, padding included, in each of the g groups of b images.
+def by_image(groups: Shaped[Array, "g s *x"], b: int, devices: int = 1) -> Shaped[Array, "b n *x"]:
+    """The tokens of b images, from groups of whole images.
 
-    >>> images_in_group(20, 3)
-    7
+    Args:
+        devices: see ``Groups``.
     """
-    return max(1, -(-b // g))
-
-
-def ungroup(
-    groups: Shaped[Array, "g s x"], b: int, n: int, devices: int = 1
-) -> Shaped[Array, "b n x"]:
-    """The tokens of b images with n tokens each, from their groups: the inverse of ``group``."""
-    images = rearrange(groups, "(x g) (i n) d -> x (g i) n d", x=devices, n=n)
-    return rearrange(images[:, : b // devices], "x b n d -> (x b) n d")
+    g, s, *_ = groups.shape
+    images = max(1, -(-b // g))
+    return Groups(b, s // images, images, 1, devices).join(groups)

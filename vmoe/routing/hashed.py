@@ -39,17 +39,19 @@ class Hash(Router):
     normalized = True
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
-        assert inputs.positions is not None
-        e = inputs.logits.shape[-1]
-        experts = self.table(e, inputs.positions.shape[1])[inputs.positions]
+        positions, e = inputs.positions, inputs.logits.shape[-1]
+        assert positions is not None
+        run = positions.min(axis=1) // e  # 0, unless a sequence is cut
+        tables = jax.vmap(lambda run: self.table(e, positions.shape[1] + e, run))(run)  # g x k
+        experts = jnp.take_along_axis(tables, (positions - run[:, None] * e)[..., None], axis=1)
         return evenly_weighted(experts, inputs.valid, e=e, c=c)
 
-    def table(self, e: int, n: int) -> Int[Array, "n k"]:
-        """The experts of the first n positions.
+    def table(self, e: int, n: int, run: Int[Array, ""] | int = 0) -> Int[Array, "n k"]:
+        """The experts of the first n positions, or of those from a later run on.
 
         Rank r of a position has the first expert of the position r steps further in its run.
         """
-        runs, key = jnp.arange(-(-n // e)), jax.random.key(self.seed)
+        runs, key = run + jnp.arange(-(-n // e)), jax.random.key(self.seed)
         permutations = jax.vmap(lambda run: jax.random.permutation(jax.random.fold_in(key, run), e))
         ranks = [jnp.roll(permutations(runs), -rank, axis=1) for rank in range(self.k)]
         return jnp.stack(ranks, axis=-1).reshape(-1, self.k)[:n]

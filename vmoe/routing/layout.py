@@ -7,6 +7,7 @@ expert choice or a capacity factor below 0.5, a scatter-add sums the rows of a t
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -60,41 +61,66 @@ def scaled(routing: Routing | SoftRouting, factor: float) -> Routing | SoftRouti
     return routing._replace(weights=routing.weights * factor)
 
 
-def fill_empty(
-    slots: Float[Array, "g e c d"],
-    tokens: Float[Array, "g s d"],
-    routing: Routing,
-    valid: Bool[Array, "g s"],
-) -> Float[Array, "g e c d"]:
-    """The slots with a token in those that are empty: a module may not be finite at zero.
+def fill_empty(routing: Routing, valid: Bool[Array, "g s"]) -> Routing:
+    """The routing with a choice in every slot, for experts that are any modules.
 
-    Nothing reads the outputs of empty slots. They get the first token of the group that is not
-    padding; ones if there is none.
+    A module may not be finite at zero, and it may have statistics over its rows. So the empty slots
+    of an expert repeat its choices in turn. An expert without any gets the first token of the group
+    that is not padding. Nothing reads the outputs of these slots: ``combine`` takes the original.
     """
-    first = jnp.take_along_axis(tokens, valid.argmax(1)[:, None, None], axis=1)  # g 1 d
-    row = jax.lax.stop_gradient(jnp.where(valid.any(1)[:, None, None], first, 1))
-    filled = routing.tokens < tokens.shape[1]
-    return jnp.where(filled[..., None], slots, row[:, None])
+    _, s, k = routing.slots.shape
+    own = jnp.take_along_axis(routing.choices, in_turn(routing.choices < s * k), axis=-1)
+    first = valid.argmax(1)[:, None, None] * k
+    return routing._replace(choices=jnp.where(own < s * k, own, first))
 
 
-def dispatch_inputs(
-    inputs: Shaped[Array, "g s x"], routing: Routing | SoftRouting, valid: Bool[Array, "g s"]
-) -> Shaped[Array, "g e c x"]:
-    """Further inputs of experts, by slot: as ``dispatch``, for arrays of any dtype.
+def fill_padding(
+    x: Shaped[Array, "b n *x"], mask: Bool[Array, "b n"], shares: int
+) -> Shaped[Array, "b n *x"]:
+    """Tokens, or inputs of tokens, with those that are no padding, in turn, in place of padding.
 
-    Empty slots have the inputs of the token that ``fill_empty`` puts there.
+    As ``fill_empty``, for modules that get all tokens. If there are none, numbers from 1 to 2 are
+    used, since a module may not be finite at a row of equal numbers either.
+
+    Args:
+        shares: number of equal parts of the batch that are filled apart, such as that of devices.
     """
+    real, rest = mask.reshape(shares, -1), x.shape[2:]
+    rows = rows_at(x.reshape(*real.shape, *rest), in_turn(real))
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        size = math.prod(rest)
+        other = (1 + jnp.arange(size) / max(1, size)).reshape(rest).astype(x.dtype)
+        rows = jnp.where(real.any(1).reshape(-1, *[1] * (x.ndim - 1)), rows, other)
+    return rows.reshape(x.shape)
+
+
+def in_turn(real: Bool[Array, "*b x"]) -> Int[Array, "*b x"]:
+    """For each place itself if it is real, else one of the real places, each of them in turn.
+
+    Place 0 if none is real.
+    """
+    places, rank = jnp.arange(real.shape[-1]), jnp.cumsum(real, axis=-1)
+    order = jnp.argsort(~real, axis=-1, stable=True)  # the real ones first
+    turn = (places - rank) % jnp.maximum(rank[..., -1:], 1)
+    return jnp.where(real, places, jnp.take_along_axis(order, turn, axis=-1))
+
+
+def dispatch_rows(
+    rows: Shaped[Array, "g s *x"], routing: Routing | SoftRouting
+) -> Shaped[Array, "g e c *x"]:
+    """As ``dispatch``, for rows of any shape and dtype, and with several slots for one choice."""
     if isinstance(routing, Routing):
-        filled = routing.tokens < inputs.shape[1]
-        return rows_at(inputs, jnp.where(filled, routing.tokens, valid.argmax(1)[:, None, None]))
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        return rows_at(rows, routing.tokens)
+    if not jnp.issubdtype(rows.dtype, jnp.floating):
         raise UsageError(
-            f"soft slots hold mixtures of tokens, and {inputs.dtype} cannot be mixed: give floats"
+            f"soft slots hold mixtures of tokens, and {rows.dtype} cannot be mixed: give floats"
         )
-    return dispatch(inputs, routing)
+    g, s, *rest = rows.shape
+    slots = dispatch(rows.reshape(g, s, -1), routing)
+    return slots.reshape(*slots.shape[:3], *rest)
 
 
-def rows_at(rows: Shaped[Array, "g r d"], index: Int[Array, "g *i"]) -> Shaped[Array, "g *i d"]:
+def rows_at(rows: Shaped[Array, "g r ..."], index: Int[Array, "g ..."]) -> Shaped[Array, "g ..."]:
     """Rows of each group by index; zeros for an index past the end."""
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 

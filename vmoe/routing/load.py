@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Record, Routing
-from vmoe.routing.groups import images_in_group, ungroup
+from vmoe.routing.groups import by_image
 
 Scalar = Float[Array, ""] | float
 
@@ -177,8 +177,7 @@ def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
     use = record.gates
     if isinstance(record.routing, Routing):
         use = processing_experts(record.routing).astype(jnp.float32)
-    n = use.shape[1] // images_in_group(b, len(use))
-    per_image = ungroup(use, b, n, devices).sum(axis=1)
+    per_image = by_image(use, b, devices).sum(axis=1)
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
 
 

@@ -39,13 +39,14 @@ class Soft(AnyRouter):
         """Routes every group independently.
 
         Args:
-            inputs: logits (g, s, e, c). Padding has weight 0 in every slot.
+            inputs: logits (g, s, e, c). Padding has weight 0 in every slot, unless a group has
+                nothing else.
             c: unused; slots are parameters, so their number is the same for any image size.
         """
-        logits, valid = inputs.logits, inputs.valid[:, :, None, None]
-        masked = jnp.where(valid, logits, -jnp.inf)
-        # In a group of only padding all logits are -inf, whose softmax is NaN.
-        dispatch = jnp.where(valid, jax.nn.softmax(masked, axis=1), 0.0)
+        logits, valid = inputs.logits, inputs.valid
+        # In a group of only padding slots are mixtures, too: experts may not be finite at zero.
+        mixed = valid | ~valid.any(axis=1, keepdims=True)
+        dispatch = jax.nn.softmax(jnp.where(mixed[:, :, None, None], logits, -jnp.inf), axis=1)
         combine = jax.nn.softmax(logits, axis=(2, 3))
         return Decision(combine.sum(-1), SoftRouting(dispatch, combine))
 

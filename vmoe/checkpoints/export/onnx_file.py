@@ -28,11 +28,11 @@ from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError, require, writing
-from vmoe.nn.experts import Slots
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
 from vmoe.routing import AnyRouter
+from vmoe.routing.groups import Groups
 from vmoe.routing.rows import keep_class_tokens
 from vmoe.signals import unfinished
 
@@ -170,21 +170,19 @@ class MatmulMoE(MoE):
         elif class_token_only:  # sent to every expert, with weight 0 where it has no slot
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
-        slots = Slots(tokens.shape[1], tokens.shape[1], {})
-        valid = valid[:, : tokens.shape[1]]
-        outputs = self._through_experts(tokens, valid, routing, tokens.dtype, slots, None)
+        groups, valid = Groups(*tokens.shape[:2]), valid[:, : tokens.shape[1]]
+        outputs = self._through_experts(tokens, {}, routing, valid, groups, tokens.dtype, None)
         return self._with_shared(outputs, own, None), record
 
     def route(
         self,
-        groups: Float[Array, "g s d"],
-        valid: Bool[Array, "g s"],
+        images: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"],
         key: MaybeKey = None,
         decide: Route | None = None,
-        *,
-        n: int | None = None,
+        **kwargs: Any,
     ) -> Record:
         """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
         return super().route(
-            groups, valid, decide=lambda inputs, router, c: router.without_scatters(inputs, c)
+            images, valid, decide=lambda inputs, router, c: router.without_scatters(inputs, c)
         )

@@ -10,14 +10,20 @@ from jaxtyping import Array, Float
 from vmoe.axes import Routing, SoftRouting
 from vmoe.errors import UsageError
 from vmoe.nn.keys import MaybeKey
+from vmoe.routing.groups import Groups
+from vmoe.routing.layout import rows_at
 
 OF_SLOTS = ("filled", "images", "positions")
-"""What experts can ask about their slots: whether a slot holds a token, the number of the token's
-image in the group, and its position in the image, in [0, n). The last two are undefined in empty
-slots."""
+"""What experts can ask about their slots: whether a slot has a token of its own, the number of the
+token's image in the group, and its position in the image, in [0, n). A slot that has none repeats
+another token, with its image and position."""
+
+OF_TOKENS = ("mask", "images", "positions")
+"""What a gate can ask about the tokens: whether a token is no padding, the number of its image in
+the batch, and its position in the image."""
 
 OF_LAYER = ("n", "s", "key")
-"""What else experts can ask for: see ``Slots``, and a key for each expert."""
+"""What else experts and gates can ask for: see ``Slots``, and a key (one for each expert)."""
 
 
 class Slots(NamedTuple):
@@ -80,25 +86,24 @@ class Experts(nnx.Module):
         return self(tokens, Slots(1, len(rows), {}))[0]
 
 
-def about(name: str, routing: Routing | SoftRouting, n: int) -> Array:
+def about(name: str, routing: Routing | SoftRouting, filled: Any, groups: Groups) -> Array:
     """What experts ask about their slots, (g, e, c); see ``OF_SLOTS``.
 
     Args:
-        n: number of tokens of an image.
+        filled: the routing with a token in every slot.
     """
     if isinstance(routing, SoftRouting):
         raise UsageError(
             f"experts that ask for {name} need a token in each slot, and soft routing fills slots "
             "with mixtures of tokens: use another router"
         )
-    s = routing.slots.shape[1]
     match name:
         case "filled":
-            return routing.tokens < s
+            return routing.tokens < groups.s
         case "images":
-            return routing.tokens // n
+            return filled.tokens // groups.n
         case "positions":
-            return routing.tokens % n
+            return rows_at(groups.positions, filled.tokens)
     raise ValueError(name)
 
 

@@ -66,6 +66,11 @@ class Cnn(nnx.Module):
                 f"a cnn expert needs a square grid of patches, and an image has {n} tokens: use "
                 "square images, or other experts"
             )
+        if s % n:
+            raise UsageError(
+                f"a cnn expert needs whole images, and a group has {s} of the {n} tokens of one: "
+                "use larger groups, or other experts"
+            )
         index = jnp.where(filled, images * n + positions, s)  # g c
         scatter = jax.vmap(
             lambda x, i: jnp.zeros((s, x.shape[-1]), x.dtype).at[i].set(x, mode="drop")

@@ -20,7 +20,7 @@ from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
-from vmoe.routing.groups import images_in_group, ungroup
+from vmoe.routing.groups import by_image
 from vmoe.routing.load import processing_experts
 from vmoe.routing.router import Router
 from vmoe.studies.attack.config import AttackConfig
@@ -268,10 +268,8 @@ def label_loss(
 
 
 def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[np.ndarray, "b"]:
-    g, s, _ = before.gates.shape
-    n = s // images_in_group(b, g)
     sets = [
-        np.asarray(ungroup(processing_experts(routing_of(record)), b, n, devices))
+        np.asarray(by_image(processing_experts(routing_of(record)), b, devices))
         for record in (before, after)
     ]
     both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)

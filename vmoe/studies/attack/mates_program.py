@@ -17,7 +17,7 @@ from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
 from vmoe.config import MoEConfig, RoutingOverrides, replace
 from vmoe.nn.vit import ViT
-from vmoe.routing.groups import ungroup
+from vmoe.routing.groups import by_image
 from vmoe.routing.priority import PRIORITIES
 from vmoe.studies.attack.config import AttackConfig
 from vmoe.studies.attack.images import label_loss, routing_of, sign_steps
@@ -174,6 +174,5 @@ def surrogate(
 
 def _by_image(groups: jax.Array, g: int, m: int) -> jax.Array:
     """Reshapes an array (groups, tokens, x) with the layer's groups to (g, m, n, x)."""
-    tokens = groups.shape[0] * groups.shape[1]
-    images = ungroup(groups, g * m, tokens // (g * m))
+    images = by_image(groups, g * m)
     return images.reshape(g, m, *images.shape[1:])
