@@ -69,10 +69,12 @@ ROUTERS: dict[str, Router] = {
     "all_losses": TokenChoice(
         k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
     ),
+    "losses_over_batch": TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="batch")),
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
     **{router.kind: router for router in (Switch(), GShard(), BiasBalanced(), Random(), Hash())},
 }
+OVER_DEVICE = TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="device"))
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 
 
@@ -210,12 +212,12 @@ def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -
         assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
 
 
-@pytest.mark.parametrize("router", ["largest_gate", "expert_choice"])
+@pytest.mark.parametrize("router", [ROUTERS["largest_gate"], ROUTERS["expert_choice"], OVER_DEVICE])
 def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_images(
-    router: str,
+    router: Router,
 ) -> None:
     """Each device has five images in groups of three; the last device has padding."""
-    config = replace(CONFIG, moe=replace(SPARSE, router=ROUTERS[router], images_per_group=3))
+    config = replace(CONFIG, moe=replace(SPARSE, router=router, images_per_group=3))
     params, x, valid = params_of(config), images(40), np.arange(40) < 37
     groups = [2] * 7 + [1]  # with at least one image: the last device has two images
     one = loss_and_gradient(config, ONE_DEVICE)

@@ -29,7 +29,7 @@ from vmoe.nn.router_state import RouterState, next_state
 from vmoe.routing import aux_losses
 from vmoe.routing.groups import Groups
 from vmoe.routing.layout import combine, dispatch, dispatch_rows, fill_empty, fill_padding, scaled
-from vmoe.routing.load import expert_totals
+from vmoe.routing.load import expert_totals, group_sums
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
@@ -320,8 +320,20 @@ class MoE(nnx.Module):
             return router(inputs, c) if decide is None else decide(inputs, router, c)
 
         decision = self.placement.on_each_device(chosen)(RouterInputs(**arrays))
+        if router.losses_over != "group" and decide is None:
+            decision = self._with_losses_of_sums(decision, valid)
         aux_loss = aux_losses.total(decision.losses, router.aux_loss, valid)
         return Record(made, *decision, aux_loss, valid)
+
+    def _with_losses_of_sums(self, decision: Decision, valid: Bool[Array, "g s"]) -> Decision:
+        """Adds the losses over a device or the batch, of which each group has the value."""
+        router, g = self.config.router, len(valid)
+        parts = self.placement.devices if router.losses_over == "device" else 1
+        sums = group_sums(decision, valid) | decision.sums
+        sums = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]).sum(1), sums)
+        losses = jax.vmap(router.losses_of_sums)(sums)  # of each part
+        by_group = {name: jnp.repeat(x, g // parts) for name, x in losses.items()}
+        return decision._replace(losses=decision.losses | by_group)
 
     def update_state(self, record: Record) -> None:
         """Changes the router's state after a step of training, if it has one; in place.

@@ -2,19 +2,27 @@
 
 Padding is ignored. The total of a block is the weighted sum, averaged over the groups that have a
 token other than padding; the caller sums over the blocks.
+
+A loss that balances the load is a function of sums over tokens. With ``over="group"`` the tokens
+are those of a group, and the loss is computed with the routing. Else the router returns the sums of
+each group, the layer adds them up, and ``losses_of_sums`` makes one loss of them.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from vmoe.axes import RouterInputs
 from vmoe.fields import Checked, NonNegative
 from vmoe.routing.top_k import top_k
 
 GroupLoss = Float[Array, "g"]
+Over = Literal["group", "device", "batch"]
+"""The tokens over which a loss balances the load."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,11 @@ class AuxLossWeights(Checked):
     z: NonNegative = 0.0
     """Weight of the z loss of ST-MoE: the mean squared log-partition of the router logits (arXiv
     2202.08906)."""
+    over: Over = "group"
+    """The tokens over which importance, load and gshard balance the experts. group: those of a
+    group; device: all tokens of a device, the micro-batch of arXiv 2501.11873; batch: all tokens of
+    all devices, its global batch. With gradient accumulation each part of the batch has losses of
+    its own."""
 
 
 NO_LOSSES = AuxLossWeights(importance=0.0, load=0.0)
@@ -51,24 +64,67 @@ def losses(
     k: int,
     noise_std: float,
 ) -> dict[str, GroupLoss]:
-    """The losses whose weight is not 0, by name, unweighted; without noise there is no load loss.
+    """The losses of groups whose weight is not 0, by name, unweighted; load needs noise.
 
     Args:
         gates: the gates that the routing used.
         k: choices of each token.
         noise_std: e times the standard deviation of the noise, unless the gate determines it.
     """
-    (logits, noise, valid), own_std = inputs[:3], inputs.noise_std
-    result = {}
-    if weights.importance:
-        result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
-    if weights.load and noise is not None and (own_std is not None or noise_std > 0):
-        scale = logits.shape[-1] / noise_std if own_std is None else 1 / own_std
-        result["load"] = load(logits, noisy, valid, k=k, scale=scale)
-    if weights.gshard:
-        result["gshard"] = gshard(gates, valid)
+    logits, valid, result = inputs.logits, inputs.valid, {}
+    if weights.over == "group":
+        if weights.importance:
+            result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
+        scale = _scale(weights, inputs, noise_std)
+        if scale is not None:
+            result["load"] = load(logits, noisy, valid, k=k, scale=scale)
+        if weights.gshard:
+            result["gshard"] = gshard(gates, valid)
     if weights.z:
         result["z"] = z(logits, valid)
+    return result
+
+
+def sums(
+    weights: AuxLossWeights,
+    inputs: RouterInputs,
+    noisy: Float[Array, "g s e"],
+    gates: Float[Array, "g s e"],
+    *,
+    k: int,
+    noise_std: float,
+) -> dict[str, Float[Array, "g e"]]:
+    """What ``losses_of_sums`` needs of each group; empty if the losses are those of groups.
+
+    The arguments are the same as for ``losses``.
+    """
+    logits, values = inputs.logits, {}
+    if weights.over == "group":
+        return values
+    if weights.importance:
+        values["importance"] = jax.nn.softmax(logits, axis=-1)
+    scale = _scale(weights, inputs, noise_std)
+    if scale is not None:
+        values["load"] = _chance(logits, noisy, k=k, scale=scale)
+    if weights.gshard:
+        values |= {"gates": gates, "first": _first(gates)}
+    return {name: _sum(x, inputs.valid) for name, x in values.items()}
+
+
+def losses_of_sums(
+    totals: Mapping[str, Shaped[Array, "..."]],
+) -> dict[str, Float[Array, ""]]:
+    """The losses over more than a group, by name, unweighted.
+
+    Args:
+        totals: the ``sums``, added up over groups, and the number of "tokens".
+    """
+    result = {
+        name: _squared_variation(totals[name]) for name in ("importance", "load") if name in totals
+    }
+    if "first" in totals:
+        count = jnp.maximum(totals["tokens"], 1)
+        result["gshard"] = _gshard(totals["first"] / count, totals["gates"] / count)
     return result
 
 
@@ -93,7 +149,7 @@ def importance(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> Group
     Args:
         gates: softmax of the logits without noise.
     """
-    return _squared_variation(jnp.where(valid[..., None], gates, 0.0).sum(axis=1))
+    return _squared_variation(_sum(gates, valid))
 
 
 def load(
@@ -109,9 +165,7 @@ def load(
     A token's load on an expert is the probability that the expert's logit, with new noise of
     standard deviation 1 / scale, exceeds the token's k-th largest noisy logit.
     """
-    threshold = top_k(noisy, k)[0][..., -1:]
-    chosen = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * scale)
-    return _squared_variation(_mean(chosen, valid))
+    return _squared_variation(_mean(_chance(logits, noisy, k=k, scale=scale), valid))
 
 
 def gshard(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
@@ -119,9 +173,7 @@ def gshard(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss
 
     It is 1 if both are uniform, and e if one expert gets all tokens.
     """
-    e = gates.shape[-1]
-    first = jax.nn.one_hot(gates.argmax(axis=-1), e, dtype=gates.dtype)
-    return e**2 * (_mean(first, valid) * _mean(gates, valid)).mean(axis=-1)
+    return _gshard(_mean(_first(gates), valid), _mean(gates, valid))
 
 
 def z(logits: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
@@ -129,12 +181,46 @@ def z(logits: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
     return _mean(jax.nn.logsumexp(logits, axis=-1, keepdims=True) ** 2, valid)[..., 0]
 
 
+def _scale(
+    weights: AuxLossWeights, inputs: RouterInputs, noise_std: float
+) -> Float[Array, "g s e"] | float | None:
+    """The ``scale`` of the load loss; None without this loss or without noise."""
+    own_std = inputs.noise_std
+    if not weights.load or inputs.noise is None or (own_std is None and noise_std <= 0):
+        return None
+    return inputs.logits.shape[-1] / noise_std if own_std is None else 1 / own_std
+
+
+def _chance(
+    logits: Float[Array, "g s e"],
+    noisy: Float[Array, "g s e"],
+    *,
+    k: int,
+    scale: Float[Array, "g s e"] | float,
+) -> Float[Array, "g s e"]:
+    """A token's loads: see ``load``."""
+    threshold = top_k(noisy, k)[0][..., -1:]
+    return 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * scale)
+
+
+def _first(gates: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
+    return jax.nn.one_hot(gates.argmax(axis=-1), gates.shape[-1], dtype=gates.dtype)
+
+
+def _gshard(first: Float[Array, "*g e"], gates: Float[Array, "*g e"]) -> Float[Array, "*g"]:
+    return first.shape[-1] ** 2 * (first * gates).mean(axis=-1)
+
+
+def _sum(values: Float[Array, "g s x"], valid: Bool[Array, "g s"]) -> Float[Array, "g x"]:
+    return jnp.where(valid[..., None], values, 0.0).sum(axis=1)
+
+
 def _mean(values: Float[Array, "g s x"], valid: Bool[Array, "g s"]) -> Float[Array, "g x"]:
     count = jnp.maximum(valid.sum(axis=1), 1)[:, None]
-    return jnp.where(valid[..., None], values, 0.0).sum(axis=1) / count
+    return _sum(values, valid) / count
 
 
-def _squared_variation(values: Float[Array, "g e"]) -> GroupLoss:
+def _squared_variation(values: Float[Array, "*g e"]) -> Float[Array, "*g"]:
     """Variance over squared mean; not (std / mean)^2, whose gradient is NaN at perfect balance."""
     # A group of only padding has mean 0: its loss and its gradient are 0.
     mean = values.mean(axis=-1)

@@ -46,4 +46,4 @@ class GShard(Router):
             second = inputs.draw < 2 * weights[..., 1]  # g s
             experts = experts.at[..., 1].set(jnp.where(second, experts[..., 1], e))
         routing = assign_chosen(weights, experts, inputs.valid, e=e, c=c)
-        return Decision(gates, routing, self.losses(inputs, noisy, gates))
+        return self.decision(inputs, noisy, gates, routing)

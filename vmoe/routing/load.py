@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from vmoe.axes import Record, Routing
+from vmoe.axes import Decision, Record, Routing
 from vmoe.routing.groups import by_image
 
 Scalar = Float[Array, ""] | float
@@ -26,6 +26,15 @@ def choices(record: Record) -> Int[Array, "e"]:
     if not isinstance(record.routing, Routing):
         return jnp.zeros(e, jnp.int32)
     return jnp.zeros(e + 1).at[record.routing.experts].add(1)[:e].astype(jnp.int32)
+
+
+def group_sums(decision: Decision, valid: Bool[Array, "g s"]) -> dict[str, Shaped[Array, "g ..."]]:
+    """What a router is given besides its own sums, of each group: "choices" and "tokens"."""
+    g, e, routing = len(valid), decision.gates.shape[-1], decision.routing
+    counts = jnp.zeros((g, e), jnp.int32)
+    if isinstance(routing, Routing):
+        counts = (routing.experts[..., None] == jnp.arange(e)).sum((1, 2))
+    return {"choices": counts, "tokens": valid.sum(1)}
 
 
 @dataclasses.dataclass

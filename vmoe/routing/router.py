@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Shaped
 
-from vmoe.axes import Decision, RouterInputs
+from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.fields import Checked, kinds
 from vmoe.routing import aux_losses
-from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights
+from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights, Over
 from vmoe.routing.capacity import Capacity
 from vmoe.routing.priority import Priority
 
@@ -136,17 +136,40 @@ class AnyRouter(Checked):
         """Number of slots of each of e experts in a group of s tokens."""
         raise NotImplementedError
 
-    def losses(
-        self, inputs: RouterInputs, noisy: Float[Array, "g s e"], gates: Float[Array, "g s e"]
-    ) -> dict[str, Float[Array, "g"]]:
-        """Our auxiliary losses whose weight is not 0, by name, unweighted.
+    def decision(
+        self,
+        inputs: RouterInputs,
+        noisy: Float[Array, "g s e"],
+        gates: Float[Array, "g s e"],
+        routing: Routing,
+    ) -> Decision:
+        """A decision with our auxiliary losses, or the sums for ``losses_of_sums``.
 
         Args:
             noisy: the logits that the routing used.
             gates: the gates that the routing used.
         """
-        weights = self.aux_loss
-        return aux_losses.losses(weights, inputs, noisy, gates, k=self.k, noise_std=self.noise_std)
+        args = self.aux_loss, inputs, noisy, gates
+        of_k = {"k": self.k, "noise_std": self.noise_std}
+        return Decision(
+            gates, routing, aux_losses.losses(*args, **of_k), aux_losses.sums(*args, **of_k)
+        )
+
+    @property
+    def losses_over(self) -> Over:
+        """Which ``Decision.sums`` are added up for ``losses_of_sums``."""
+        return self.aux_loss.over
+
+    def losses_of_sums(self, sums: State) -> dict[str, Float[Array, ""]]:
+        """Auxiliary losses by name over more than a group, unweighted; for ``losses_over``.
+
+        Gradients reach the gate through the sums. With gradient accumulation a batch is one part.
+
+        Args:
+            sums: as for ``next_state``, but with ``losses_over`` "device" added up over the groups
+                of one device. Not called with "group".
+        """
+        return aux_losses.losses_of_sums(sums)
 
     def initial_state(self, e: int) -> State:
         """The state of a new layer with e experts; empty if the router has none.

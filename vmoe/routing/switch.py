@@ -33,4 +33,4 @@ class Switch(Router):
         noisy = inputs.noisy_logits
         gates = gates_of(noisy)
         routing = assign(gates, inputs.valid, k=1, c=c)
-        return Decision(gates, routing, self.losses(inputs, noisy, gates))
+        return self.decision(inputs, noisy, gates, routing)

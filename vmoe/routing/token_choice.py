@@ -70,7 +70,7 @@ class TokenChoice(Router):
             normalize=self.normalize_weights,
             draw=inputs.draw,
         )
-        return Decision(gates, routing, self.losses(inputs, noisy, gates))
+        return self.decision(inputs, noisy, gates, routing)
 
     def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
         weights = gates = gates_of(inputs.logits)
