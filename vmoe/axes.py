@@ -112,8 +112,8 @@ class Decision(NamedTuple):
             weights summed over an expert's slots.
         routing: which token goes to which slot, with which weight.
         losses: auxiliary losses by name; unweighted, one value per group.
-        sums: arrays by name that the layer adds up over the groups of all devices, for the next
-            state of the router.
+        sums: arrays by name that the layer adds up over groups and devices, for the next state of
+            the router and for its losses over more than a group.
     """
 
     gates: Float[Array, "g s e"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scripts.bench.measure import Row, compiled, rows_of
 from vmoe.config import MoEConfig
-from vmoe.routing import token_choice
+from vmoe.routing import queues, token_choice
 from vmoe.routing.priority import priority_order
 from vmoe.routing.top_k import top_k
 
@@ -65,4 +65,4 @@ def routing(options: argparse.Namespace) -> list[Row]:
 
 def after_top_k(top_gates: jax.Array, experts: jax.Array, *, e: int, c: int) -> Any:
     order = priority_order(top_gates, "largest_gate", None)
-    return token_choice.queue(experts, order, e=e, c=c)
+    return queues.queue(experts, order, e=e, c=c)

@@ -69,6 +69,7 @@ ROUTERS: dict[str, Router] = {
     "all_losses": TokenChoice(
         k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
     ),
+    "next_expert": TokenChoice(overflow="next_expert"),
     "losses_over_batch": TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="batch")),
     "expert_choice": ExpertChoice(),
     "soft": Soft(),

@@ -43,6 +43,7 @@ ROUTER_CONFIGS: dict[str, Router] = {
     **{f"{priority}_first": TokenChoice(priority=priority) for priority in get_args(Priority)[1:]},
     "k1": TokenChoice(k=1, priority="largest_gate"),
     "k3_normalized": TokenChoice(k=3, normalize_weights=True),
+    "next_expert": TokenChoice(overflow="next_expert", priority="largest_gate"),
     "bias_softmax": BiasBalanced(k=1, scores="softmax", priority="largest_gate"),
 }
 """Every registered router with its defaults, and further settings."""

@@ -17,7 +17,7 @@ from vmoe.routing.priority import descending
 PRIORITIES = ("order", "largest_gate", "sum_of_gates")
 
 
-@functools.partial(jax.jit, static_argnames=("k", "c", "priority", "normalize"))
+@functools.partial(jax.jit, static_argnames=("k", "c", "priority", "normalize", "overflow"))
 def assign(gates: jax.Array, valid: jax.Array, **settings: object) -> Routing:
     return token_choice.assign(gates, valid, **settings)
 
@@ -79,6 +79,49 @@ def test_padding_anywhere_in_a_group_takes_no_slot(priority: str) -> None:
         order = order_of(gates[g], 3, priority)
         expected = queue_by_loop(gates[g], valid[g], k=3, c=4, order=order)
         assert {(t, r) for t, r in np.argwhere(kept[g]).tolist()} == set(expected)
+
+
+@pytest.mark.parametrize("priority", ["order", "largest_gate"])
+@pytest.mark.parametrize(("e", "k", "c"), [(16, 3, 4), (4, 2, 22), (5, 1, 3), (3, 3, 5)])
+def test_overflow_to_the_next_expert_equals_a_loop_over_all_ranks_and_tokens(
+    e: int, k: int, c: int, priority: str
+) -> None:
+    """In order of priority, a token with fewer than k slots takes one at its expert of the rank."""
+    for seed in range(3):
+        gates, valid = random_gates(seed, 2, 40, e, ties=False), np.arange(40) % 7 > 0
+        gates[:, 3, 1:], gates[:, 3, 0] = 0.0, 1.0  # all other experts are masked for this token
+        routing = assign(
+            jnp.asarray(gates),
+            jnp.stack([valid, valid]),
+            k=k,
+            c=c,
+            priority=priority,
+            normalize=True,
+            overflow="next_expert",
+        )
+        for g in range(2):
+            ranked, free = np.argsort(-gates[g], axis=1, kind="stable"), [c] * e
+            expected: dict[int, dict[int, int]] = {token: {} for token in range(40)}
+            for rank in range(e):
+                for token in order_of(gates[g], k, priority):
+                    expert, own = ranked[token, rank], expected[token]
+                    masked = rank >= k and gates[g, token, expert] == 0
+                    if valid[token] and len(own) < k and free[expert] and not masked:
+                        own[int(expert)] = c - free[expert]
+                        free[expert] -= 1
+            slots, weights = (np.asarray(x[g]) for x in (routing.slots, routing.weights))
+            for token, own in expected.items():
+                kept = slots[token] < e * c
+                assert dict(divmod(slot, c) for slot in slots[token][kept].tolist()) == own
+                experts = np.asarray(routing.experts[g, token])
+                all_gates = gates[g, token, np.minimum(experts, e - 1)]
+                np.testing.assert_allclose(
+                    weights[token], kept * all_gates / all_gates.sum(), rtol=1e-6
+                )
+            in_slots = np.asarray(routing.choices[g]).reshape(-1)
+            filled = np.flatnonzero(in_slots < 40 * k)
+            np.testing.assert_array_equal(slots.reshape(-1)[in_slots[filled]], filled)
+            assert len(filled) == sum(len(own) for own in expected.values())
 
 
 def test_batch_priority_equals_a_hand_computed_example() -> None:

@@ -94,13 +94,18 @@ def limited(
         k: experts per token; the layer's k if None.
 
     Raises:
-        UsageError: the returned function is called for a router that never drops a choice.
+        UsageError: the returned function is called for a router that drops no choice or moves it.
     """
 
     def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
         _, s, e = inputs.logits.shape[:3]
         if not router.can_drop:
             raise UsageError(f"router {router.kind} drops no choice: its slots cannot be limited")
+        if router.overflow != "drop":
+            raise UsageError(
+                "choices without a slot move, so slots cannot be limited; use drop",
+                **{"model.moe.router.overflow": router.overflow},
+            )
         decision = router(inputs, s)  # a slot for every choice
         gates, routing = decision.gates, decision.routing
         assert isinstance(routing, Routing)

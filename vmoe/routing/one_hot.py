@@ -28,7 +28,7 @@ def one_hot_queue(
 ) -> Bool[Array, "g s e c"]:
     """Whether a token is in a slot: lower ranks go first, then higher scores within a rank.
 
-    The same slots as those of ``token_choice.queue``.
+    The same slots as those of ``queues.queue``.
 
     Args:
         experts: the expert of each choice, all different for a token.

@@ -10,6 +10,7 @@ from vmoe.fields import Checked, kinds
 from vmoe.routing import aux_losses
 from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights, Over
 from vmoe.routing.capacity import Capacity
+from vmoe.routing.overflow import Overflow
 from vmoe.routing.priority import Priority
 
 State = dict[str, Shaped[Array, "..."]]
@@ -65,6 +66,11 @@ class AnyRouter(Checked):
     def dropless(self) -> bool:
         """Whether every choice is computed, without a capacity."""
         return False
+
+    @property
+    def overflow(self) -> Overflow:
+        """What becomes of choices without a free slot."""
+        return "drop"
 
     @property
     def noise_std(self) -> float:

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vmoe.axes import Routing, SoftRouting
-from vmoe.routing.token_choice import queue
+from vmoe.routing.queues import queue
 
 LARGEST_BLOCK = 4096
 """Maximum number of rows of a block; the hidden layer of a larger one does not fit in the cache."""

@@ -1,19 +1,13 @@
 """Each token chooses its k experts, and each expert has a limited number of slots: V-MoE's router.
 
 All first choices get their slots before any second choice; within one rank the priority decides.
-A choice without a free slot is dropped. A token whose choices are all dropped skips the layer: only
-its residual connection remains.
-
-Queueing takes one integer sort for any number of experts (a priority by score takes two more, over
-the tokens). A choice's sort key is its expert, then its rank, then its token's index in the
-priority order. So each expert's queue is contiguous in the sorted keys, and a choice's position in
-the queue is its slot.
+A choice without a free slot is dropped, unless it may move to the next expert (``overflow.py``). A
+token whose choices are all dropped skips the layer: only its residual connection remains.
 
 Source: "Scaling Vision with Sparse Mixture of Experts", sections 2 and 4 (arXiv 2106.05974).
 """
 
 import dataclasses
-import functools
 from typing import Annotated, Literal
 
 import jax
@@ -25,7 +19,9 @@ from vmoe.errors import UsageError
 from vmoe.fields import NonNegative, at_least
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.one_hot import one_hot_queue, one_hot_routing
+from vmoe.routing.overflow import Overflow, to_next_experts
 from vmoe.routing.priority import Priority, priority_order, priority_scores
+from vmoe.routing.queues import queue
 from vmoe.routing.router import Router
 from vmoe.routing.top_k import gates_of, top_k
 
@@ -52,6 +48,9 @@ class TokenChoice(Router):
     normalize_weights: bool = False
     """Divide a token's combine weights by their sum, before any choice is dropped. With k = 1 every
     weight is then 1; the sum counts as a constant in the gradient, so that the gate is trained."""
+    overflow: Overflow = "drop"
+    """What becomes of choices without a free slot. drop: nothing, they are dropped; next_expert:
+    they move to the next-ranked experts of their tokens that have room."""
     aux_loss: AuxLossWeights = AuxLossWeights()
 
     @property
@@ -69,6 +68,7 @@ class TokenChoice(Router):
             priority=self.priority,
             normalize=self.normalize_weights,
             draw=inputs.draw,
+            overflow=self.overflow,
         )
         return self.decision(inputs, noisy, gates, routing)
 
@@ -91,7 +91,7 @@ def assign(
     priority: str = "order",
     normalize: bool = False,
     draw: Float[Array, "g s"] | None = None,
-    ranks: Int[Array, ""] | None = None,
+    overflow: Overflow = "drop",
 ) -> Routing:
     """Assigns tokens to experts and slots, for given gates.
 
@@ -102,10 +102,10 @@ def assign(
         normalize: divide a token's weights by their sum, before any is dropped. If k is 1, the sum
             is a constant for the gradient: the gate is trained, although the weight is 1.
         draw: for a random priority; see ``priority_order``.
-        ranks: use only the first ``ranks`` of a token's k choices; may be traced. All if None.
+        overflow: what becomes of choices without a free slot.
     """
     top_gates, experts = top_k(gates, k)  # g s k
-    return assign_chosen(
+    routing = assign_chosen(
         top_gates,
         experts,
         valid,
@@ -114,8 +114,15 @@ def assign(
         priority=priority,
         normalize=normalize,
         draw=draw,
-        ranks=ranks,
     )
+    _, s, e = gates.shape
+    if overflow == "drop" or c >= s or k == e:  # no choice can move
+        return routing
+    order = priority_order(top_gates, priority, draw)
+    experts, slots, choices = to_next_experts(routing, gates, valid, order)
+    weights = jnp.take_along_axis(gates, jnp.minimum(experts, e - 1), axis=-1)
+    weights = normalized(weights) if normalize else weights
+    return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
 
 
 def assign_chosen(
@@ -136,6 +143,7 @@ def assign_chosen(
     Args:
         top_gates: the gate of each choice, for the priority; the first one counts as the largest.
         experts: the expert of each choice, all different for a token; e for none.
+        ranks: use only the first ``ranks`` of a token's k choices; may be traced. All if None.
         weights: the combine weight of each choice; its gate if None.
 
     Raises:
@@ -155,11 +163,14 @@ def assign_chosen(
     order = priority_order(top_gates, priority, draw)  # g s
     slots, choices = queue(experts, order, e=e, c=c)  # g s k, g e c
     weights = top_gates if weights is None else weights
-    if normalize:
-        total = weights.sum(-1, keepdims=True)
-        # With k = 1 every weight is 1, and no gradient would reach the gate through w / w.
-        weights = weights / (jax.lax.stop_gradient(total) if k == 1 else total)
+    weights = normalized(weights) if normalize else weights
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
+
+
+def normalized(weights: Float[Array, "g s k"]) -> Float[Array, "g s k"]:
+    """The weights divided by their sum, which is a constant for the gradient if k is 1."""
+    total = weights.sum(-1, keepdims=True)
+    return weights / (jax.lax.stop_gradient(total) if weights.shape[-1] == 1 else total)
 
 
 def evenly_weighted(
@@ -169,41 +180,6 @@ def evenly_weighted(
     k = experts.shape[-1]
     routing = assign_chosen(jnp.full(experts.shape, 1 / k), experts, valid, e=e, c=c)
     return Decision(jax.nn.one_hot(experts, e).sum(-2) / k, routing)
-
-
-def queue(
-    experts: Int[Array, "g s k"], order: Int[Array, "g s"], *, e: int, c: int
-) -> tuple[Int[Array, "g s k"], Int[Array, "g e c"]]:
-    """Queues choices at their experts; returns ``slots`` and ``choices`` of the Routing.
-
-    Args:
-        experts: the expert of each choice; e for none.
-        order: the tokens of each group, most important first.
-    """
-    return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
-
-
-def _queue(
-    experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
-) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
-    s, k = experts.shape
-    place = jnp.zeros(s, jnp.int32)
-    place = place.at[order].set(jnp.arange(s, dtype=jnp.int32), unique_indices=True)  # s
-    ranks = jnp.arange(k, dtype=jnp.int32)
-    turn = ranks * s + place[:, None]  # s k: all first choices come before any second one
-    sort_keys = experts.astype(jnp.int32) * (s * k) + turn
-    queue = jnp.sort(sort_keys.reshape(-1), stable=False)  # sk
-
-    expert, turn = queue // (s * k), queue % (s * k)  # sk
-    choice = order[turn % s] * k + turn // s  # sk: token * k + rank
-    starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))  # e + 1: of each expert's queue
-    position = jnp.arange(s * k, dtype=jnp.int32) - starts[expert]  # sk: place in that queue
-    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)  # sk
-    slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)
-
-    source = starts[:e, None] + jnp.arange(c)  # e c: index into the sorted choices
-    choices = jnp.where(source < starts[1:, None], choice[jnp.minimum(source, s * k - 1)], s * k)
-    return slots, choices
 
 
 def first_slots(routing: Routing, slots: Int[Array, ""]) -> Routing:

@@ -1,0 +1,51 @@
+"""The queue of choices at each expert: a choice's position in it is its slot.
+
+Queueing takes one integer sort for any number of experts (a priority by score takes two more, over
+the tokens). A choice's sort key is its expert, then its rank, then its token's index in the
+priority order. So each expert's queue is contiguous in the sorted keys, and a choice's position in
+the queue is its slot.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+def queue(
+    experts: Int[Array, "g s k"], order: Int[Array, "g s"], *, e: int, c: int
+) -> tuple[Int[Array, "g s k"], Int[Array, "g e c"]]:
+    """Queues choices at their experts; returns ``slots`` and ``choices`` of the Routing.
+
+    Args:
+        experts: the expert of each choice; e for none.
+        order: the tokens of each group, most important first.
+    """
+    return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
+
+
+def _queue(
+    experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
+) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
+    s, k = experts.shape
+    place = (
+        jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s, dtype=jnp.int32), unique_indices=True)
+    )
+    turn = (
+        jnp.arange(k, dtype=jnp.int32) * s + place[:, None]
+    )  # s k: all first choices come before any second one
+    queue = jnp.sort(
+        (experts.astype(jnp.int32) * (s * k) + turn).reshape(-1), stable=False
+    )  # sk: the sort keys
+
+    expert, turn = queue // (s * k), queue % (s * k)  # sk
+    choice = order[turn % s] * k + turn // s  # sk: token * k + rank
+    starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))  # e + 1: of each expert's queue
+    position = jnp.arange(s * k, dtype=jnp.int32) - starts[expert]  # sk: place in that queue
+    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)  # sk
+    slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)
+
+    source = starts[:e, None] + jnp.arange(c)  # e c: index into the sorted choices
+    choices = jnp.where(source < starts[1:, None], choice[jnp.minimum(source, s * k - 1)], s * k)
+    return slots, choices
