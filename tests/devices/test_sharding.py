@@ -23,6 +23,7 @@ from vmoe.config import (
     BiasBalanced,
     DataConfig,
     ExpertChoice,
+    ExpertRace,
     GShard,
     Hash,
     MoEConfig,
@@ -72,8 +73,12 @@ ROUTERS: dict[str, Router] = {
     "next_expert": TokenChoice(overflow="next_expert"),
     "losses_over_batch": TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="batch")),
     "expert_choice": ExpertChoice(),
+    "choice_by_threshold": ExpertChoice(threshold_rate=0.1),
     "soft": Soft(),
-    **{router.kind: router for router in (Switch(), GShard(), BiasBalanced(), Random(), Hash())},
+    **{
+        router.kind: router
+        for router in (Switch(), GShard(), BiasBalanced(), ExpertRace(), Random(), Hash())
+    },
 }
 OVER_DEVICE = TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="device"))
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
@@ -294,7 +299,9 @@ def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
         assert leaf.sharding == target.sharding
 
 
-@pytest.mark.parametrize("router", [TokenChoice(noise_std=0.0), BiasBalanced(), Own()])
+@pytest.mark.parametrize(
+    "router", [TokenChoice(noise_std=0.0), BiasBalanced(), ExpertRace(), Own()]
+)
 def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_device(
     router: Router,
 ) -> None:

@@ -21,7 +21,15 @@ from tests.oracles import experts_of, moe_by_einsum, moe_by_loop, one_hot_dispat
 from tests.random_models import outputs
 from tests.routers import ROUTERS
 from vmoe.axes import Record, Routing
-from vmoe.config import BiasBalanced, MoEConfig, Router, TokenChoice, replace
+from vmoe.config import (
+    BiasBalanced,
+    ExpertChoice,
+    ExpertRace,
+    MoEConfig,
+    Router,
+    TokenChoice,
+    replace,
+)
 from vmoe.config.model import Implementation
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
@@ -44,6 +52,8 @@ ROUTER_CONFIGS: dict[str, Router] = {
     "k1": TokenChoice(k=1, priority="largest_gate"),
     "k3_normalized": TokenChoice(k=3, normalize_weights=True),
     "next_expert": TokenChoice(overflow="next_expert", priority="largest_gate"),
+    "race_softmax": ExpertRace(scores="softmax"),
+    "choice_by_threshold": ExpertChoice(threshold_rate=0.1),
     "bias_softmax": BiasBalanced(k=1, scores="softmax", priority="largest_gate"),
 }
 """Every registered router with its defaults, and further settings."""
@@ -61,14 +71,19 @@ EXEMPT: dict[str, dict[str, str]] = {
     "one expert is the dense MLP": {
         "soft": "its slots are mixtures of tokens",
         "gshard": "it needs two experts",
-        "bias_balanced": "the weight is a sigmoid, which is not 1",
+        **dict.fromkeys(
+            ("bias_balanced", "expert_race"), "the weight is a sigmoid, which is not 1"
+        ),
     },
     "slots are used once": {"soft": "every slot is a mixture of all tokens"},
-    "priority by gates": ORDERED | FIXED | {"expert_choice": NO_DROPS, "soft": NO_DROPS},
+    "priority by gates": ORDERED
+    | FIXED
+    | dict.fromkeys(("expert_choice", "choice_by_threshold", "soft"), NO_DROPS)
+    | dict.fromkeys(("expert_race", "race_softmax"), "experts take their best winners"),
     "permutations": ORDERED | FIXED,
     "padding inside a group": {"soft": "its groups are single images"},
     "capacity for every token": {"soft": "its slots mix any number of tokens"},
-    "dropless": {"expert_choice": NO_DROPS, "soft": NO_DROPS},
+    "dropless": dict.fromkeys(("expert_choice", "choice_by_threshold", "soft"), NO_DROPS),
     "sorted rows": {"soft": "every slot is filled, so that only batched is allowed"}
     | dict.fromkeys(("switch", "gshard", "bias_balanced", "random", "hash"), AS_TOKEN_CHOICE),
 }
@@ -213,7 +228,7 @@ def test_3_a_slot_has_one_token_and_a_token_is_sent_to_an_expert_once(
         sent = one_hot_dispatch(routing)
         assert sent.sum(axis=1).max() <= 1, "a slot holds two tokens"
         assert sent.sum(axis=3).max() <= 1, "a token was sent to an expert twice"
-        k = router.k if router.can_drop else shape[2]
+        k = routing.slots.shape[-1]  # e if a token may have any number of experts
         assert sent.sum(axis=(2, 3)).max() <= k
         # ``choices`` agrees with ``slots``
         g, s = routing.slots.shape[:2]
@@ -289,11 +304,7 @@ def assert_equal_to_einsums(
         out, record = nnx.merge(graph, params).forward(tokens, key=key)
         return (out * target).sum(), record
 
-    scores = (
-        jax.nn.sigmoid
-        if isinstance(router, BiasBalanced) and router.scores == "sigmoid"
-        else jax.nn.softmax
-    )
+    scores = getattr(jax.nn, getattr(router, "scores", "softmax"))
     inputs = nnx.to_pure_dict(state), tokens
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: np.asarray(x, np.float64), inputs)

@@ -6,6 +6,7 @@ A router is a class in a file here, see ``AnyRouter``: it is written as one of y
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.bias_balanced import BiasBalanced
 from vmoe.routing.expert_choice import ExpertChoice
+from vmoe.routing.expert_race import ExpertRace
 from vmoe.routing.gshard import GShard
 from vmoe.routing.hashed import Hash
 from vmoe.routing.random import Random
@@ -19,6 +20,7 @@ __all__ = [
     "AuxLossWeights",
     "BiasBalanced",
     "ExpertChoice",
+    "ExpertRace",
     "GShard",
     "Hash",
     "Random",

@@ -1,9 +1,12 @@
 """Each expert chooses the tokens with its largest gates, one for each of its slots.
 
 Every slot is filled if there are enough tokens, so no auxiliary loss is needed. A token may get
-several experts or none.
+several experts or none. With a ``threshold_rate``, experts take in evaluation the tokens above a
+threshold, so that the prediction for an image does not depend on the others. With groups as large
+as the batch this is DiffMoE's capacity by batch.
 
-Source: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368).
+Sources: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368); "DiffMoE",
+section 3 (arXiv 2503.14487), which learns a predictor of the choice.
 """
 
 import dataclasses
@@ -18,7 +21,8 @@ from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.fields import NonNegative
 from vmoe.routing.capacity import Capacity
 from vmoe.routing.one_hot import one_hot_routing
-from vmoe.routing.router import AnyRouter
+from vmoe.routing.router import AnyRouter, State
+from vmoe.routing.thresholds import next_threshold, no_threshold, threshold_sums
 from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
@@ -31,30 +35,57 @@ class ExpertChoice(Capacity, AnyRouter):
     noise_std: NonNegative = 1.0
     """The noise on the logits in training has standard deviation noise_std / e, unless the gate
     determines it."""
+    threshold_rate: NonNegative | None = None
+    """In evaluation an expert takes the tokens whose gate is at least the mean of the smallest
+    gates that it took in training, as far as it has slots; this is the weight of a step in that
+    mean. None: experts choose as in training (arXiv 2503.14487)."""
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return () if self.threshold_rate is None else ("draw",)  # None in evaluation
 
     def slots(self, s: int, e: int) -> int:
         """s * capacity_factor / e, rounded; at most s."""
         return min(s, self.rounded(s * self.capacity_factor / e, e))
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
-        gates = gates_of(inputs.noisy_logits)
-        return Decision(gates, assign(gates, inputs.valid, c=c))
+        gates, valid = gates_of(inputs.noisy_logits), inputs.valid
+        if inputs.state is None:
+            return Decision(gates, assign(gates, valid, c=c))
+        if inputs.draw is None:
+            return Decision(gates, assign(gates, valid[..., None] & self._taken(inputs), c=c))
+        routing = assign(gates, valid, c=c)
+        smallest = jnp.where(routing.kept, jax.lax.stop_gradient(gates), jnp.inf).min(1)  # g e
+        return Decision(gates, routing, sums=threshold_sums(smallest, valid))
 
     def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
         gates = gates_of(inputs.logits)
         _, tokens = top_k(jnp.swapaxes(gates, 1, 2), c)  # g e c
         filled = tokens[:, None] == jnp.arange(gates.shape[1])[:, None, None]
+        if inputs.state is not None:
+            filled &= self._taken(inputs)[..., None]
         return Decision(gates, one_hot_routing(filled, gates))
 
+    def _taken(self, inputs: RouterInputs) -> Bool[Array, "g s e"]:
+        """Whether a gate reaches the threshold of its expert."""
+        assert inputs.state is not None
+        return gates_of(inputs.logits) >= inputs.state["threshold"][:, None]
 
-def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:
+    def initial_state(self, e: int) -> State:
+        return {} if self.threshold_rate is None else no_threshold((e,))
+
+    def next_state(self, state: State, sums: State) -> State:
+        return next_threshold(state, sums, self.threshold_rate or 0.0) if state else state
+
+
+def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s *e"], *, c: int) -> Routing:
     """Assigns tokens to experts and slots, for given gates.
 
     In the Routing, k is e and rank r is expert r.
 
     Args:
         gates: in [0, 1].
-        valid: False for padding, which is never chosen.
+        valid: False for padding, which is never chosen; see ``mask_gates``.
     """
     g, s, e = gates.shape
     top_gates, tokens = top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)

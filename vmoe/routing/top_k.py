@@ -25,6 +25,10 @@ def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
     return barrier(largest), barrier(indices)
 
 
-def mask_gates(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> Float[Array, "g s e"]:
-    """The gates with -1 for padding, so that padding is chosen last."""
-    return jnp.where(valid[..., None], gates, -1.0)
+def mask_gates(gates: Float[Array, "g s e"], valid: Bool[Array, "g s *e"]) -> Float[Array, "g s e"]:
+    """The gates with -1 for padding, so that padding is chosen last.
+
+    Args:
+        valid: False for padding; with an axis e, also for choices that are not allowed.
+    """
+    return jnp.where(valid if valid.ndim == 3 else valid[..., None], gates, -1.0)
