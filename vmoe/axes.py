@@ -133,7 +133,7 @@ class Record(NamedTuple):
         logits: the gate's output, before noise; see ``RouterInputs``.
         gates: see ``Decision``.
         routing: see ``Decision``.
-        losses: see ``Decision``.
+        losses: see ``Decision``; a loss over more tokens has the same value for all their groups.
         sums: see ``Decision``.
         aux_loss: the weighted sum of the losses, averaged over the groups.
         valid: False for padding, which takes no slot and counts in no loss.

@@ -14,6 +14,7 @@ from vmoe.analysis import capture
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Decision, Route, RouterInputs
 from vmoe.config import (
+    AnyRouter,
     BiasBalanced,
     ExpertChoice,
     Hash,
@@ -38,7 +39,7 @@ SLOTS = {"token_choice": dict(capacity=20), "expert_choice": dict(capacity=20), 
 each_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
 
 
-def config_of(router: Router, **moe: Any) -> ViTConfig:
+def config_of(router: AnyRouter, **moe: Any) -> ViTConfig:
     per_group = 1 if isinstance(router, Soft) else 2
     layer = MoEConfig(num_experts=E, router=router, images_per_group=per_group)
     dense = models.model_config("vit_test", depth=1, pooling="mean")
@@ -183,7 +184,15 @@ def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviatio
     )
 
 
-def test_slots_of_other_routers_cannot_be_limited() -> None:
-    config = config_of(ExpertChoice())
-    with pytest.raises(UsageError, match="router expert_choice drops no choice"):
+@pytest.mark.parametrize(
+    ("router", "problem"),
+    [
+        (ExpertChoice(), "router expert_choice drops no choice"),
+        (TokenChoice(overflow="next_expert"), "only if all experts have the same, and no choice"),
+        (TokenChoice(shares=(0.5, *[1.0] * (E - 1))), "only if all experts have the same"),
+    ],
+)
+def test_slots_of_other_routers_cannot_be_limited(router: AnyRouter, problem: str) -> None:
+    config = config_of(router)
+    with pytest.raises(UsageError, match=problem):
         decided(config, random_params(config), lambda slots: limited(slots, jnp.int32(0)), 1)

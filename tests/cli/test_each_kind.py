@@ -22,9 +22,11 @@ from vmoe.config import (
     AttentionExpert,
     BiasBalanced,
     CnnExpert,
+    ConstantExpert,
     CosineGate,
     ExpertChoice,
     ExpertList,
+    ExpertRace,
     GatedMlpExpert,
     GShard,
     Hash,
@@ -45,17 +47,26 @@ from vmoe.studies.routing.figures import plots_of
 from vmoe.trees import by_name
 
 IMAGES = 8
-ROUTERS = (ExpertChoice(), Soft(), Switch(), GShard(), BiasBalanced(), Random(), Hash())
+ROUTERS = (
+    ExpertChoice(),
+    Soft(),
+    Switch(),
+    GShard(),
+    BiasBalanced(),
+    ExpertRace(),
+    Random(),
+    Hash(),
+)
 EVERY = ExpertList(
     each=(
         *(MlpExpert(), GatedMlpExpert(), CnnExpert(), AttentionExpert()),
-        *(IdentityExpert(), ZeroExpert()),
+        *(IdentityExpert(), ZeroExpert(), ConstantExpert()),
     )
 )
 MODELS: dict[str, list[dict[str, Any]]] = {
     **{router.kind: [dict(router=router)] for router in ROUTERS},
     "gates": [dict(gate=NoisyGate()), dict(gate=MlpGate())],
-    "experts": [dict(experts=EVERY, num_experts=6, shared_experts=2, gate=CosineGate())],
+    "experts": [dict(experts=EVERY, num_experts=7, shared_experts=2, gate=CosineGate())],
 }
 """The layers of each model, all sparse. The other tests of each command have token choice with a
 linear gate and MLPs."""
@@ -69,12 +80,14 @@ REFUSED = {
     "capacity": {
         **dict.fromkeys(("switch", "gshard"), "block 0: router {} has no k and no priority"),
         **dict.fromkeys(("expert_choice", "soft"), "block 0: router {} has no k and no priority"),
-        **dict.fromkeys(("random", "hash"), NO_PRIORITY),
+        **dict.fromkeys(("expert_race", "random", "hash"), NO_PRIORITY),
     },
     "mates": {
         "expert_choice": "router {} drops no choice that others take: no mate can attack",
         "soft": "router {} routes each image alone: no mate can attack",
-        **dict.fromkeys(("switch", "gshard"), "router {} has no priority, which this attack"),
+        **dict.fromkeys(
+            ("switch", "gshard", "expert_race"), "router {} has no priority, which this attack"
+        ),
         **dict.fromkeys(("random", "hash"), "router {} reads no pixels: no mate can attack"),
     },
     "prune": {
@@ -87,7 +100,7 @@ REFUSED = {
         "experts": LISTS,
     },
     "convert --format published": {
-        **dict.fromkeys(("gshard", "bias_balanced", "random", "hash"), UNSTORED),
+        **dict.fromkeys(("gshard", "bias_balanced", "expert_race", "random", "hash"), UNSTORED),
         "gates": "model.moe.gate.kind=noisy with block=0: published checkpoints have no gate other",
         "experts": "model.moe.shared_experts=2 with block=0: published checkpoints have no shared",
     },

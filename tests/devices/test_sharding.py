@@ -71,6 +71,7 @@ ROUTERS: dict[str, Router] = {
         k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
     ),
     "next_expert": TokenChoice(overflow="next_expert"),
+    "shares": TokenChoice(shares=(0.5,) * 6 + (1.0,) * 2),
     "losses_over_batch": TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="batch")),
     "expert_choice": ExpertChoice(),
     "choice_by_threshold": ExpertChoice(threshold_rate=0.1),

@@ -21,6 +21,7 @@ from vmoe.axes import Decision, Record
 from vmoe.config import (
     AttentionExpert,
     CnnExpert,
+    ConstantExpert,
     ExpertChoice,
     ExpertList,
     GatedMlpExpert,
@@ -60,6 +61,7 @@ KINDS: dict[str, Expert] = {
     "attention": AttentionExpert(num_heads=2),
     "identity": IdentityExpert(),
     "zero": ZeroExpert(),
+    "constant": ConstantExpert(),
     "list": LIST,
 }
 ACTIVATIONS = {"tanh": gelu, "relu": lambda x: np.maximum(x, 0), "silu": lambda x: x * expit(x)}
@@ -101,6 +103,7 @@ BY_NUMPY: dict[str, Callable[..., np.ndarray]] = {
     "Attention": lambda own, x, images, positions: attention(x, images, own["attention"]),
     "Identity": lambda own, x, images, positions: x,
     "Zero": lambda own, x, images, positions: 0 * x,
+    "Constant": lambda own, x, images, positions: constant(x, own),
 }
 """Parameters of one expert, and the arguments of ``OneExpert``, by the class of its module."""
 
@@ -110,6 +113,11 @@ def mlp(x: np.ndarray, own: Any, act: Callable[..., np.ndarray], gated: bool) ->
     f = hidden.shape[-1] // 2
     hidden = act(hidden[:, :f]) * hidden[:, f:] if gated else act(hidden)
     return hidden @ own["down"]["kernel"] + own["down"]["bias"]
+
+
+def constant(x: np.ndarray, own: Any) -> np.ndarray:
+    one, two = np.split(softmax(x @ own["mix"]["kernel"], axis=-1), 2, axis=-1)
+    return one * x + two * own["vector"]
 
 
 def cnn(x: np.ndarray, images: np.ndarray, positions: np.ndarray, own: Any) -> np.ndarray:

@@ -78,6 +78,32 @@ def test_losses_equal_their_formulas_and_ignore_padding(
             assert float(losses[name][g]) == pytest.approx(value, rel=1e-5), name
 
 
+def test_losses_with_shares_equal_their_formulas_and_are_smallest_at_these_shares(
+    logits: np.ndarray,
+) -> None:
+    """gshard is that of MoE++ (equation 8): tau for the last expert, which computes nothing."""
+    tau = 0.25
+    weights = AuxLossWeights(1.0, 1.0, 1.0)
+    router = TokenChoice(k=1, aux_loss=weights, shares=(tau, tau, tau, 1.0))
+    valid, gates = jnp.ones((G, S), bool), scipy.special.softmax(logits, axis=-1)
+    losses = jax.device_get(losses_by(router)(logits, logits, gates, valid))
+    for g in range(G):
+        x, p = np.float64(logits[g]), np.float64(gates[g])
+        first, eta = np.eye(E)[p.argmax(1)].mean(0), np.array([1, 1, 1, tau])
+        chances = 1 - scipy.stats.norm.cdf((x.max(1, keepdims=True) - x) * E)
+        expected = {
+            "importance": squared_coefficient_of_variation(p.sum(0) / router.shares),
+            "load": squared_coefficient_of_variation(chances.sum(0) / router.shares),
+            "gshard": E * (eta * first * p.mean(0)).sum(),
+        }
+        for name, value in expected.items():
+            assert float(losses[name][g]) == pytest.approx(value, rel=1e-4), name
+    ideal = np.array(router.shares) / sum(router.shares)
+    even = jnp.broadcast_to(jnp.float32(ideal), (1, S, E))
+    assert float(aux_losses.importance(even, valid[:1], router.shares)[0]) < 1e-10
+    assert float(aux_losses.importance(even, valid[:1])[0]) > 0.1
+
+
 def test_the_total_is_weighted_and_averaged_over_groups_with_real_tokens(
     logits: np.ndarray,
 ) -> None:

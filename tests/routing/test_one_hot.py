@@ -17,6 +17,7 @@ ROUTERS = [
     (TokenChoice(k=3), 1),
     (TokenChoice(k=3), 24),
     (TokenChoice(normalize_weights=True), 5),
+    (TokenChoice(shares=(1.0, 0.5, 0.25, 1.0)), 5),
     *((ExpertChoice(), capacity) for capacity in (1, 5, 24)),
 ]
 

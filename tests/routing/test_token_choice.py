@@ -9,9 +9,11 @@ import pytest
 from scipy.special import softmax
 
 from tests.oracles import one_hot_slots, queue_by_loop
-from vmoe.axes import Routing
+from vmoe.axes import RouterInputs, Routing
+from vmoe.config import TokenChoice
 from vmoe.errors import UsageError
 from vmoe.routing import token_choice
+from vmoe.routing.overflow import Overflow
 from vmoe.routing.priority import descending
 
 PRIORITIES = ("order", "largest_gate", "sum_of_gates")
@@ -122,6 +124,33 @@ def test_overflow_to_the_next_expert_equals_a_loop_over_all_ranks_and_tokens(
             filled = np.flatnonzero(in_slots < 40 * k)
             np.testing.assert_array_equal(slots.reshape(-1)[in_slots[filled]], filled)
             assert len(filled) == sum(len(own) for own in expected.values())
+
+
+@pytest.mark.parametrize("overflow", ["drop", "next_expert"])
+def test_experts_have_slots_by_their_shares(overflow: Overflow) -> None:
+    """MoE++ (equation 9): tau k s / (tau + tau + 1) slots, and k s / (tau + tau + 1) for a zero."""
+    tau, s, k = 0.75, 40, 1
+    router = TokenChoice(k=k, shares=(tau, tau, 1.0), overflow=overflow, capacity_factor=1.0)
+    c = router.slots(s, 3)
+    assert c == k * s / (2 * tau + 1)
+    limits = [12, 12, 16]
+    gates = random_gates(0, 1, s, 3, ties=False)
+    inputs = RouterInputs(jnp.log(gates), None, jnp.ones((1, s), bool), None)
+    routing = jax.jit(lambda inputs: router(inputs, c).routing)(inputs)
+    ranked, free, expected = np.argsort(-gates[0], axis=1), list(limits), set()
+    for rank in range(3 if overflow == "next_expert" else k):
+        for token in range(s):
+            expert = int(ranked[token, rank])
+            if free[expert] and sum(t == token for t, *_ in expected) < k:
+                expected.add((token, expert, limits[expert] - free[expert]))
+                free[expert] -= 1
+    slots = np.asarray(routing.slots[0])
+    ours = {(t, *divmod(int(slots[t, r]), c)) for t, r in np.ndindex(s, k) if slots[t, r] < 3 * c}
+    assert ours == expected and 0 in free
+    filled = np.asarray(routing.choices[0]) < s * k
+    assert filled.sum(1).tolist() == [
+        limit - left for limit, left in zip(limits, free, strict=True)
+    ]
 
 
 def test_batch_priority_equals_a_hand_computed_example() -> None:

@@ -16,11 +16,11 @@ from vmoe.axes import Decision, Route, RouterInputs, Routing
 from vmoe.errors import UsageError
 from vmoe.routing import token_choice
 from vmoe.routing.priority import PRIORITIES
-from vmoe.routing.router import Router
+from vmoe.routing.router import AnyRouter
 from vmoe.routing.top_k import MASKED
 
 
-def _own(inputs: RouterInputs, router: Router, c: int) -> Decision:
+def _own(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
     """The layer's own decision."""
     return router(inputs, c)
 
@@ -31,7 +31,7 @@ def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
     Tokens still go to inactive experts, and take slots there.
     """
 
-    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+    def decide(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
         decision = (inner or _own)(inputs, router, c)
         routing = decision.routing
         if isinstance(routing, Routing):
@@ -51,7 +51,7 @@ def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
     choosable, or with expert choice, masked experts still receive tokens, but with weight 0.
     """
 
-    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+    def decide(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
         slots = (1,) * (inputs.logits.ndim - 3)
         logits = jnp.where(choosable.reshape(-1, *slots), inputs.logits, MASKED)
         return (inner or _own)(inputs._replace(logits=logits), router, c)
@@ -71,7 +71,7 @@ def randomized(
         apply: False to use the gate's logits.
     """
 
-    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+    def decide(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
         real = inputs.valid.reshape(*inputs.valid.shape, *(1,) * (inputs.logits.ndim - 2))
         drawn = inputs.logits.std(where=real) * jax.random.normal(key, inputs.logits.shape)
         logits = jnp.where(apply, drawn, inputs.logits)
@@ -97,14 +97,14 @@ def limited(
         UsageError: the returned function is called for a router that drops no choice or moves it.
     """
 
-    def decide(inputs: RouterInputs, router: Router, c: int) -> Decision:
+    def decide(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
         _, s, e = inputs.logits.shape[:3]
         if not router.can_drop:
             raise UsageError(f"router {router.kind} drops no choice: its slots cannot be limited")
-        if router.overflow != "drop":
+        if router.overflow != "drop" or router.shares:
             raise UsageError(
-                "choices without a slot move, so slots cannot be limited; use drop",
-                **{"model.moe.router.overflow": router.overflow},
+                "slots can be limited only if all experts have the same, and no choice moves",
+                **{"router.overflow": router.overflow, "router.shares": router.shares},
             )
         decision = router(inputs, s)  # a slot for every choice
         gates, routing = decision.gates, decision.routing

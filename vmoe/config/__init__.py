@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmoe.config.experts import (
         AttentionExpert,
         CnnExpert,
+        ConstantExpert,
         ExpertList,
         GatedMlpExpert,
         IdentityExpert,
@@ -52,6 +53,7 @@ __all__ = [
     "AuxLossWeights",
     "BiasBalanced",
     "CnnExpert",
+    "ConstantExpert",
     "CosineGate",
     "DataConfig",
     "EvalConfig",

@@ -110,8 +110,22 @@ class ZeroExpert(ExpertConfig):
     learns = False
 
 
+@dataclasses.dataclass(frozen=True)
+class ConstantExpert(ExpertConfig):
+    """A weighted mean of the token and a learned vector (MoE++, arXiv 2410.07348)."""
+
+    kind: Literal["constant"] = "constant"
+    """The kind of expert."""
+
+
 ListedExpert = (
-    MlpExpert | GatedMlpExpert | CnnExpert | AttentionExpert | IdentityExpert | ZeroExpert
+    MlpExpert
+    | GatedMlpExpert
+    | CnnExpert
+    | AttentionExpert
+    | IdentityExpert
+    | ZeroExpert
+    | ConstantExpert
 )
 
 

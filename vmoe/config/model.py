@@ -75,6 +75,8 @@ class MoEConfig(Checked):
         require(not per_slot or self.images_per_group == 1, of_one, "images_per_group")
         fills = "a soft router fills every slot, use batched"
         require(not per_slot or by_slots, fills, "implementation")
+        shares = len(router.shares) in (0, self.num_experts)
+        require(shares, "give one for each expert", "router.shares", "num_experts")
         per = f"logits per {router.logits_per}" if router.learned else "no gate"
         fits = self.gate is None or self.gate.logits_per == router.logits_per
         needs = f"this router needs {per}, leave the gate out"

@@ -9,7 +9,7 @@ each group, the layer adds them up, and ``losses_of_sums`` makes one loss of the
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -63,6 +63,7 @@ def losses(
     *,
     k: int,
     noise_std: float,
+    shares: Sequence[float] = (),
 ) -> dict[str, GroupLoss]:
     """The losses of groups whose weight is not 0, by name, unweighted; load needs noise.
 
@@ -70,16 +71,20 @@ def losses(
         gates: the gates that the routing used.
         k: choices of each token.
         noise_std: e times the standard deviation of the noise, unless the gate determines it.
+        shares: the relative load that each expert is to have, the same if empty. With them the
+            first two losses are those of an expert's sum divided by its share, and a term of gshard
+            is multiplied by the smallest share / its expert's (MoE++, equation 8, arXiv
+            2410.07348).
     """
     logits, valid, result = inputs.logits, inputs.valid, {}
     if weights.over == "group":
         if weights.importance:
-            result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
+            result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid, shares)
         scale = _scale(weights, inputs, noise_std)
         if scale is not None:
-            result["load"] = load(logits, noisy, valid, k=k, scale=scale)
+            result["load"] = load(logits, noisy, valid, k=k, scale=scale, shares=shares)
         if weights.gshard:
-            result["gshard"] = gshard(gates, valid)
+            result["gshard"] = gshard(gates, valid, shares)
     if weights.z:
         result["z"] = z(logits, valid)
     return result
@@ -93,6 +98,7 @@ def sums(
     *,
     k: int,
     noise_std: float,
+    shares: Sequence[float] = (),
 ) -> dict[str, Float[Array, "g e"]]:
     """What ``losses_of_sums`` needs of each group; empty if the losses are those of groups.
 
@@ -112,19 +118,22 @@ def sums(
 
 
 def losses_of_sums(
-    totals: Mapping[str, Shaped[Array, "..."]],
+    totals: Mapping[str, Shaped[Array, "..."]], shares: Sequence[float] = ()
 ) -> dict[str, Float[Array, ""]]:
     """The losses over more than a group, by name, unweighted.
 
     Args:
         totals: the ``sums``, added up over groups, and the number of "tokens".
+        shares: see ``losses``.
     """
     result = {
-        name: _squared_variation(totals[name]) for name in ("importance", "load") if name in totals
+        name: _squared_variation(totals[name], shares)
+        for name in ("importance", "load")
+        if name in totals
     }
     if "first" in totals:
         count = jnp.maximum(totals["tokens"], 1)
-        result["gshard"] = _gshard(totals["first"] / count, totals["gates"] / count)
+        result["gshard"] = _gshard(totals["first"] / count, totals["gates"] / count, shares)
     return result
 
 
@@ -143,13 +152,15 @@ def total(
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
 
 
-def importance(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
+def importance(
+    gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], shares: Sequence[float] = ()
+) -> GroupLoss:
     """CV^2 over the experts of their summed gates (V-MoE, appendix A, equation 7).
 
     Args:
         gates: softmax of the logits without noise.
     """
-    return _squared_variation(_sum(gates, valid))
+    return _squared_variation(_sum(gates, valid), shares)
 
 
 def load(
@@ -159,21 +170,24 @@ def load(
     *,
     k: int,
     scale: Float[Array, "g s e"] | float,
+    shares: Sequence[float] = (),
 ) -> GroupLoss:
     """CV^2 over the experts of their smoothed loads (V-MoE, appendix A, equation 10).
 
     A token's load on an expert is the probability that the expert's logit, with new noise of
     standard deviation 1 / scale, exceeds the token's k-th largest noisy logit.
     """
-    return _squared_variation(_mean(_chance(logits, noisy, k=k, scale=scale), valid))
+    return _squared_variation(_mean(_chance(logits, noisy, k=k, scale=scale), valid), shares)
 
 
-def gshard(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
+def gshard(
+    gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], shares: Sequence[float] = ()
+) -> GroupLoss:
     """e^2 times the mean over experts of first-choice share x mean gate (arXiv 2006.16668).
 
     It is 1 if both are uniform, and e if one expert gets all tokens.
     """
-    return _gshard(_mean(_first(gates), valid), _mean(gates, valid))
+    return _gshard(_mean(_first(gates), valid), _mean(gates, valid), shares)
 
 
 def z(logits: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
@@ -207,7 +221,11 @@ def _first(gates: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
     return jax.nn.one_hot(gates.argmax(axis=-1), gates.shape[-1], dtype=gates.dtype)
 
 
-def _gshard(first: Float[Array, "*g e"], gates: Float[Array, "*g e"]) -> Float[Array, "*g"]:
+def _gshard(
+    first: Float[Array, "*g e"], gates: Float[Array, "*g e"], shares: Sequence[float]
+) -> Float[Array, "*g"]:
+    if shares:
+        first = first * (min(shares) / jnp.asarray(shares))
     return first.shape[-1] ** 2 * (first * gates).mean(axis=-1)
 
 
@@ -220,8 +238,11 @@ def _mean(values: Float[Array, "g s x"], valid: Bool[Array, "g s"]) -> Float[Arr
     return _sum(values, valid) / count
 
 
-def _squared_variation(values: Float[Array, "*g e"]) -> Float[Array, "*g"]:
+def _squared_variation(
+    values: Float[Array, "*g e"], shares: Sequence[float] = ()
+) -> Float[Array, "*g"]:
     """Variance over squared mean; not (std / mean)^2, whose gradient is NaN at perfect balance."""
+    values = values / jnp.asarray(shares) if shares else values
     # A group of only padding has mean 0: its loss and its gradient are 0.
     mean = values.mean(axis=-1)
     return values.var(axis=-1) / jnp.where(mean > 0, mean, 1.0) ** 2

@@ -27,6 +27,7 @@ def to_next_experts(
     gates: Float[Array, "g s e"],
     valid: Bool[Array, "g s"],
     order: Int[Array, "g s"],
+    limits: Int[Array, "e"] | None = None,
 ) -> tuple[Int[Array, "g s k"], Int[Array, "g s k"], Int[Array, "g e c"]]:
     """Moves dropped choices to the next-ranked experts with room.
 
@@ -36,6 +37,7 @@ def to_next_experts(
         routing: the routing of the k largest gates.
         valid: False for padding, which never takes a slot.
         order: the tokens of each group, most important first.
+        limits: slots of each expert, at most c; c if None.
 
     Returns:
         ``experts``, ``slots`` and ``choices`` of the new Routing. A choice that found no room keeps
@@ -43,6 +45,7 @@ def to_next_experts(
     """
     (g, s, k), (_, e, c) = routing.slots.shape, routing.choices.shape
     ranked_gates, ranked = top_k(jax.lax.stop_gradient(gates), e)  # g s e
+    ends = jnp.arange(e + 1) * c + jnp.pad(jnp.full(e, c) if limits is None else limits, (0, 1))
     wanted = jnp.where(valid[..., None] & (ranked_gates > 0), ranked, e)
 
     def one_rank(
@@ -53,7 +56,7 @@ def to_next_experts(
         wanted = jnp.where(dropped.any(-1), wanted, e)
         place, _ = queue(wanted[..., None], order, e=e, c=c)  # in the queue of this rank alone
         place = place[..., 0] + jnp.take_along_axis(used, wanted, axis=1)
-        gets = (wanted < e) & (place < (wanted + 1) * c)  # g s
+        gets = (wanted < e) & (place < ends[wanted])  # g s
         moved = gets[..., None] & (jnp.arange(k) == dropped.argmax(-1)[..., None])  # the first one
         experts = jnp.where(moved, wanted[..., None], experts)
         slots = jnp.where(moved, place[..., None], slots)

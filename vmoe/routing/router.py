@@ -68,6 +68,11 @@ class AnyRouter(Checked):
         return False
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """The relative load that each expert is to have; empty if all are to have the same."""
+        return ()
+
+    @property
     def overflow(self) -> Overflow:
         """What becomes of choices without a free slot."""
         return "drop"
@@ -156,7 +161,7 @@ class AnyRouter(Checked):
             gates: the gates that the routing used.
         """
         args = self.aux_loss, inputs, noisy, gates
-        of_k = {"k": self.k, "noise_std": self.noise_std}
+        of_k = {"k": self.k, "noise_std": self.noise_std, "shares": self.shares}
         return Decision(
             gates, routing, aux_losses.losses(*args, **of_k), aux_losses.sums(*args, **of_k)
         )
@@ -175,7 +180,7 @@ class AnyRouter(Checked):
             sums: as for ``next_state``, but with ``losses_over`` "device" added up over the groups
                 of one device. Not called with "group".
         """
-        return aux_losses.losses_of_sums(sums)
+        return aux_losses.losses_of_sums(sums, self.shares)
 
     def initial_state(self, e: int) -> State:
         """The state of a new layer with e experts; empty if the router has none.
@@ -216,7 +221,13 @@ class Router(Capacity, AnyRouter):
         self.require(not both, "give one of them", "dropless", "capacity")
 
     def slots(self, s: int, e: int) -> int:
-        """s * k * capacity_factor / e, rounded; at most s. Without a capacity s, for all tokens."""
+        """s * k * capacity_factor / e, rounded; at most s. Without a capacity s, for all tokens.
+
+        With ``shares`` the slots of the expert with the largest share, in the place of 1 / e.
+        """
         if self.dropless:
             return s
+        if self.shares:
+            ideal = s * self.k * self.capacity_factor * max(self.shares) / sum(self.shares)
+            return min(s, self.rounded(ideal, e))
         return min(s, self.rounded(s * self.k * self.capacity_factor / e, e))

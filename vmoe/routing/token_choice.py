@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.errors import UsageError
-from vmoe.fields import NonNegative, at_least
+from vmoe.fields import NonNegative, Positive, at_least
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.one_hot import one_hot_queue, one_hot_routing
 from vmoe.routing.overflow import Overflow, to_next_experts
@@ -51,6 +51,10 @@ class TokenChoice(Router):
     overflow: Overflow = "drop"
     """What becomes of choices without a free slot. drop: nothing, they are dropped; next_expert:
     they move to the next-ranked experts of their tokens that have room."""
+    shares: tuple[Positive, ...] = ()
+    """The relative load that each expert is to have, in the losses that balance it and in its
+    capacity: k * s * capacity_factor * its share / the sum of all, rounded. () for equal ones.
+    MoE++ (arXiv 2410.07348) gives zero, identity and constant experts 1, all others its tau."""
     aux_loss: AuxLossWeights = AuxLossWeights()
 
     @property
@@ -69,6 +73,7 @@ class TokenChoice(Router):
             normalize=self.normalize_weights,
             draw=inputs.draw,
             overflow=self.overflow,
+            limits=self._limits(c, inputs.valid.shape[1]),
         )
         return self.decision(inputs, noisy, gates, routing)
 
@@ -79,7 +84,18 @@ class TokenChoice(Router):
         if self.normalize_weights:
             weights = gates / top_gates.sum(axis=-1, keepdims=True)
         filled = one_hot_queue(experts, scores, e=gates.shape[-1], c=c)
+        limits = self._limits(c, inputs.valid.shape[1])
+        if limits is not None:
+            filled &= jnp.arange(c) < limits[:, None]
         return Decision(gates, one_hot_routing(filled, weights))
+
+    def _limits(self, c: int, s: int) -> Int[Array, "e"] | None:
+        """Slots of each expert in a group of s tokens, if they differ; at most c."""
+        if not self.shares or self.dropless or self.capacity is not None:
+            return None
+        of_all = s * self.k * self.capacity_factor
+        ideal = (of_all * share / sum(self.shares) for share in self.shares)
+        return jnp.array([min(c, self.rounded(each, len(self.shares))) for each in ideal])
 
 
 def assign(
@@ -92,6 +108,7 @@ def assign(
     normalize: bool = False,
     draw: Float[Array, "g s"] | None = None,
     overflow: Overflow = "drop",
+    limits: Int[Array, "e"] | None = None,
 ) -> Routing:
     """Assigns tokens to experts and slots, for given gates.
 
@@ -103,6 +120,7 @@ def assign(
             is a constant for the gradient: the gate is trained, although the weight is 1.
         draw: for a random priority; see ``priority_order``.
         overflow: what becomes of choices without a free slot.
+        limits: slots of each expert, at most c; c if None.
     """
     top_gates, experts = top_k(gates, k)  # g s k
     routing = assign_chosen(
@@ -116,10 +134,12 @@ def assign(
         draw=draw,
     )
     _, s, e = gates.shape
-    if overflow == "drop" or c >= s or k == e:  # no choice can move
+    if limits is not None:
+        routing = first_slots(routing, limits)
+    if overflow == "drop" or k == e or (c >= s and limits is None):  # no choice can move
         return routing
     order = priority_order(top_gates, priority, draw)
-    experts, slots, choices = to_next_experts(routing, gates, valid, order)
+    experts, slots, choices = to_next_experts(routing, gates, valid, order, limits)
     weights = jnp.take_along_axis(gates, jnp.minimum(experts, e - 1), axis=-1)
     weights = normalized(weights) if normalize else weights
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
@@ -182,17 +202,18 @@ def evenly_weighted(
     return Decision(jax.nn.one_hot(experts, e).sum(-2) / k, routing)
 
 
-def first_slots(routing: Routing, slots: Int[Array, ""]) -> Routing:
+def first_slots(routing: Routing, slots: Int[Array, ""] | Int[Array, "e"]) -> Routing:
     """Keeps the choices in the first slots of each expert, and drops all others.
 
     A choice's position in the queue of its expert does not depend on the number of slots, which
     may therefore be traced.
     """
     (_, e, c), (_, s, k) = routing.choices.shape, routing.slots.shape
-    kept = routing.kept & (routing.slots % c < slots)
+    slots = jnp.broadcast_to(slots, e)
+    kept = routing.kept & (routing.slots % c < slots[jnp.minimum(routing.experts, e - 1)])
     return Routing(
         routing.experts,
         slots=jnp.where(kept, routing.slots, e * c),
-        choices=jnp.where(jnp.arange(c) < slots, routing.choices, s * k),
+        choices=jnp.where(jnp.arange(c) < slots[:, None], routing.choices, s * k),
         weights=jnp.where(kept, routing.weights, 0.0),
     )

@@ -154,7 +154,7 @@ def _block(
         "about": "; ".join(about_unprocessed(config)),
         **_sums(statistics, y),
     }
-    if router.has("priority") and router.overflow == "drop":  # rule.js moves no choice
+    if router.has("priority") and router.overflow == "drop" and not router.shares:
         slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {

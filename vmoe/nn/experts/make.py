@@ -11,6 +11,7 @@ from vmoe.config import MoEConfig
 from vmoe.config.experts import (
     AttentionExpert,
     CnnExpert,
+    ConstantExpert,
     Expert,
     ExpertConfig,
     ExpertList,
@@ -39,6 +40,9 @@ MODULES: dict[type[ExpertConfig], Callable[..., nnx.Module]] = {
     ),
     IdentityExpert: lambda config, width, dtype, rngs: modules.Identity(),
     ZeroExpert: lambda config, width, dtype, rngs: modules.Zero(),
+    ConstantExpert: lambda config, width, dtype, rngs: modules.Constant(
+        width, dtype=dtype, rngs=rngs
+    ),
 }
 """Makes one expert, for each kind whose experts are copies of a module."""
 

@@ -28,6 +28,24 @@ class Zero(nnx.Module):
         return jnp.zeros_like(tokens)
 
 
+class Constant(nnx.Module):
+    """a1 x + a2 v for a token x, a learned vector v and (a1, a2) = softmax(x W).
+
+    Parameters: ``mix`` kernel (d, 2) is W, ``vector`` (d) is v, zeros at first.
+
+    Source: MoE++, section 3.1 (arXiv 2410.07348).
+    """
+
+    def __init__(self, width: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs):
+        keys = nnx.Rngs(rngs.params())
+        self.mix = nnx.Linear(width, 2, use_bias=False, dtype=dtype, rngs=keys)
+        self.vector = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        shares = nnx.softmax(self.mix(tokens), axis=-1)
+        return shares[..., :1] * tokens + shares[..., 1:] * self.vector[...].astype(tokens.dtype)
+
+
 class Cnn(nnx.Module):
     """A depthwise convolution over the patch grid and a linear layer, with GELU between them.
 
