@@ -133,3 +133,37 @@ def one_hot_dispatch(routing: Routing) -> np.ndarray:
     for i, j, r in np.ndindex(g, s, k):
         hot[i, j, slots[i, j, r]] += 1
     return hot[..., :-1].reshape(g, s, e, c)
+
+
+def transport_by_loop(
+    values: np.ndarray, *, k: int, line: float, other: float, steps: int = 20, rate: float = 0.01
+) -> np.ndarray:
+    """A sparse transport plan in float64, by Adam on the semi-dual, one line at a time.
+
+    Args:
+        values: (lines, entries); at most k entries of a line are above 0.
+        line: the sum of each line.
+        other: the sum that each column is to have.
+    """
+
+    def plan(duals: np.ndarray) -> np.ndarray:
+        rows = np.zeros_like(values)
+        for row, value in zip(rows, (values + duals) / line, strict=True):
+            largest = np.argsort(-value)[:k]
+            for count in range(len(largest), 0, -1):  # entries above 0
+                used = largest[:count]
+                row[used] = line * (value[used] - (value[used].sum() - 1) / count)
+                if row[used].min() > 0:
+                    break
+                row[used] = 0
+        return rows
+
+    duals, first, second = np.zeros(values.shape[1]), 0.0, 0.0
+    for step in range(1, steps + 1):
+        error = plan(duals).sum(0) - other
+        first, second = 0.9 * first + 0.1 * error, 0.999 * second + 0.001 * error**2
+        size = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+        duals = duals - rate * first / (1 - 0.9**step) / size
+        if np.linalg.norm(error) <= 1e-3:
+            break
+    return plan(duals)

@@ -66,7 +66,7 @@ class Routing(NamedTuple):
             expert that did not choose the token).
         slots: the slot that each choice got, in [0, e * c); e * c where it got none.
         choices: the choice that fills each slot, in [0, s * k); s * k where the slot is empty.
-        weights: the combine weight of each choice, in [0, 1]; 0 if the choice got no slot.
+        weights: the combine weight of each choice, 0 or more; 0 if the choice got no slot.
     """
 
     experts: Int[Array, "g s k"]

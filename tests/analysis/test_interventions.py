@@ -11,17 +11,20 @@ import pytest
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis import capture
+from vmoe.analysis.effects import can_be_limited
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Decision, Route, RouterInputs
 from vmoe.config import (
     AnyRouter,
     BiasBalanced,
     ExpertChoice,
+    ExpertRace,
     Hash,
     MoEConfig,
     Router,
     Soft,
     TokenChoice,
+    Transport,
     ViTConfig,
     replace,
 )
@@ -185,14 +188,14 @@ def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviatio
 
 
 @pytest.mark.parametrize(
-    ("router", "problem"),
+    "router",
     [
-        (ExpertChoice(), "router expert_choice drops no choice"),
-        (TokenChoice(overflow="next_expert"), "only if all experts have the same, and no choice"),
-        (TokenChoice(shares=(0.5, *[1.0] * (E - 1))), "only if all experts have the same"),
+        *(ExpertChoice(), ExpertRace(), Transport(), TokenChoice(overflow="next_expert")),
+        TokenChoice(shares=(0.5, *[1.0] * (E - 1))),
     ],
 )
-def test_slots_of_other_routers_cannot_be_limited(router: AnyRouter, problem: str) -> None:
+def test_slots_cannot_be_limited_if_a_choice_depends_on_them(router: AnyRouter) -> None:
     config = config_of(router)
-    with pytest.raises(UsageError, match=problem):
+    assert not can_be_limited(config)
+    with pytest.raises(UsageError, match=f"router.kind={router.kind} .*only if no choice depends"):
         decided(config, random_params(config), lambda slots: limited(slots, jnp.int32(0)), 1)

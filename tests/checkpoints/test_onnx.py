@@ -28,6 +28,7 @@ from vmoe.config import (
     MlpExpert,
     Random,
     Router,
+    Sinkhorn,
     Soft,
     Switch,
     TokenChoice,
@@ -74,7 +75,9 @@ def test_a_model_without_scatters_has_the_same_decisions_and_logits(router: str 
                 assert record.routing.dropped.any()
 
 
-@pytest.mark.parametrize("router", [Switch(), GShard(), BiasBalanced(), Random(), Hash()])
+@pytest.mark.parametrize(
+    "router", [Switch(), GShard(), BiasBalanced(), Random(), Hash(), Sinkhorn()]
+)
 def test_a_router_that_needs_scatters_is_refused_by_its_kind(router: Router) -> None:
     stored = stored_model(
         "vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), moe=dict(router=router)

@@ -36,6 +36,7 @@ from vmoe.config import (
     MoEConfig,
     NoisyGate,
     Random,
+    ReLU,
     RoutingOverrides,
     Soft,
     Switch,
@@ -56,6 +57,7 @@ ROUTERS = (
     ExpertRace(),
     Random(),
     Hash(),
+    ReLU(),
 )
 EVERY = ExpertList(
     each=(
@@ -78,7 +80,9 @@ LISTS = "block 0 has experts list, which are of different kinds: they cannot be 
 UNSTORED = "block 0 has router {}: layers of published checkpoints have a gate, no state, and"
 REFUSED = {
     "capacity": {
-        **dict.fromkeys(("switch", "gshard"), "block 0: router {} has no k and no priority"),
+        **dict.fromkeys(
+            ("switch", "gshard", "relu"), "block 0: router {} has no k and no priority"
+        ),
         **dict.fromkeys(("expert_choice", "soft"), "block 0: router {} has no k and no priority"),
         **dict.fromkeys(("expert_race", "random", "hash"), NO_PRIORITY),
     },
@@ -86,7 +90,8 @@ REFUSED = {
         "expert_choice": "router {} drops no choice that others take: no mate can attack",
         "soft": "router {} routes each image alone: no mate can attack",
         **dict.fromkeys(
-            ("switch", "gshard", "expert_race"), "router {} has no priority, which this attack"
+            ("switch", "gshard", "expert_race", "relu"),
+            "router {} has no priority, which this attack",
         ),
         **dict.fromkeys(("random", "hash"), "router {} reads no pixels: no mate can attack"),
     },
@@ -100,7 +105,9 @@ REFUSED = {
         "experts": LISTS,
     },
     "convert --format published": {
-        **dict.fromkeys(("gshard", "bias_balanced", "expert_race", "random", "hash"), UNSTORED),
+        **dict.fromkeys(
+            ("gshard", "bias_balanced", "expert_race", "random", "hash", "relu"), UNSTORED
+        ),
         "gates": "model.moe.gate.kind=noisy with block=0: published checkpoints have no gate other",
         "experts": "model.moe.shared_experts=2 with block=0: published checkpoints have no shared",
     },

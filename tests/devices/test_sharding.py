@@ -29,11 +29,16 @@ from vmoe.config import (
     MoEConfig,
     OptimConfig,
     Random,
+    ReLU,
     Router,
+    Sinkhorn,
     Soft,
     Switch,
     TokenChoice,
+    TopP,
     TrainConfig,
+    Transport,
+    TransportExpertChoice,
     ViTConfig,
     replace,
 )
@@ -65,6 +70,10 @@ CONFIG = ViTConfig(
     sparse_blocks=(0,),
     moe=SPARSE,
 )
+OTHERS = (
+    *(Switch(), GShard(), BiasBalanced(), ExpertRace(), Random(), Hash(), Sinkhorn()),
+    *(Transport(), TransportExpertChoice(), ReLU(coefficient=0.1), TopP()),
+)
 ROUTERS: dict[str, Router] = {
     **{p: TokenChoice(priority=p) for p in ("order", "largest_gate", "sum_of_gates", "random")},
     "all_losses": TokenChoice(
@@ -76,10 +85,7 @@ ROUTERS: dict[str, Router] = {
     "expert_choice": ExpertChoice(),
     "choice_by_threshold": ExpertChoice(threshold_rate=0.1),
     "soft": Soft(),
-    **{
-        router.kind: router
-        for router in (Switch(), GShard(), BiasBalanced(), ExpertRace(), Random(), Hash())
-    },
+    **{router.kind: router for router in OTHERS},
 }
 OVER_DEVICE = TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="device"))
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
@@ -301,7 +307,7 @@ def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
 
 
 @pytest.mark.parametrize(
-    "router", [TokenChoice(noise_std=0.0), BiasBalanced(), ExpertRace(), Own()]
+    "router", [TokenChoice(noise_std=0.0), BiasBalanced(), ExpertRace(), Own(), ReLU(), TopP()]
 )
 def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_device(
     router: Router,

@@ -27,6 +27,7 @@ from vmoe.config import (
     ExpertRace,
     MoEConfig,
     Router,
+    Sinkhorn,
     TokenChoice,
     replace,
 )
@@ -54,6 +55,7 @@ ROUTER_CONFIGS: dict[str, Router] = {
     "next_expert": TokenChoice(overflow="next_expert", priority="largest_gate"),
     "race_softmax": ExpertRace(scores="softmax"),
     "choice_by_threshold": ExpertChoice(threshold_rate=0.1),
+    "sinkhorn_k1": Sinkhorn(k=1),
     "bias_softmax": BiasBalanced(k=1, scores="softmax", priority="largest_gate"),
 }
 """Every registered router with its defaults, and further settings."""
@@ -62,30 +64,48 @@ BY_INDEX = "its priority depends on the index of a token in the group"
 BY_POSITION = "a token's position in the image determines its experts"
 NO_DROPS = "no choice is ever dropped"
 ORDERED = dict.fromkeys(
-    ("token_choice", "random_first", "k3_normalized", "switch", "gshard", "bias_balanced"),
+    (
+        *("token_choice", "random_first", "k3_normalized", "switch", "gshard", "bias_balanced"),
+        *("sinkhorn", "sinkhorn_k1", "transport", "relu", "top_p"),
+    ),
     BY_INDEX,
 )
 FIXED = dict.fromkeys(("random", "hash"), BY_POSITION)
+NEVER_DROP = dict.fromkeys(
+    ("expert_choice", "choice_by_threshold", "soft", "transport_expert_choice"), NO_DROPS
+)
+PLANNED = dict.fromkeys(
+    ("transport", "transport_expert_choice"), "its plan balances the tokens of a group"
+)
 AS_TOKEN_CHOICE = "its routing is index arrays of the same form as token choice's"
 EXEMPT: dict[str, dict[str, str]] = {
     "one expert is the dense MLP": {
         "soft": "its slots are mixtures of tokens",
         "gshard": "it needs two experts",
+        "relu": "the weight is a logit, which is not 1",
         **dict.fromkeys(
-            ("bias_balanced", "expert_race"), "the weight is a sigmoid, which is not 1"
+            ("bias_balanced", "expert_race", "sinkhorn", "sinkhorn_k1"),
+            "the weight is a sigmoid, which is not 1",
         ),
     },
     "slots are used once": {"soft": "every slot is a mixture of all tokens"},
     "priority by gates": ORDERED
     | FIXED
-    | dict.fromkeys(("expert_choice", "choice_by_threshold", "soft"), NO_DROPS)
+    | NEVER_DROP
     | dict.fromkeys(("expert_race", "race_softmax"), "experts take their best winners"),
     "permutations": ORDERED | FIXED,
     "padding inside a group": {"soft": "its groups are single images"},
-    "capacity for every token": {"soft": "its slots mix any number of tokens"},
-    "dropless": dict.fromkeys(("expert_choice", "choice_by_threshold", "soft"), NO_DROPS),
+    "capacity for every token": {"soft": "its slots mix any number of tokens"} | PLANNED,
+    "dropless": NEVER_DROP | PLANNED,
     "sorted rows": {"soft": "every slot is filled, so that only batched is allowed"}
-    | dict.fromkeys(("switch", "gshard", "bias_balanced", "random", "hash"), AS_TOKEN_CHOICE),
+    | dict.fromkeys(
+        (
+            *("switch", "gshard", "bias_balanced", "random", "hash", "sinkhorn", "transport"),
+            *("relu", "top_p"),
+        ),
+        AS_TOKEN_CHOICE,
+    )
+    | {"transport_expert_choice": "its routing is of the same form as expert choice's"},
 }
 """Property -> router config -> the reason why the property does not apply to it."""
 
@@ -112,6 +132,14 @@ def routers(name: str, *, each_implementation: bool = False) -> pytest.MarkDecor
         for marks in [() if router == "token_choice" or (router in default and not i) else LONG]
     }
     return pytest.mark.parametrize(("router", "implementation"), cases.values(), ids=cases.keys())
+
+
+def scores_of(router: Router) -> Callable[[jax.Array], jax.Array]:
+    """The function from the logits of a token to its combine weights, before normalization."""
+    if router.kind == "relu":
+        return jax.nn.relu
+    sigmoid = getattr(router, "scores", None) == "sigmoid" or router == Sinkhorn(k=1)
+    return jax.nn.sigmoid if sigmoid else jax.nn.softmax
 
 
 def _implementations(router: str) -> tuple[str, ...]:
@@ -156,7 +184,8 @@ def layer(
     moe = MoE.from_config(config, WIDTH, MLP_DIM, n, rngs=nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
     for variable in (moe.state or {}).values():
-        variable[...] = jnp.asarray(rng.normal(size=variable.shape) / 10, jnp.float32)
+        noise = rng.normal(size=variable.shape) / 10
+        variable[...] = variable[...] + jnp.asarray(noise, jnp.float32)
     return moe
 
 
@@ -197,7 +226,7 @@ def test_1_one_expert_with_capacity_for_every_token_is_the_dense_mlp(
     router: Router, implementation: str
 ) -> None:
     if router.k > 1:
-        router = dataclasses.replace(router, k=1)
+        router = dataclasses.replace(router, **{"k" if router.has("k") else "target_k": 1})
     shape = (2, 5, 1, 4.0)
     moe, tokens = layer(router, shape, implementation=implementation), images(shape)
     dense = Mlp(WIDTH, MLP_DIM, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -304,7 +333,7 @@ def assert_equal_to_einsums(
         out, record = nnx.merge(graph, params).forward(tokens, key=key)
         return (out * target).sum(), record
 
-    scores = getattr(jax.nn, getattr(router, "scores", "softmax"))
+    scores = scores_of(router)
     inputs = nnx.to_pure_dict(state), tokens
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: np.asarray(x, np.float64), inputs)

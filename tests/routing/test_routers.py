@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,33 @@ import pytest
 from flax import nnx
 from scipy.special import expit, softmax
 
+from tests.oracles import transport_by_loop
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import BiasBalanced, GShard, Hash, MoEConfig, Random, Router, Switch
+from vmoe.config import (
+    BiasBalanced,
+    GShard,
+    Hash,
+    MoEConfig,
+    Random,
+    ReLU,
+    Router,
+    Sinkhorn,
+    Switch,
+    TokenChoice,
+    TopP,
+    Transport,
+)
 from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
 
 S, E, C = 23, 4, 5
 Choice = tuple[int, float]
 """An expert and its combine weight."""
-Rule = Callable[[np.ndarray, float, int], list[Choice]]
+TokenRule = Callable[[np.ndarray, float, int], list[Choice]]
 """(logits of a token, its draw, its position) -> its choices, in float64."""
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], list[list[Choice]]]
+"""The same for a group: (logits, valid, draws, positions) -> the choices of each token."""
+THRESHOLD, COEFFICIENT = 0.7, 0.3
 BIAS = np.array([0.2, -0.3, 0.0, 0.1])
 
 
@@ -49,21 +66,72 @@ def hashes(logits: np.ndarray, draw: float, position: int) -> list[Choice]:
     return [(int(e), 1 / 3) for e in np.asarray(table(Hash(k=3, seed=5), E, S))[position]]
 
 
+def sinkhorn(
+    logits: np.ndarray, valid: np.ndarray, draws: np.ndarray, positions: np.ndarray, *, k: int
+) -> list[list[Choice]]:
+    kernel = np.exp(logits[valid])
+    v = np.ones(E)
+    for _ in range(500):
+        u = 1 / (kernel @ v)
+        v = len(kernel) / E / (u @ kernel)
+    scores = softmax(logits, axis=-1) if k > 1 else expit(logits)
+    chosen = np.argsort(-np.exp(logits) * v, axis=-1)[:, :k]
+    return [
+        [(int(e), row[e]) for e in of_token] for of_token, row in zip(chosen, scores, strict=True)
+    ]
+
+
+def transport(
+    logits: np.ndarray, valid: np.ndarray, draws: np.ndarray, positions: np.ndarray
+) -> list[list[Choice]]:
+    gates, plan = softmax(logits, axis=-1), np.zeros((S, E))
+    plan[valid] = transport_by_loop(gates[valid], k=2, line=1.0, other=valid.sum() / E)
+    largest = np.argsort(-plan, axis=-1)[:, :2]
+    return [[(int(e), gates[s, e]) for e in largest[s] if plan[s, e] > 0] for s in range(S)]
+
+
+def relu(logits: np.ndarray, draw: float, position: int) -> list[Choice]:
+    return [(int(e), logits[e]) for e in np.argsort(-logits) if logits[e] > 0]
+
+
+def top_p(logits: np.ndarray, draw: float, position: int) -> list[Choice]:
+    gates, choices = softmax(logits), []
+    for e in np.argsort(-gates):
+        if sum(weight for _, weight in choices) < THRESHOLD:
+            choices.append((int(e), gates[e]))
+    return choices
+
+
+def each_token(rule: TokenRule) -> Rule:
+    def of_group(
+        logits: np.ndarray, valid: np.ndarray, draws: np.ndarray, positions: np.ndarray
+    ) -> list[list[Choice]]:
+        tokens = zip(logits, draws.tolist(), positions.tolist(), strict=True)
+        return [rule(*token) for token in tokens]
+
+    return of_group
+
+
 table = jax.jit(Hash.table, static_argnums=(0, 1, 2))
 
 
 CASES: dict[str, tuple[Router, Rule]] = {
-    "switch": (Switch(), switch),
-    "gshard": (GShard(), gshard),
+    "switch": (Switch(), each_token(switch)),
+    "gshard": (GShard(), each_token(gshard)),
     "bias_balanced": (
         BiasBalanced(),
-        functools.partial(bias_balanced, scores="sigmoid", normalize=False),
+        each_token(functools.partial(bias_balanced, scores="sigmoid", normalize=False)),
     ),
     "bias_balanced_softmax_normalized": (
         BiasBalanced(scores="softmax", normalize_weights=True),
-        functools.partial(bias_balanced, scores="softmax", normalize=True),
+        each_token(functools.partial(bias_balanced, scores="softmax", normalize=True)),
     ),
-    "hash": (Hash(k=3, seed=5), hashes),
+    "hash": (Hash(k=3, seed=5), each_token(hashes)),
+    "sinkhorn": (Sinkhorn(), functools.partial(sinkhorn, k=2)),
+    "transport": (Transport(), transport),
+    "relu": (ReLU(), each_token(relu)),
+    "top_p": (TopP(), each_token(top_p)),
+    "sinkhorn_k1": (Sinkhorn(k=1), functools.partial(sinkhorn, k=1)),
 }
 
 
@@ -75,7 +143,11 @@ def inputs_of(seed: int, *, draw: bool = True) -> RouterInputs:
         valid=jnp.asarray(rng.random((1, S)) < 0.9),
         draw=jnp.asarray(rng.random((1, S)), jnp.float32) if draw else None,
         positions=jnp.asarray(rng.permutation(S))[None],
-        state={"bias": jnp.asarray(BIAS, jnp.float32)[None]},
+        state={
+            "bias": jnp.asarray(BIAS, jnp.float32)[None],
+            "threshold": jnp.array([THRESHOLD]),
+            "coefficient": jnp.array([COEFFICIENT]),
+        },
     )
 
 
@@ -92,12 +164,10 @@ def test_decisions_equal_a_float64_loop_over_the_papers_rule(router: Router, rul
         (logits,), (valid,), (draw,), (positions,) = map(
             np.asarray, (inputs.logits, inputs.valid, inputs.draw, inputs.positions)
         )
-        chosen = [
-            rule(logits[s].astype(np.float64), float(draw[s]), int(positions[s])) * bool(valid[s])
-            for s in range(S)
-        ]
+        chosen = rule(logits.astype(np.float64), valid, draw, positions)
+        chosen = [choices if real else [] for choices, real in zip(chosen, valid, strict=True)]
         free, expected = [C] * E, {}
-        for rank in range(router.k):  # all first choices before any second one
+        for rank in range(max(map(len, chosen))):  # all first choices before any second one
             for s in range(S):
                 if rank < len(chosen[s]):
                     expert, weight = chosen[s][rank]
@@ -115,6 +185,25 @@ def test_decisions_equal_a_float64_loop_over_the_papers_rule(router: Router, rul
         np.testing.assert_allclose(decision.gates.sum(-1), 1, rtol=1e-6)
 
 
+def test_sinkhorns_evaluation_is_token_choice_and_no_gradient_passes_through_its_plan() -> None:
+    inputs, trained = inputs_of(0, draw=False), inputs_of(0)
+    ours, theirs = decide(inputs, Sinkhorn()), decide(inputs, TokenChoice())
+    jax.tree.map(np.testing.assert_array_equal, ours.routing, theirs.routing)
+    assert (decide(trained, Sinkhorn()).routing.experts != ours.routing.experts).any()
+
+    def total(logits: jax.Array, inputs: RouterInputs) -> jax.Array:
+        return decide(inputs._replace(logits=logits), Sinkhorn()).routing.weights.sum()
+
+    def of_the_gates(logits: jax.Array, inputs: RouterInputs) -> jax.Array:
+        routing = decide(inputs, Sinkhorn()).routing
+        gates = jax.nn.softmax(logits, axis=-1)
+        weights = jnp.take_along_axis(gates, routing.experts, axis=-1, mode="clip")
+        return (weights * routing.kept).sum()
+
+    gradients = (jax.grad(f)(trained.logits, trained) for f in (total, of_the_gates))
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
 def test_gshard_makes_every_second_choice_in_evaluation() -> None:
     inputs = inputs_of(0, draw=False)._replace(valid=jnp.ones((1, S), bool))
     in_training = decide(inputs_of(0)._replace(valid=inputs.valid), GShard()).routing.experts
@@ -130,6 +219,64 @@ def test_the_bias_rises_for_experts_below_the_mean_load_and_falls_above_it() -> 
     np.testing.assert_array_equal(state["bias"], [-0.5, 0.5, 0, 0.5])
     state = router.next_state(state, {"choices": jnp.array([9, 1, 5, 5])})
     np.testing.assert_array_equal(state["bias"], [-1, 1, 0, 0.5])
+
+
+def test_the_l1_loss_of_relu_routing_is_weighted_by_the_share_of_each_expert() -> None:
+    inputs, expected = inputs_of(0), 0.0
+    real = np.maximum(np.float64(inputs.logits[0]), 0)[np.asarray(inputs.valid[0])]
+    for e in range(E):
+        share = E / 2 * np.mean(real[:, e] > 0)
+        expected += COEFFICIENT * share * real[:, e].mean()
+    np.testing.assert_allclose(decide(inputs, ReLU()).losses["l1"], [expected], rtol=1e-6)
+
+
+def test_the_coefficient_of_the_l1_loss_rises_with_too_many_experts_and_falls_else() -> None:
+    router = ReLU(target_k=2, coefficient=0.5, factor=4.0)
+    state = router.initial_state(3)
+    for choices, expected in (([9, 9, 9], 2.0), ([9, 9, 2], 2.0), ([1, 0, 0], 0.5)):
+        state = router.next_state(state, {"choices": jnp.array(choices), "tokens": jnp.array(10)})
+        np.testing.assert_allclose(state["coefficient"], expected, rtol=1e-6)
+
+
+def test_the_threshold_of_top_p_is_proportional_to_the_error_and_to_its_sum() -> None:
+    router = TopP(target_k=2, threshold=0.5, proportional_gain=0.3, integral_gain=0.1)
+    state, total = router.initial_state(4), 0.5
+    for choices in ([10, 10, 5, 3], [3, 3, 3, 3], [5, 5, 5, 5], [10, 10, 10, 10]):
+        error = (2 - sum(choices) / 10) / 4
+        total += 0.1 * error
+        state = router.next_state(state, {"choices": jnp.array(choices), "tokens": jnp.array(10)})
+        np.testing.assert_allclose(state["threshold"], total + 0.3 * error, rtol=1e-6)
+    for _ in range(30):  # too few, whatever the threshold: it stays at 1, and comes back at once
+        state = router.next_state(state, {"choices": jnp.ones(4), "tokens": jnp.array(10)})
+    assert state["threshold"] == state["integral"] == 1
+    state = router.next_state(state, {"choices": jnp.full(4, 10), "tokens": jnp.array(10)})
+    np.testing.assert_allclose(state["threshold"], 1 - 0.5 * (0.1 + 0.3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("router", [ReLU(target_k=3, coefficient=1e-3), TopP(target_k=3)])
+def test_training_brings_the_mean_number_of_experts_to_the_target(router: Router) -> None:
+    """The task is to keep the logits."""
+    e, start = 8, jax.random.normal(jax.random.key(0), (1, 200, 8))
+
+    @jax.jit
+    def step(logits: jax.Array, state: dict[str, jax.Array]) -> tuple[Any, Any, Any]:
+        def loss(logits: jax.Array) -> tuple[jax.Array, Decision]:
+            own = {name: x[None] for name, x in state.items()}
+            valid = jnp.ones((1, 200), bool)
+            decision = router(RouterInputs(logits, None, valid, None, state=own), 200)
+            task = ((logits - start) ** 2).sum() / 2
+            return task + decision.losses.get("l1", jnp.zeros(1)).sum(), decision
+
+        gradient, decision = jax.grad(loss, has_aux=True)(logits)
+        choices = jnp.bincount(decision.routing.experts.ravel(), length=e)
+        sums = {"choices": choices, "tokens": jnp.array(200)}
+        return logits - gradient, router.next_state(state, sums), choices.sum() / 200
+
+    logits, state, means = start, router.initial_state(e), []
+    for _ in range(150):
+        logits, state, mean = step(logits, state)
+        means.append(float(mean))
+    assert abs(means[0] - 3) > 0.5 and np.mean(means[-20:]) == pytest.approx(3, abs=0.1)
 
 
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])

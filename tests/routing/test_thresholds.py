@@ -59,7 +59,7 @@ def assert_kept(decision: Decision, scores: np.ndarray, g: int, won: set[tuple[i
 
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])
 def test_in_training_the_k_s_largest_scores_of_a_group_win(name: str) -> None:
-    decision = decide(ExpertRace(k=K, scores=name), jnp.zeros(G), True)
+    decision = decide(ExpertRace(target_k=K, scores=name), jnp.zeros(G), True)
     for g in range(G):
         scores = in_float64(name, g)
         every = [(t, e) for t, e in np.ndindex(S, E) if VALID[g, t]]
@@ -74,7 +74,7 @@ def test_in_training_the_k_s_largest_scores_of_a_group_win(name: str) -> None:
 
 
 def test_in_evaluation_every_score_wins_that_reaches_the_threshold() -> None:
-    decision = decide(ExpertRace(k=K), jnp.full(G, 0.6), False)
+    decision = decide(ExpertRace(target_k=K), jnp.full(G, 0.6), False)
     for g in range(G):
         scores = in_float64("sigmoid", g)
         won = {(t, e) for t, e in np.ndindex(S, E) if VALID[g, t] and scores[t, e] >= 0.6}

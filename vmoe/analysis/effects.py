@@ -115,9 +115,9 @@ def with_random_routers(
 
 
 def can_be_limited(config: ViTConfig) -> bool:
-    """Whether a model has slots and a priority to change: every router has a priority."""
+    """Whether a model has slots and a priority to change: every router has both."""
     routers = [moe.router for moe in config.moe_blocks.values()]
-    return all(router.has("priority") for router in routers)
+    return all(router.limitable and router.has("priority") for router in routers)
 
 
 def at_capacities(

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from vmoe.axes import Decision, Route, RouterInputs, Routing
-from vmoe.errors import UsageError
 from vmoe.routing import token_choice
 from vmoe.routing.priority import PRIORITIES
 from vmoe.routing.router import AnyRouter
@@ -94,18 +93,12 @@ def limited(
         k: experts per token; the layer's k if None.
 
     Raises:
-        UsageError: the returned function is called for a router that drops no choice or moves it.
+        UsageError: the returned function is called for a router that is not ``limitable``.
     """
 
     def decide(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
         _, s, e = inputs.logits.shape[:3]
-        if not router.can_drop:
-            raise UsageError(f"router {router.kind} drops no choice: its slots cannot be limited")
-        if router.overflow != "drop" or router.shares:
-            raise UsageError(
-                "slots can be limited only if all experts have the same, and no choice moves",
-                **{"router.overflow": router.overflow, "router.shares": router.shares},
-            )
+        router.check_limitable()
         decision = router(inputs, s)  # a slot for every choice
         gates, routing = decision.gates, decision.routing
         assert isinstance(routing, Routing)

@@ -17,9 +17,10 @@ Unit = Literal["flops", "time"]
 
 
 def check_router(router: AnyRouter) -> None:
-    """Raises a UsageError unless a router has a k and a priority."""
+    """Raises a UsageError unless a router has a k and a priority that can be compared."""
     missing = [name for name in ("k", "priority") if not router.has(name)]
     require(not missing, f"router {router.kind} has no {' and no '.join(missing)} to choose")
+    router.check_limitable()
 
 
 @dataclasses.dataclass(frozen=True)

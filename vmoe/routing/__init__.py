@@ -10,10 +10,14 @@ from vmoe.routing.expert_race import ExpertRace
 from vmoe.routing.gshard import GShard
 from vmoe.routing.hashed import Hash
 from vmoe.routing.random import Random
+from vmoe.routing.relu import ReLU
 from vmoe.routing.router import AnyRouter, Router
+from vmoe.routing.sinkhorn import Sinkhorn
 from vmoe.routing.soft import Soft
 from vmoe.routing.switch import Switch
 from vmoe.routing.token_choice import TokenChoice
+from vmoe.routing.top_p import TopP
+from vmoe.routing.transport import Transport, TransportExpertChoice
 
 __all__ = [
     "AnyRouter",
@@ -24,8 +28,13 @@ __all__ = [
     "GShard",
     "Hash",
     "Random",
+    "ReLU",
     "Router",
+    "Sinkhorn",
     "Soft",
     "Switch",
     "TokenChoice",
+    "TopP",
+    "Transport",
+    "TransportExpertChoice",
 ]

@@ -13,7 +13,6 @@ algorithm 1 (arXiv 2408.15664).
 import dataclasses
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 
 from vmoe.axes import Decision, RouterInputs
@@ -21,7 +20,7 @@ from vmoe.fields import NonNegative, at_least
 from vmoe.routing.priority import Priority
 from vmoe.routing.router import Router, State
 from vmoe.routing.token_choice import assign_chosen
-from vmoe.routing.top_k import MASKED, gates_of, top_k
+from vmoe.routing.top_k import MASKED, Scores, scores_and_gates, top_k
 
 SMALLEST = 1e-20  # of the weights
 
@@ -34,7 +33,7 @@ class BiasBalanced(Router):
     """The router."""
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
-    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+    scores: Scores = "sigmoid"
     """The function from logits to scores."""
     update_rate: NonNegative = 0.001
     """Change of an expert's bias after each step of training."""
@@ -61,11 +60,7 @@ class BiasBalanced(Router):
         """The decision's gates are the scores divided by their sum over the experts."""
         assert inputs.state is not None
         logits = inputs.noisy_logits
-        gates = scores = gates_of(logits)
-        if self.scores == "sigmoid":
-            scores = jax.nn.sigmoid(logits)
-            # Of scores that all round to 0 the gates are uniform.
-            gates = gates_of(jax.nn.log_sigmoid(logits))
+        scores, gates = scores_and_gates(logits, self.scores)
         masked = inputs.logits <= MASKED  # no bias lifts such an expert
         biased = jnp.where(masked, -jnp.inf, scores + inputs.state["bias"][:, None])
         _, experts = top_k(biased, self.k)
@@ -82,7 +77,7 @@ class BiasBalanced(Router):
             normalize=self.normalize_weights,
             draw=inputs.draw,
         )
-        return Decision(gates, routing)
+        return self.decision(inputs, logits, gates, routing)
 
     def initial_state(self, e: int) -> State:
         """No bias."""

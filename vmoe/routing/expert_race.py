@@ -12,30 +12,29 @@ Source: "Expert Race", sections 4 and 5 (arXiv 2503.16057).
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Decision, RouterInputs
-from vmoe.fields import NonNegative, at_least
+from vmoe.fields import NonNegative
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.expert_choice import assign
-from vmoe.routing.router import Router, State
+from vmoe.routing.router import State
+from vmoe.routing.target_k import TargetK
 from vmoe.routing.thresholds import next_threshold, no_threshold, threshold_sums
-from vmoe.routing.top_k import MASKED, gates_of, top_k
+from vmoe.routing.top_k import Scores, choosable, scores_and_gates, top_k
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertRace(Router):
+class ExpertRace(TargetK):
     """The k * s largest scores of a group win (Expert Race, arXiv 2503.16057)."""
 
     kind: Literal["expert_race"] = "expert_race"
     """The router."""
-    k: Annotated[int, at_least(1)] = 2
-    """Mean number of experts of a token in training."""
-    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+    scores: Scores = "sigmoid"
     """The function from logits to scores, which are the combine weights."""
     threshold_rate: NonNegative = 0.05
     """Weight of a step of training in the mean that is the threshold in evaluation."""
@@ -43,18 +42,14 @@ class ExpertRace(Router):
 
     takes = ("draw",)  # which is None in evaluation
 
-    @property
-    def weights_are_gates(self) -> bool:
-        return self.scores == "softmax"
+    limitable = False  # an expert takes its largest winners, of any rank
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         """The decision's gates are the scores divided by their sum over the experts."""
         assert inputs.state is not None
         logits = inputs.noisy_logits
-        gates = scores = gates_of(logits)
-        if self.scores == "sigmoid":
-            scores, gates = jax.nn.sigmoid(logits), gates_of(jax.nn.log_sigmoid(logits))
-        allowed = inputs.valid[..., None] & (inputs.logits > MASKED)
+        scores, gates = scores_and_gates(logits, self.scores)
+        allowed = choosable(inputs)
         if inputs.draw is None:
             won = allowed & (scores >= inputs.state["threshold"][:, None, None])
             sums = {}
@@ -64,8 +59,7 @@ class ExpertRace(Router):
         routing = assign(scores, won, c=c)
         e = logits.shape[-1]
         wanted = jnp.where(won, jnp.arange(e), e)  # also the winners without a slot
-        decision = self.decision(inputs, logits, gates, routing._replace(experts=wanted))
-        return decision._replace(sums=decision.sums | sums)
+        return self.decision(inputs, logits, gates, routing._replace(experts=wanted), sums=sums)
 
     def initial_state(self, e: int) -> State:
         return no_threshold(())

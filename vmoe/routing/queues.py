@@ -29,15 +29,12 @@ def _queue(
     experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
     s, k = experts.shape
-    place = (
-        jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s, dtype=jnp.int32), unique_indices=True)
-    )
-    turn = (
-        jnp.arange(k, dtype=jnp.int32) * s + place[:, None]
-    )  # s k: all first choices come before any second one
-    queue = jnp.sort(
-        (experts.astype(jnp.int32) * (s * k) + turn).reshape(-1), stable=False
-    )  # sk: the sort keys
+    place = jnp.zeros(s, jnp.int32)
+    place = place.at[order].set(jnp.arange(s, dtype=jnp.int32), unique_indices=True)  # s
+    ranks = jnp.arange(k, dtype=jnp.int32)
+    turn = ranks * s + place[:, None]  # s k: all first choices come before any second one
+    sort_keys = experts.astype(jnp.int32) * (s * k) + turn
+    queue = jnp.sort(sort_keys.reshape(-1), stable=False)  # sk
 
     expert, turn = queue // (s * k), queue % (s * k)  # sk
     choice = order[turn % s] * k + turn // s  # sk: token * k + rank

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float, Shaped
 
 from vmoe.axes import Decision, RouterInputs, Routing
+from vmoe.errors import require
 from vmoe.fields import Checked, kinds
 from vmoe.routing import aux_losses
 from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights, Over
@@ -116,6 +117,21 @@ class AnyRouter(Checked):
         return self.has("dropless")
 
     @property
+    def limitable(self) -> bool:
+        """Whether the choices of a layer with more slots, in another order, are those of this one.
+
+        Then slots, priority and k can change without the router (``interventions.limited``): the
+        choices of an expert get slots by rank, and then by a priority of the decision's gates.
+        """
+        return self.can_drop and self.overflow == "drop" and not self.shares
+
+    def check_limitable(self) -> None:
+        """Raises a UsageError unless this router is ``limitable``."""
+        values = {f"router.{name}": getattr(self, name) for name in ("kind", "overflow", "shares")}
+        problem = "slots and priorities can be compared only if no choice depends on them"
+        require(self.limitable, problem, **values)
+
+    @property
     def learned(self) -> bool:
         """Whether the layer has a gate, which is trained."""
         return self.logits_per is not None
@@ -153,18 +169,22 @@ class AnyRouter(Checked):
         noisy: Float[Array, "g s e"],
         gates: Float[Array, "g s e"],
         routing: Routing,
+        *,
+        losses: State | None = None,
+        sums: State | None = None,
     ) -> Decision:
         """A decision with our auxiliary losses, or the sums for ``losses_of_sums``.
 
         Args:
             noisy: the logits that the routing used.
             gates: the gates that the routing used.
+            losses: further losses by name.
+            sums: further sums by name.
         """
         args = self.aux_loss, inputs, noisy, gates
         of_k = {"k": self.k, "noise_std": self.noise_std, "shares": self.shares}
-        return Decision(
-            gates, routing, aux_losses.losses(*args, **of_k), aux_losses.sums(*args, **of_k)
-        )
+        ours = aux_losses.losses(*args, **of_k) | (losses or {})
+        return Decision(gates, routing, ours, aux_losses.sums(*args, **of_k) | (sums or {}))
 
     @property
     def losses_over(self) -> Over:
@@ -221,13 +241,7 @@ class Router(Capacity, AnyRouter):
         self.require(not both, "give one of them", "dropless", "capacity")
 
     def slots(self, s: int, e: int) -> int:
-        """s * k * capacity_factor / e, rounded; at most s. Without a capacity s, for all tokens.
-
-        With ``shares`` the slots of the expert with the largest share, in the place of 1 / e.
-        """
+        """s * k * capacity_factor / e, rounded; at most s. Without a capacity s, for all tokens."""
         if self.dropless:
             return s
-        if self.shares:
-            ideal = s * self.k * self.capacity_factor * max(self.shares) / sum(self.shares)
-            return min(s, self.rounded(ideal, e))
         return min(s, self.rounded(s * self.k * self.capacity_factor / e, e))

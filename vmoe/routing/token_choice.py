@@ -89,13 +89,20 @@ class TokenChoice(Router):
             filled &= jnp.arange(c) < limits[:, None]
         return Decision(gates, one_hot_routing(filled, weights))
 
+    def slots(self, s: int, e: int) -> int:
+        """As for any router; with ``shares`` the slots of the expert with the largest one."""
+        return max(self._by_share(s), default=super().slots(s, e))
+
+    def _by_share(self, s: int) -> list[int]:
+        """Slots of each expert in a group of s tokens; empty if all have the same."""
+        if self.dropless:
+            return []
+        ideal = s * self.k * self.capacity_factor / sum(self.shares or [1])
+        return [min(s, self.rounded(ideal * share, len(self.shares))) for share in self.shares]
+
     def _limits(self, c: int, s: int) -> Int[Array, "e"] | None:
-        """Slots of each expert in a group of s tokens, if they differ; at most c."""
-        if not self.shares or self.dropless or self.capacity is not None:
-            return None
-        of_all = s * self.k * self.capacity_factor
-        ideal = (of_all * share / sum(self.shares) for share in self.shares)
-        return jnp.array([min(c, self.rounded(each, len(self.shares))) for each in ideal])
+        """Slots of each expert, if they differ; at most c."""
+        return jnp.minimum(c, jnp.array(slots)) if (slots := self._by_share(s)) else None
 
 
 def assign(

@@ -140,7 +140,7 @@ def _block(
     number: int, config: MoEConfig, block: BlockRouting, statistics: BlockStatistics, y: int
 ) -> dict[str, Any]:
     router = config.router
-    chosen, own, kept, weights = _choices(block, by_gate=not router.can_drop)
+    chosen, own, kept, weights = _choices(block, by_gate=not router.limitable)
     record = {
         "number": number,
         "experts": config.num_experts,
@@ -154,7 +154,7 @@ def _block(
         "about": "; ".join(about_unprocessed(config)),
         **_sums(statistics, y),
     }
-    if router.has("priority") and router.overflow == "drop" and not router.shares:
+    if router.limitable and router.has("priority"):
         slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {

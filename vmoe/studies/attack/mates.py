@@ -88,6 +88,7 @@ def check_mates(model: ViT) -> None:
         require(router.learned, f"{where} reads no pixels: no mate can attack")
         has_priority = router.has("priority")
         require(has_priority, f"{where} has no priority, which this attack compares")
+        router.check_limitable()
     sizes = sorted({layer.images_per_group for layer in layers})
     field = "model.moe.images_per_group"
     require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})
