@@ -38,8 +38,12 @@ from vmoe.config import (
     Random,
     ReLU,
     RoutingOverrides,
+    Sinkhorn,
     Soft,
     Switch,
+    TopP,
+    Transport,
+    TransportExpertChoice,
     ViTConfig,
     ZeroExpert,
     replace,
@@ -54,10 +58,14 @@ ROUTERS = (
     Switch(),
     GShard(),
     BiasBalanced(),
+    Sinkhorn(),
+    Transport(),
+    TransportExpertChoice(),
     ExpertRace(),
+    ReLU(),
+    TopP(),
     Random(),
     Hash(),
-    ReLU(),
 )
 EVERY = ExpertList(
     each=(
@@ -73,26 +81,28 @@ MODELS: dict[str, list[dict[str, Any]]] = {
 """The layers of each model, all sparse. The other tests of each command have token choice with a
 linear gate and MLPs."""
 
+NEITHER = "block 0: router {} has no k and no priority to choose"
 NO_PRIORITY = "block 0: router {} has no priority to choose"
+NOT_LIMITABLE = "only if no choice depends on them"
 NO_GATE = "block 0 has router {}, which has no gate: its experts cannot be pruned, added or merged"
 SLOTS = "block 0 has router soft, whose slots are trained together: its experts cannot be pruned"
 LISTS = "block 0 has experts list, which are of different kinds: they cannot be pruned, added,"
 UNSTORED = "block 0 has router {}: layers of published checkpoints have a gate, no state, and"
+FREE = ("expert_race", "relu", "top_p")
+BY_EXPERT = ("expert_choice", "transport_expert_choice")
 REFUSED = {
     "capacity": {
-        **dict.fromkeys(
-            ("switch", "gshard", "relu"), "block 0: router {} has no k and no priority"
-        ),
-        **dict.fromkeys(("expert_choice", "soft"), "block 0: router {} has no k and no priority"),
-        **dict.fromkeys(("expert_race", "random", "hash"), NO_PRIORITY),
+        **dict.fromkeys(("switch", "gshard", "soft", *BY_EXPERT, *FREE), NEITHER),
+        **dict.fromkeys(("sinkhorn", "random", "hash"), NO_PRIORITY),
+        "transport": NOT_LIMITABLE,
     },
     "mates": {
-        "expert_choice": "router {} drops no choice that others take: no mate can attack",
+        **dict.fromkeys(BY_EXPERT, "router {} drops no choice that others take: no mate can"),
         "soft": "router {} routes each image alone: no mate can attack",
         **dict.fromkeys(
-            ("switch", "gshard", "expert_race", "relu"),
-            "router {} has no priority, which this attack",
+            ("switch", "gshard", "sinkhorn", *FREE), "router {} has no priority, which this attack"
         ),
+        "transport": NOT_LIMITABLE,
         **dict.fromkeys(("random", "hash"), "router {} reads no pixels: no mate can attack"),
     },
     "prune": {
@@ -105,9 +115,7 @@ REFUSED = {
         "experts": LISTS,
     },
     "convert --format published": {
-        **dict.fromkeys(
-            ("gshard", "bias_balanced", "expert_race", "random", "hash", "relu"), UNSTORED
-        ),
+        **dict.fromkeys(("gshard", "bias_balanced", *FREE, "random", "hash"), UNSTORED),
         "gates": "model.moe.gate.kind=noisy with block=0: published checkpoints have no gate other",
         "experts": "model.moe.shared_experts=2 with block=0: published checkpoints have no shared",
     },

@@ -25,6 +25,7 @@ import vmoe.config
 import vmoe.multitask
 from scripts.experiments.__main__ import EXPERIMENTS
 from tests.browser import in_a_browser, started, wait
+from tests.routers import ROUTERS
 from vmoe.checkpoints import chunked, vmoe_format
 from vmoe.checkpoints.export import onnx_file
 from vmoe.checkpoints.restore import FORMAT as CHECKPOINT_FORMAT
@@ -364,6 +365,14 @@ def test_the_page_of_the_api_has_every_name_that_is_public_or_on_a_page_and_the_
     for meaning in re.findall(r"(?:^ +|  )((?:\w )+ *\S.*?)(?=  |$)", legend, re.MULTILINE):
         letters, words = re.fullmatch(r"((?:\w )+) *(.*)", meaning).groups()
         assert f"| `{letters.strip()}` | {words.partition(' (')[0]}" in page, meaning
+
+
+def test_the_table_of_routers_has_every_router_and_says_which_drop_choices() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text()
+    table = page.partition("## The routers side by side")[2].partition("## ")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| `")]
+    drops = {name: row[4] == "yes" for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert drops == {router.__name__: router().can_drop for router in ROUTERS}
 
 
 def test_the_files_that_the_pages_name_exist() -> None:

@@ -81,7 +81,7 @@ def test_losses_equal_their_formulas_and_ignore_padding(
 def test_losses_with_shares_equal_their_formulas_and_are_smallest_at_these_shares(
     logits: np.ndarray,
 ) -> None:
-    """gshard is that of MoE++ (equation 8): tau for the last expert, which computes nothing."""
+    """gshard is that of MoE++ (equation 7): tau for the last expert, which computes nothing."""
     tau = 0.25
     weights = AuxLossWeights(1.0, 1.0, 1.0)
     router = TokenChoice(k=1, aux_loss=weights, shares=(tau, tau, tau, 1.0))

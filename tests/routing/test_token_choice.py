@@ -128,7 +128,7 @@ def test_overflow_to_the_next_expert_equals_a_loop_over_all_ranks_and_tokens(
 
 @pytest.mark.parametrize("overflow", ["drop", "next_expert"])
 def test_experts_have_slots_by_their_shares(overflow: Overflow) -> None:
-    """MoE++ (equation 9): tau k s / (tau + tau + 1) slots, and k s / (tau + tau + 1) for a zero."""
+    """MoE++ (equation 8): tau k s / (tau + tau + 1) slots, and k s / (tau + tau + 1) for a zero."""
     tau, s, k = 0.75, 40, 1
     router = TokenChoice(k=k, shares=(tau, tau, 1.0), overflow=overflow, capacity_factor=1.0)
     c = router.slots(s, 3)

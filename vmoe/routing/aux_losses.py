@@ -55,7 +55,7 @@ BALANCING = ("importance", "load", "gshard")
 """The losses that balance the load of experts."""
 
 
-def losses(
+def losses_and_sums(
     weights: AuxLossWeights,
     inputs: RouterInputs,
     noisy: Float[Array, "g s e"],
@@ -64,8 +64,10 @@ def losses(
     k: int,
     noise_std: float,
     shares: Sequence[float] = (),
-) -> dict[str, GroupLoss]:
-    """The losses of groups whose weight is not 0, by name, unweighted; load needs noise.
+) -> tuple[dict[str, GroupLoss], dict[str, Float[Array, "g e"]]]:
+    """The losses of groups, unweighted, and what ``losses_of_sums`` needs of each group, by name.
+
+    Those whose weight is 0 are left out; load needs noise.
 
     Args:
         gates: the gates that the routing used.
@@ -73,48 +75,31 @@ def losses(
         noise_std: e times the standard deviation of the noise, unless the gate determines it.
         shares: the relative load that each expert is to have, the same if empty. With them the
             first two losses are those of an expert's sum divided by its share, and a term of gshard
-            is multiplied by the smallest share / its expert's (MoE++, equation 8, arXiv
-            2410.07348).
+            is multiplied by the smallest share / its expert's (MoE++, equation 7, arXiv
+            2410.07348, which counts all choices where GShard's loss counts the first).
     """
-    logits, valid, result = inputs.logits, inputs.valid, {}
-    if weights.over == "group":
-        if weights.importance:
-            result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid, shares)
-        scale = _scale(weights, inputs, noise_std)
-        if scale is not None:
-            result["load"] = load(logits, noisy, valid, k=k, scale=scale, shares=shares)
-        if weights.gshard:
-            result["gshard"] = gshard(gates, valid, shares)
-    if weights.z:
-        result["z"] = z(logits, valid)
-    return result
-
-
-def sums(
-    weights: AuxLossWeights,
-    inputs: RouterInputs,
-    noisy: Float[Array, "g s e"],
-    gates: Float[Array, "g s e"],
-    *,
-    k: int,
-    noise_std: float,
-    shares: Sequence[float] = (),
-) -> dict[str, Float[Array, "g e"]]:
-    """What ``losses_of_sums`` needs of each group; empty if the losses are those of groups.
-
-    The arguments are the same as for ``losses``.
-    """
-    logits, values = inputs.logits, {}
-    if weights.over == "group":
-        return values
+    logits, valid, losses, sums = inputs.logits, inputs.valid, {}, {}
+    of_groups = weights.over == "group"
     if weights.importance:
-        values["importance"] = jax.nn.softmax(logits, axis=-1)
+        clean = jax.nn.softmax(logits, axis=-1)
+        if of_groups:
+            losses["importance"] = importance(clean, valid, shares)
+        else:
+            sums["importance"] = _sum(clean, valid)
     scale = _scale(weights, inputs, noise_std)
     if scale is not None:
-        values["load"] = _chance(logits, noisy, k=k, scale=scale)
-    if weights.gshard:
-        values |= {"gates": gates, "first": _first(gates)}
-    return {name: _sum(x, inputs.valid) for name, x in values.items()}
+        loads = _loads(logits, noisy, k=k, scale=scale)
+        if of_groups:
+            losses["load"] = _squared_variation(_mean(loads, valid), shares)
+        else:
+            sums["load"] = _sum(loads, valid)
+    if weights.gshard and of_groups:
+        losses["gshard"] = gshard(gates, valid, shares)
+    elif weights.gshard:
+        sums |= {"gates": _sum(gates, valid), "first": _sum(_first(gates), valid)}
+    if weights.z:
+        losses["z"] = z(logits, valid)
+    return losses, sums
 
 
 def losses_of_sums(
@@ -123,8 +108,8 @@ def losses_of_sums(
     """The losses over more than a group, by name, unweighted.
 
     Args:
-        totals: the ``sums``, added up over groups, and the number of "tokens".
-        shares: see ``losses``.
+        totals: the sums of ``losses_and_sums``, added up over groups, and the number of "tokens".
+        shares: see there.
     """
     result = {
         name: _squared_variation(totals[name], shares)
@@ -163,23 +148,6 @@ def importance(
     return _squared_variation(_sum(gates, valid), shares)
 
 
-def load(
-    logits: Float[Array, "g s e"],
-    noisy: Float[Array, "g s e"],
-    valid: Bool[Array, "g s"],
-    *,
-    k: int,
-    scale: Float[Array, "g s e"] | float,
-    shares: Sequence[float] = (),
-) -> GroupLoss:
-    """CV^2 over the experts of their smoothed loads (V-MoE, appendix A, equation 10).
-
-    A token's load on an expert is the probability that the expert's logit, with new noise of
-    standard deviation 1 / scale, exceeds the token's k-th largest noisy logit.
-    """
-    return _squared_variation(_mean(_chance(logits, noisy, k=k, scale=scale), valid), shares)
-
-
 def gshard(
     gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], shares: Sequence[float] = ()
 ) -> GroupLoss:
@@ -198,21 +166,26 @@ def z(logits: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
 def _scale(
     weights: AuxLossWeights, inputs: RouterInputs, noise_std: float
 ) -> Float[Array, "g s e"] | float | None:
-    """The ``scale`` of the load loss; None without this loss or without noise."""
+    """1 / the noise's standard deviation, for ``_loads``; None without this loss or noise."""
     own_std = inputs.noise_std
     if not weights.load or inputs.noise is None or (own_std is None and noise_std <= 0):
         return None
     return inputs.logits.shape[-1] / noise_std if own_std is None else 1 / own_std
 
 
-def _chance(
+def _loads(
     logits: Float[Array, "g s e"],
     noisy: Float[Array, "g s e"],
     *,
     k: int,
     scale: Float[Array, "g s e"] | float,
 ) -> Float[Array, "g s e"]:
-    """A token's loads: see ``load``."""
+    """A token's load on each expert (V-MoE, appendix A, equation 10).
+
+    It is the probability that the expert's logit, with new noise of standard deviation 1 / scale,
+    exceeds the token's k-th largest noisy logit. The load loss is CV^2 over the experts of the sums
+    of loads.
+    """
     threshold = top_k(noisy, k)[0][..., -1:]
     return 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * scale)
 

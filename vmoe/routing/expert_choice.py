@@ -5,8 +5,8 @@ several experts or none. With a ``threshold_rate``, experts take in evaluation t
 threshold, so that the prediction for an image does not depend on the others. With groups as large
 as the batch this is DiffMoE's capacity by batch.
 
-Sources: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368); "DiffMoE",
-section 3 (arXiv 2503.14487), which learns a predictor of the choice.
+Sources: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368); "DiffMoE"
+(arXiv 2503.14487), whose threshold is one of the scores of a learned predictor of the choice.
 """
 
 import dataclasses
@@ -49,14 +49,15 @@ class ExpertChoice(Capacity, AnyRouter):
         return min(s, self.rounded(s * self.capacity_factor / e, e))
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
-        gates, valid = gates_of(inputs.noisy_logits), inputs.valid
-        if inputs.state is None:
-            return Decision(gates, assign(gates, valid, c=c))
-        if inputs.draw is None:
-            return Decision(gates, assign(gates, valid[..., None] & self._taken(inputs), c=c))
+        noisy, valid, sums = inputs.noisy_logits, inputs.valid, None
+        gates = gates_of(noisy)
+        if inputs.state is not None and inputs.draw is None:
+            valid = valid[..., None] & self._taken(inputs)
         routing = assign(gates, valid, c=c)
-        smallest = jnp.where(routing.kept, jax.lax.stop_gradient(gates), jnp.inf).min(1)  # g e
-        return Decision(gates, routing, sums=threshold_sums(smallest, valid))
+        if inputs.state is not None and inputs.draw is not None:
+            smallest = jnp.where(routing.kept, jax.lax.stop_gradient(gates), jnp.inf).min(1)  # g e
+            sums = threshold_sums(smallest, valid)
+        return self.decision(inputs, noisy, gates, routing, sums=sums)
 
     def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
         gates = gates_of(inputs.logits)

@@ -20,7 +20,7 @@ from vmoe.routing.groups import by_image
 Scalar = Float[Array, ""] | float
 
 
-def choices(record: Record) -> Int[Array, "e"]:
+def choices(record: Record | Decision) -> Int[Array, "e"]:
     """The number of choices of each expert, before any is dropped; zeros with soft routing."""
     e = record.gates.shape[-1]
     if not isinstance(record.routing, Routing):
@@ -30,11 +30,7 @@ def choices(record: Record) -> Int[Array, "e"]:
 
 def group_sums(decision: Decision, valid: Bool[Array, "g s"]) -> dict[str, Shaped[Array, "g ..."]]:
     """What a router is given besides its own sums, of each group: "choices" and "tokens"."""
-    g, e, routing = len(valid), decision.gates.shape[-1], decision.routing
-    counts = jnp.zeros((g, e), jnp.int32)
-    if isinstance(routing, Routing):
-        counts = (routing.experts[..., None] == jnp.arange(e)).sum((1, 2))
-    return {"choices": counts, "tokens": valid.sum(1)}
+    return {"choices": jax.vmap(choices)(decision), "tokens": valid.sum(1)}
 
 
 @dataclasses.dataclass

@@ -7,19 +7,17 @@ group of T tokens and E experts is
     l1 = coefficient * mean over tokens of sum over experts of f_e * relu(logit_e),
     f_e = E / (k T) * number of tokens whose logit for expert e is above 0,
 
-which also balances the load (section 3.4); no gradient passes through f. After each step of
-training the coefficient is multiplied by ``factor`` if the tokens had more than k experts in the
-mean, and divided by it if they had fewer (section 3.3). The paper takes the mean of the loss over
-the layers, which changes the scale of the coefficient alone, and all layers share the coefficient;
-here each layer has its own, and so each has the target. From the paper's 1e-8 it takes about a
-hundred steps until the loss matters, in which a token has about E / 2 experts.
+which also balances the load; no gradient passes through f. After each step of training the
+coefficient is multiplied by ``factor`` if the tokens had more than k experts in the mean, and
+divided by it if they had fewer. In the paper all layers share the coefficient; here each layer has
+its own, and so each has the target. From the paper's 1e-8 it takes about a hundred steps until the
+loss matters, in which a token has about E / 2 experts.
 
 An expert still has a fixed number of slots, made for k experts per token. All largest weights get
 slots before any second largest; what finds no slot is dropped. So until the target is reached, many
 of the smaller weights are dropped, unless the layer is dropless.
 
-Source: "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing", section 3 (arXiv
-2412.14711).
+Source: "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing" (arXiv 2412.14711).
 """
 
 import dataclasses
@@ -54,7 +52,8 @@ class ReLU(TargetK):
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         """The decision's gates are the weights divided by their sum; uniform for no expert."""
         assert inputs.state is not None
-        weights = jax.nn.relu(inputs.noisy_logits)
+        noisy = inputs.noisy_logits
+        weights = jax.nn.relu(noisy)
         e = weights.shape[-1]
         largest, experts = top_k(weights, e)  # g s e
         experts = jnp.where(largest > 0, experts, e)
@@ -65,7 +64,7 @@ class ReLU(TargetK):
         tokens = jnp.maximum(inputs.valid.sum(1, dtype=weights.dtype), 1)[:, None]  # g 1
         share = e / (self.target_k * tokens) * (real > 0).sum(1)  # g e
         l1 = inputs.state["coefficient"] * (share * real.sum(1) / tokens).sum(-1)
-        return self.decision(inputs, weights, gates, routing, losses={"l1": l1})
+        return self.decision(inputs, noisy, gates, routing, losses={"l1": l1})
 
     def initial_state(self, e: int) -> State:
         return {"coefficient": jnp.full((), self.coefficient)}

@@ -181,10 +181,16 @@ class AnyRouter(Checked):
             losses: further losses by name.
             sums: further sums by name.
         """
-        args = self.aux_loss, inputs, noisy, gates
-        of_k = {"k": self.k, "noise_std": self.noise_std, "shares": self.shares}
-        ours = aux_losses.losses(*args, **of_k) | (losses or {})
-        return Decision(gates, routing, ours, aux_losses.sums(*args, **of_k) | (sums or {}))
+        ours, ours_to_sum = aux_losses.losses_and_sums(
+            self.aux_loss,
+            inputs,
+            noisy,
+            gates,
+            k=self.k,
+            noise_std=self.noise_std,
+            shares=self.shares,
+        )
+        return Decision(gates, routing, ours | (losses or {}), ours_to_sum | (sums or {}))
 
     @property
     def losses_over(self) -> Over:

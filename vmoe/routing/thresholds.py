@@ -4,6 +4,8 @@ A router that takes the largest scores of a group makes the prediction for an im
 other images. In training it keeps the mean of the smallest scores that it took; in evaluation it
 takes every score that is at least as large. The mean is one over all steps at first, and an
 exponential one later. A new router's threshold is 0, which every score reaches.
+
+Source: the code of "DiffMoE" (arXiv 2503.14487), whose mean is exponential, with weight 0.05.
 """
 
 import jax.numpy as jnp

@@ -94,7 +94,10 @@ class TokenChoice(Router):
         return max(self._by_share(s), default=super().slots(s, e))
 
     def _by_share(self, s: int) -> list[int]:
-        """Slots of each expert in a group of s tokens; empty if all have the same."""
+        """Slots of each expert in a group of s tokens; empty if all have the same.
+
+        MoE++, equation 8, times k: as without shares, the capacity factor is per choice.
+        """
         if self.dropless:
             return []
         ideal = s * self.k * self.capacity_factor / sum(self.shares or [1])

@@ -6,7 +6,7 @@ The plan T (s, e) of a group has few entries above 0. With k experts per token i
     each row at least 0, with sum 1 and at most k entries above 0; each column with sum s / e,
 
 and if experts choose, the same with rows and columns exchanged: columns with sum s / e and at most
-c entries, rows with sum 1. With duals of the second sums (the semi-dual, section 4) each line has a
+c entries, rows with sum 1. With duals of the second sums (the semi-dual) each line has a
 closed form: its largest entries, plus the duals, projected onto the simplex. The gradient of the
 semi-dual is the error of the second sums. From duals of 0 there are ``steps`` steps of Adam, or
 fewer if the gradient's norm falls to 1e-3. So the first sums are exact, the second approximate.

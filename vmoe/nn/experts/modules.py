@@ -33,7 +33,7 @@ class Constant(nnx.Module):
 
     Parameters: ``mix`` kernel (d, 2) is W, ``vector`` (d) is v, zeros at first.
 
-    Source: MoE++, section 3.1 (arXiv 2410.07348).
+    Source: MoE++, equation 5 (arXiv 2410.07348).
     """
 
     def __init__(self, width: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs):
