@@ -10,8 +10,8 @@ Intel Xeon (2026-11-29, jax 0.10.2). A run takes 14 minutes of CPU time on an AM
 
 Machines order float sums differently: on an AMD EPYC (2026-11-26, evaluated in the order of the
 files) the same seeds gave 89.83, 90.40, 90.16 with one core, 90.16, 90.55, 90.28 with two, and
-89.83, 90.44, 90.38 with --model.moe.implementation batched. The packaged model is seed 2 of the
-first of these: 90.15 in today's shuffled order, and 90.48 on validation.
+89.83, 90.44, 90.38 with --model.moe.experts.implementation batched. The packaged model is seed 2 of
+the first of these: 90.15 in today's shuffled order, and 90.48 on validation.
 
 Settings were chosen on the validation split with one seed and 3,000 steps. Shifts of one pixel gave
 88.4 there, no shifts 87.1. Other changes mattered less than the standard error, 0.45 points.

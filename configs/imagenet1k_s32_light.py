@@ -37,7 +37,7 @@ evaluation = EvalConfig(
     routing=RoutingOverrides(capacity_factor=4.0),
 )
 config = TrainConfig(
-    model=model_config("vmoe_s32_last2_e8", moe=dict(expert_dropout=0.2)),
+    model=model_config("vmoe_s32_last2_e8", moe=dict(experts=dict(dropout=0.2))),
     data=DataConfig(
         "tfds:imagenet2012:train[:99%]",
         preprocessing=PreprocessingConfig("tf_bilinear", exif=False),

@@ -32,9 +32,7 @@ config = replace(
         num_classes=NUM_CLASSES,
         head_bias=-math.log(NUM_CLASSES),
         sparse_blocks=tuple(range(6, 12)),
-        moe=MoEConfig(
-            num_experts=128, router=Soft(capacity=1), images_per_group=1, transfer_dtype="bfloat16"
-        ),
+        moe=MoEConfig(num_experts=128, router=Soft(capacity=1), transfer_dtype="bfloat16"),
     ),
     optim=OptimConfig(
         lr=1e-3,

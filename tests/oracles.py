@@ -99,7 +99,7 @@ def moe_by_einsum(
     """
     groups = tokens.reshape(*record.gates.shape[:2], -1)
     routing = record.routing
-    router = params.get("router", {"kernel": jnp.zeros((groups.shape[-1], record.gates.shape[-1]))})
+    router = params.get("gate", {"kernel": jnp.zeros((groups.shape[-1], record.gates.shape[-1]))})
     if isinstance(routing, SoftRouting):
         x, mu = (
             v / jnp.sqrt((v**2).sum(axis, keepdims=True) + 1e-6)

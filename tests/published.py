@@ -6,12 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from tests.routers import grouped
 from vmoe.checkpoints import flax_names
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.family import Family
 from vmoe.checkpoints.stored import Origin
-from vmoe.config import AnyRouter, ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
+from vmoe.config import (
+    AnyRouter,
+    ExpertChoice,
+    MlpExpert,
+    MoEConfig,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+)
 from vmoe.config.preprocessing import Preprocessing
 
 
@@ -67,8 +76,7 @@ def published_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
         sparse_blocks=tuple(moe["layers"]),
         moe=MoEConfig(
             num_experts=moe["num_experts"],
-            router=published_router(moe["router"]),
-            images_per_group=moe["group_size"] // tokens,
-            shared_init=not moe["split_rngs"],
+            router=grouped(published_router(moe["router"]), moe["group_size"] // tokens),
+            experts=MlpExpert(shared_init=not moe["split_rngs"]),
         ),
     )

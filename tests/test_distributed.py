@@ -40,7 +40,7 @@ config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps=20, log_every=5,
     optim=dict(warmup_steps=5), data=dict(mixup=0.0), evaluate_every=10, checkpoint_every=10,
     ema_decay=0.9,
-    model=dict(depth=1, sparse_blocks=(0,), moe=dict(images_per_group=4)),
+    model=dict(depth=1, sparse_blocks=(0,), moe=dict(router=dict(images_per_group=4))),
     evaluations=(EvalConfig(batch_size=60),),
     fewshot=FewShotConfig(("digits",), shots=(5,), every=20, batch_size=64),
 )

@@ -177,10 +177,10 @@ def test_a_model_whose_layer_was_replaced_is_not_saved_as_another_one(tmp_path: 
         model.blocks[0].mlp.up = nnx.Linear(16, 33, rngs=nnx.Rngs(0))
 
     def more_logits(model: ViT) -> None:
-        model.blocks[3].mlp.router.kernel = nnx.Param(jnp.zeros((16, 5)))
+        model.blocks[3].mlp.gate.kernel = nnx.Param(jnp.zeros((16, 5)))
 
     for change, path in (
-        (more_logits, "blocks/3/mlp/router"),
+        (more_logits, "blocks/3/mlp/gate"),
         (own_experts, "blocks/2/mlp"),
         (other_activation, "blocks/1/mlp/experts"),
         (wider, "blocks/0/mlp/up"),

@@ -151,14 +151,15 @@ def test_active_parameters_are_those_that_a_token_uses() -> None:
 
     dense = cost(models.model_config("vit_test")).parameters
     expert = 2 * 16 * 32 + 32 + 16
-    router = 16 * 4
-    two = active(num_experts=4, images_per_group=2)
-    assert two.parameters == dense + 2 * (3 * expert + router)
-    assert two.active_parameters == dense + 2 * (expert + router)
-    chosen = active(num_experts=4, images_per_group=1, router=ExpertChoice(capacity_factor=1.0))
+    gate = 16 * 4
+    two = active(num_experts=4, router=TokenChoice(images_per_group=2))
+    assert two.parameters == dense + 2 * (3 * expert + gate)
+    assert two.active_parameters == dense + 2 * (expert + gate)
+    router = ExpertChoice(capacity_factor=1.0, images_per_group=1)
+    chosen = active(num_experts=4, router=router)
     slots = 4 * 8 / 17  # for 17 tokens: 5 slots, to a multiple of four 8
-    assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + router))
-    soft = active(num_experts=4, images_per_group=1, router=Soft())
+    assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + gate))
+    soft = active(num_experts=4, router=Soft())
     assert soft.active_parameters < soft.parameters
 
 
@@ -166,7 +167,9 @@ def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolu
     """Blocks 1 and 3 have an MLP, a CNN, an identity and a zero expert."""
     each = (MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert())
     moe = replace(
-        MoEConfig(num_experts=4, images_per_group=2, experts=ExpertList(each=each)),
+        MoEConfig(
+            num_experts=4, experts=ExpertList(each=each), router=TokenChoice(images_per_group=2)
+        ),
         router=dict(k=1),
     )
     dense = cost(models.model_config("vit_test"))
@@ -188,7 +191,9 @@ def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolu
 
 def test_experts_without_parameters_cost_nothing_but_their_gate() -> None:
     dense = cost(models.model_config("vit_test"))
-    moe = replace(MoEConfig(num_experts=4, images_per_group=2), experts=IdentityExpert())
+    moe = replace(
+        MoEConfig(num_experts=4, router=TokenChoice(images_per_group=2)), experts=IdentityExpert()
+    )
     skipping = cost(models.model_config("vmoe_test_last2_e4", moe=moe))
     mlp, gate = 2 * 16 * 32 + 32 + 16, 16 * 4
     assert skipping.parameters == skipping.active_parameters == dense.parameters - 2 * (mlp - gate)
@@ -241,7 +246,7 @@ def test_flops_in_a_loop_count_once_per_iteration_and_unknown_lengths_are_refuse
 def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
     """The state of a router is no parameter."""
     config = models.model_config("vmoe_test_last2_e4", pre_logits=8)
-    for router in (BiasBalanced(), TokenChoice()):
+    for router in (BiasBalanced(), TokenChoice(images_per_group=2)):
         config = replace(config, moe=replace(config.moe, router=router))
         parts = parameters_by_part(config)
         assert sum(parts.values()) == cost(config).parameters

@@ -230,6 +230,15 @@ def listed(texts: Sequence[str], limit: int, *, separator: str = ", ", unnamed: 
     return separator.join([*texts[:limit], *more])
 
 
+def one_of(choices: Sequence[object]) -> str:
+    """Choices as text.
+
+    >>> one_of([1, 2, 4])
+    '1, 2 or 4'
+    """
+    return ", ".join(map(str, choices[:-1])) + (" or " if choices[1:] else "") + str(choices[-1])
+
+
 def unknown(what: str, name: Any, known: list[str]) -> str:
     """A message for a name that does not exist, with the most similar name that does.
 

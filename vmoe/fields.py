@@ -223,10 +223,15 @@ def replace(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def unknown_field(kind: type, name: str) -> str:
-    """A message for a field that a config does not have, with the nested config that has it."""
+def unknown_field(kind: type, name: str, *, new: bool = False) -> str:
+    """A message for a field that a config does not have, with the nested config that has it.
+
+    Args:
+        new: the config is new, so that a nested config cannot be changed by a dict.
+    """
     fields = dataclasses.fields(kind)
     for own in fields:
         if name in getattr(own.default, "__dataclass_fields__", ()):
-            return f"{kind.__name__} has no field {name!r}: use {own.name}=dict({name}=...)"
+            nested = type(own.default).__name__ if new else "dict"
+            return f"{kind.__name__} has no field {name!r}: use {own.name}={nested}({name}=...)"
     return unknown(f"{kind.__name__} has no field", name, [own.name for own in fields])

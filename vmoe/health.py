@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vmoe.config import MoEConfig, ViTConfig, ZeroExpert
-from vmoe.errors import listed
+from vmoe.errors import listed, one_of
 from vmoe.routing.load import ExpertTotals
 
 MIN_LOAD = 0.01
@@ -77,12 +77,13 @@ def findings(
     ]
     if changed is not None and changed > MAX_CHANGED:
         routers = [moe.router for moe in layers.values()]
-        ways = ["more capacity"] * all(router.logits_per != "slot" for router in routers)
-        ways += ["dropless"] * all(router.can_drop for router in routers)
+        alone = not any(router.joint for router in routers)
+        slots = all(router.logits_per != "slot" for router in routers)
+        ways = ["more capacity"] * (alone and slots)
+        ways += ["dropless"] * (alone and all(router.can_drop for router in routers))
         message = (
             f"{changed:.1%} of the predictions depend on the other images of the batch "
-            f"(at most {MAX_CHANGED:.0%}): evaluate with "
-            f"{', '.join(ways)}{' or ' * bool(ways)}one image per group"
+            f"(at most {MAX_CHANGED:.0%}): evaluate with {one_of([*ways, 'one image per group'])}"
         )
         every.append(Finding("batch", None, changed, MAX_CHANGED, message))
     return every

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError, require, unknown
-from vmoe.sharding import ALL, DATA, EXPERT, ONE_DEVICE, Placement, divisors, one_of
+from vmoe.errors import UsageError, one_of, require, unknown
+from vmoe.sharding import ALL, DATA, EXPERT, ONE_DEVICE, Placement, divisors
 
 
 def place(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError, choice
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ def _registry() -> dict[str, ViTConfig]:
         models[f"vit_{size.replace('_', f'{patch}_')}"] = _config(size, patch)
 
     models["vit_test"] = _config("test", 8, image_size=32, num_classes=10)
-    models["vmoe_test_last2_e4"] = _sparse(models["vit_test"], "last2", 4, images_per_group=2)
+    models["vmoe_test_last2_e4"] = _sparse(
+        models["vit_test"], "last2", 4, router=TokenChoice(images_per_group=2)
+    )
     small = functools.partial(
         _config,
         "small",

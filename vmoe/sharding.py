@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, one_of
 
 Tree = TypeVar("Tree")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -269,14 +269,14 @@ class Placement:
             if moe.router.dropless:
                 raise UsageError(
                     f"without a capacity one expert may get the rows of all {self.devices} "
-                    "devices; set moe.router.capacity_factor, or use one device",
+                    "devices; use False and a capacity factor, or one device",
                     **{"model.moe.router.dropless": True},
                 )
-            if moe.implementation in ("blocked", "ragged"):
+            if moe.experts.implementation in ("blocked", "ragged"):
                 raise UsageError(
                     f"on {self.devices} devices it sorts rows over all groups; use batched or "
                     "auto, or one device",
-                    **{"model.moe.implementation": moe.implementation},
+                    **{"model.moe.experts.implementation": moe.experts.implementation},
                 )
 
 
@@ -286,12 +286,3 @@ ONE_DEVICE = Placement()
 def divisors(n: int) -> list[int]:
     """The divisors of n, ascending."""
     return [i for i in range(1, n + 1) if n % i == 0]
-
-
-def one_of(numbers: list[int]) -> str:
-    """Numbers as text.
-
-    >>> one_of([1, 2, 4])
-    '1, 2 or 4'
-    """
-    return ", ".join(map(str, numbers[:-1])) + (" or " if numbers[1:] else "") + str(numbers[-1])

@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from scripts.bench.measure import IMAGE_TOKENS, Program, Row, rows_of
-from vmoe.config import MoEConfig, ViTConfig
+from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig
 from vmoe.costs.collectives import COMPILER_OPTIONS, parse_collectives
 from vmoe.mesh import place
 from vmoe.nn.moe import MoE
@@ -56,8 +56,8 @@ def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) 
 def slots(options: argparse.Namespace, config: MoEConfig) -> int:
     """The number of slots of all experts on one device."""
     images = options.images // DEVICES
-    c = config.slots(config.images_per_group * IMAGE_TOKENS)
-    return images // config.images_per_group * config.num_experts * c
+    c = config.slots(config.router.images_per_group * IMAGE_TOKENS)
+    return images // config.router.images_per_group * config.num_experts * c
 
 
 def main() -> None:
@@ -68,8 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     config = MoEConfig(
         num_experts=options.experts,
-        images_per_group=max(1, options.images // DEVICES),
-        implementation="batched",
+        experts=MlpExpert(implementation="batched"),
+        router=TokenChoice(images_per_group=max(1, options.images // DEVICES)),
     )
     model = ViTConfig(sparse_blocks=(0,), moe=config)
     case = {"e": config.num_experts, "tokens": options.images * IMAGE_TOKENS, "d": options.width}

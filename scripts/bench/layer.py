@@ -20,11 +20,11 @@ from scripts.bench.measure import (
     compiled,
     rows_of,
 )
-from vmoe.config import MoEConfig, replace
-from vmoe.config.model import Implementation
+from vmoe.config import MlpExpert, MoEConfig, replace
+from vmoe.config.experts import Implementation
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Hidden, Mlp
-from vmoe.nn.moe import MoE, implementation_of
+from vmoe.nn.moe import MoE
 from vmoe.routing.groups import Groups
 from vmoe.routing.rows import block_size, sort_rows
 
@@ -35,7 +35,7 @@ def layer(options: argparse.Namespace) -> list[Row]:
     tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d), options.dtype)
     rows = []
     for e in options.experts:
-        config = MoEConfig(num_experts=e, implementation=options.implementation)
+        config = MoEConfig(num_experts=e, experts=MlpExpert(implementation=options.implementation))
         variants, (g, c) = _variants(tokens, f, config, einsum=e <= 32)
         programs = {
             f"{name}, {way}": program
@@ -57,7 +57,9 @@ def layer(options: argparse.Namespace) -> list[Row]:
                 f"einsum dispatch, {way}": [(f"dense MLP, {way}", "")],
             }
         rows += rows_of("layer", case, programs, options.repeats, ratios)
-    config = MoEConfig(num_experts=options.experts[0], implementation=options.implementation)
+    config = MoEConfig(
+        num_experts=options.experts[0], experts=MlpExpert(implementation=options.implementation)
+    )
     rows += _tokens(b, d, f, config, options)
     rows += _capacities(tokens, f, config, options)
     if options.implementation == "auto":
@@ -83,7 +85,7 @@ def _variants(
 
     def by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
         moe = nnx.merge(graph, state)
-        groups = Groups.of(b, n, config.images_per_group * n)
+        groups = Groups.of(b, n, config.router.images_per_group * n)
         rows = groups.split(tokens)
         routing = moe.route(rows, jnp.ones(rows.shape[:2], bool)).routing
         hot = jax.nn.one_hot(routing.slots, e * c).reshape(*routing.slots.shape, e, c)
@@ -105,7 +107,7 @@ def _variants(
         ),
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens), (state, tokens)),
     }
-    if (chosen := implementation_of(moe, record.routing)) != "batched":
+    if (chosen := moe.implementation_for(record.routing)) != "batched":
         block = None if chosen == "ragged" else block_size(record.routing)
         routing, sizes = sort_rows(record.routing, block=block or 1)
         rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)
@@ -166,7 +168,7 @@ def _choices(options: argparse.Namespace) -> list[Row]:
     for e in (8, 64):
         programs, ratios = {}, {}
         for name in ("auto", *get_args(Implementation)):
-            config = MoEConfig(num_experts=e, implementation=name)
+            config = MoEConfig(num_experts=e, experts=MlpExpert(implementation=name))
             moe = MoE.from_config(config, d, f, n, rngs=nnx.Rngs(0))
             graph, state = nnx.split(moe)
             ways = both_ways(lambda s, x, graph=graph: nnx.merge(graph, s)(x), state, tokens)

@@ -31,7 +31,7 @@ from flax import nnx
 from vmoe import models
 from vmoe.checkpoints.export import onnx_file
 from vmoe.checkpoints.stored import Origin, StoredModel
-from vmoe.config import ExpertChoice, TokenChoice, ViTConfig
+from vmoe.config import ExpertChoice, TokenChoice, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.nn.vit import ViT
 
@@ -51,8 +51,9 @@ HEADER = (
 )
 
 
-def _config(name: str, **moe: object) -> ViTConfig:
-    sparse = dict(moe=dict(images_per_group=1, transfer_dtype="float32", **moe))
+def _config(name: str, router: TokenChoice | ExpertChoice | None = None) -> ViTConfig:
+    router = replace(router or TokenChoice(), images_per_group=1)
+    sparse = dict(moe=dict(transfer_dtype="float32", router=router))
     return models.model_config(name, head_std=1.0, **(sparse if name.startswith("vmoe") else {}))
 
 
@@ -60,9 +61,9 @@ MODELS = {
     "vit_b16": _config("vit_b16"),
     "vmoe_s32_last2_e8": _config("vmoe_s32_last2_e8"),
     "vmoe_s32_last2_e8:largest_gate:0.5": _config(
-        "vmoe_s32_last2_e8", capacity_factor=0.5, router=TokenChoice(priority="largest_gate")
+        "vmoe_s32_last2_e8", TokenChoice(capacity_factor=0.5, priority="largest_gate")
     ),
-    "vmoe_s32_last2_e8:expert_choice": _config("vmoe_s32_last2_e8", router=ExpertChoice()),
+    "vmoe_s32_last2_e8:expert_choice": _config("vmoe_s32_last2_e8", ExpertChoice()),
     "vmoe_b16_every2_e8": _config("vmoe_b16_every2_e8"),
 }
 

@@ -81,7 +81,7 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "gshard": ("GShard, second choice at random", dict(router=GShard())),
     "bias_balanced": ("bias-balanced: sigmoid scores, no noise", dict(router=BiasBalanced())),
     "expert_choice": ("expert choice", dict(router=ExpertChoice(capacity_factor=2.0))),
-    "soft": ("soft", dict(router=Soft(capacity_factor=2.0), images_per_group=1)),
+    "soft": ("soft", dict(router=Soft(capacity_factor=2.0))),
     "random": ("random experts", dict(router=Random())),
     "hash": ("hash of the position", dict(router=Hash())),
     "noisy": ("token choice, gate with learned noise", dict(gate=NoisyGate())),

@@ -12,7 +12,7 @@ from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.analysis import Captured, capture, capture_features, feature_names
 from vmoe.analysis.interventions import ablated
-from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 
 B, N, HEADS = 2, 4, 2
@@ -29,7 +29,7 @@ MODELS = {
 def config_of(**fields: Any) -> ViTConfig:
     sizes = dict(patch_size=8, width=16, depth=2, mlp_dim=32, num_heads=HEADS, image_size=16)
     config = models.model_config("vit_test", **sizes, num_classes=5)
-    moe = MoEConfig(num_experts=3, images_per_group=2)
+    moe = MoEConfig(num_experts=3, router=TokenChoice(images_per_group=2))
     return replace(config, **dict(sparse_blocks=(0,), moe=moe) | fields)
 
 

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
 from tests.random_models import forward, random_images, random_params
+from tests.routers import grouped
 from vmoe import models
 from vmoe.analysis.collect import (
     BlockRouting,
@@ -18,7 +19,16 @@ from vmoe.analysis.collect import (
     foreground,
 )
 from vmoe.analysis.statistics import BINS, KINDS, mutual_information, statistics
-from vmoe.config import AnyRouter, ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
+from vmoe.config import (
+    AnyRouter,
+    ExpertChoice,
+    MlpExpert,
+    MoEConfig,
+    Router,
+    Soft,
+    TokenChoice,
+    replace,
+)
 from vmoe.data.pipeline import Batch
 from vmoe.nn.vit import ViT
 from vmoe.passes import in_batches
@@ -33,9 +43,10 @@ LABELS = (np.arange(B) % 3)[:, None]
 
 
 def model_of(router: AnyRouter) -> ViT:
-    sizes = dict(num_experts=E, images_per_group=1 if isinstance(router, Soft) else 3)
     router = replace(router, capacity_factor=0.7)
-    moe = MoEConfig(**sizes, router=router, implementation="batched")
+    moe = MoEConfig(
+        num_experts=E, router=grouped(router, 3), experts=MlpExpert(implementation="batched")
+    )
     blocks = (0, 2) if isinstance(router, TokenChoice) else (1,)
     dense = models.model_config("vit_test", depth=blocks[-1] + 1)
     config = replace(dense, sparse_blocks=blocks, moe=moe)

@@ -30,6 +30,7 @@ from vmoe.config import (
     BiasBalanced,
     ExpertChoice,
     Hash,
+    MlpExpert,
     MoEConfig,
     Random,
     Router,
@@ -48,9 +49,9 @@ B, E = 6, 3
 
 def config_of(*, depth: int = 2, **moe: Any) -> ViTConfig:
     """A model whose experts have too few slots; every block is sparse."""
-    sizes = dict(num_experts=E, images_per_group=2)
-    router = TokenChoice(k=1, capacity_factor=0.5)
-    layer = MoEConfig(**sizes, router=router, implementation="batched")
+    router = TokenChoice(k=1, capacity_factor=0.5, images_per_group=2)
+    experts = MlpExpert(implementation="batched")
+    layer = MoEConfig(num_experts=E, router=router, experts=experts)
     dense = models.model_config("vit_test", depth=depth)
     return replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
 
@@ -94,8 +95,14 @@ def test_every_expert_is_removed_in_both_ways() -> None:
 
 
 def test_logits_at_other_capacities_equal_a_model_with_that_capacity() -> None:
-    model = model_of(router=dict(capacity=11), implementation="auto")
+    model = model_of(router=dict(capacity=11), experts=MlpExpert())
     result = at_capacities(model, batches(), [0, 8], ["order", "largest_gate"])
+    factors = dict(capacity_factor=1.0, eval_capacity_factor=2.0)  # of the same parameters
+    other = models.with_params(
+        config_of(router=factors, experts=MlpExpert()), models.params_of(model)
+    )
+    again = at_capacities(other, batches(), [0, 8], ["order", "largest_gate"])
+    jax.tree.map(np.testing.assert_array_equal, again, result)
     assert list(result) == [(c, p) for c in (0, 8) for p in ("order", "largest_gate")]
     assert np.abs(result[8, "order"] - result[8, "largest_gate"]).max() > 1e-3
     for priority in ("order", "largest_gate"):
@@ -147,14 +154,14 @@ def test_random_logits_are_given_only_to_routers_that_read_logits() -> None:
 
 def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -> None:
     images = random_images(b=16)
-    tight = dict(depth=1, router=dict(priority="order", capacity_factor=0.3))
-    dependent = batch_dependence(model_of(**tight), images)
+    tight = dict(priority="order", capacity_factor=0.3)
+    dependent = batch_dependence(model_of(depth=1, router=tight), images)
     assert dependent.changed > 0 and dependent.largest > 1e-2
     for independent in (
-        dict(images_per_group=1, **tight),
-        dict(depth=1, router=dict(dropless=True)),
+        tight | dict(images_per_group=1),
+        dict(dropless=True),
     ):
-        result = batch_dependence(model_of(**independent), images)
+        result = batch_dependence(model_of(depth=1, router=independent), images)
         assert result.changed == 0 and result.largest < 1e-4
 
 
@@ -185,7 +192,7 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
     for block in renumbered["blocks"].values():
         layer = block["mlp"]
         layer["experts"] = jax.tree.map(lambda x: x[order], layer["experts"])
-        layer["router"] = {"kernel": layer["router"]["kernel"][:, order]}
+        layer["gate"] = {"kernel": layer["gate"]["kernel"][:, order]}
     one, same = (collected(models.with_params(config, each)) for each in (params, renumbered))
     np.testing.assert_allclose(one.logits, same.logits, atol=1e-5)
     assert saturation(one, one) == {0: 1.0, 1: 1.0}

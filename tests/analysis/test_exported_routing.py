@@ -23,8 +23,8 @@ B, N = 5, 17
 def parts() -> list[Collected]:
     """Blocks that differ in experts, choices and routers."""
     layers = (
-        MoEConfig(num_experts=3, router=TokenChoice(k=1, capacity_factor=0.5), images_per_group=2),
-        MoEConfig(num_experts=4, router=ExpertChoice(), images_per_group=2),
+        MoEConfig(num_experts=3, router=TokenChoice(k=1, capacity_factor=0.5, images_per_group=2)),
+        MoEConfig(num_experts=4, router=ExpertChoice(images_per_group=2)),
     )
     dense = models.model_config("vit_test", depth=3)
     config = replace(dense, sparse_blocks=(0, 2), moe=layers)
@@ -63,7 +63,7 @@ def test_an_exported_file_holds_every_decision_and_says_what_it_means(
 
 def test_of_soft_routers_the_gates_are_exported(tmp_path: Path) -> None:
     dense = models.model_config("vit_test", depth=1)
-    moe = MoEConfig(num_experts=3, router=Soft(), images_per_group=1)
+    moe = MoEConfig(num_experts=3, router=Soft())
     config = replace(dense, sparse_blocks=(0,), moe=moe)
     model = models.with_params(config, random_params(config))
     (part,) = collect(model, in_batches(random_images(b=B)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.random_models import forward, random_images, random_params
+from tests.routers import grouped
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.effects import can_be_limited
@@ -44,7 +45,7 @@ each_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.ke
 
 def config_of(router: AnyRouter, **moe: Any) -> ViTConfig:
     per_group = 1 if isinstance(router, Soft) else 2
-    layer = MoEConfig(num_experts=E, router=router, images_per_group=per_group)
+    layer = MoEConfig(num_experts=E, router=grouped(router, per_group))
     dense = models.model_config("vit_test", depth=1, pooling="mean")
     return replace(dense, sparse_blocks=(0,), moe=replace(layer, **moe))
 

@@ -19,6 +19,7 @@ import pytest
 from tests.browser import in_a_browser, started, wait
 from tests.command import vmoe
 from tests.random_models import random_params
+from tests.routers import grouped
 from vmoe import models
 from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
 from vmoe.analysis.colors import COLORS
@@ -29,6 +30,7 @@ from vmoe.config import (
     AnyRouter,
     BiasBalanced,
     ExpertChoice,
+    MlpExpert,
     MoEConfig,
     Soft,
     TokenChoice,
@@ -57,12 +59,13 @@ def browser() -> Iterator[Any]:
 def config_of(
     router: AnyRouter, pooling: Any = "mean", *, images_per_group: int = 2, capacity: int = SLOTS
 ) -> ViTConfig:
-    layer = dict(images_per_group=images_per_group, implementation="batched")
+    router = grouped(replace(router, capacity=capacity), images_per_group)
+    experts = MlpExpert(implementation="batched")
     return models.model_config(
         "vit_test",
         **dict(image_size=16, patch_size=4, num_classes=len(CLASSES), pooling=pooling),
         **dict(depth=2, sparse_blocks=(0, 1)),
-        moe=MoEConfig(num_experts=E, router=replace(router, capacity=capacity), **layer),
+        moe=MoEConfig(num_experts=E, router=router, experts=experts),
     )
 
 
@@ -465,7 +468,7 @@ def test_an_expert_of_soft_routing_is_used_by_the_patches_that_weigh_it_most(
     browser: Any, tmp_path: Path
 ) -> None:
     """Only these patches are bright, and images with the most such patches come first."""
-    model = observed(config_of(Soft(), images_per_group=1))
+    model = observed(config_of(Soft()))
     opened(browser, written(tmp_path, model), "#opacity=100")
     most = np.round(255 * model.routing.blocks[1].gates).argmax(-1)
     expert = int(np.bincount(most.ravel()).argmax())

@@ -41,10 +41,10 @@ def batches() -> Any:
 def parts() -> list[Collected]:
     """Of a model with a class token."""
     layers = (
-        MoEConfig(num_experts=4, router=TokenChoice(k=2, capacity_factor=0.4), images_per_group=2),
-        MoEConfig(num_experts=4, router=ExpertChoice(capacity_factor=0.7), images_per_group=2),
-        MoEConfig(num_experts=3, router=Soft(), images_per_group=1),
-        MoEConfig(num_experts=1, router=TokenChoice(k=1, capacity_factor=0.5), images_per_group=2),
+        MoEConfig(num_experts=4, router=TokenChoice(k=2, capacity_factor=0.4, images_per_group=2)),
+        MoEConfig(num_experts=4, router=ExpertChoice(capacity_factor=0.7, images_per_group=2)),
+        MoEConfig(num_experts=3, router=Soft()),
+        MoEConfig(num_experts=1, router=TokenChoice(k=1, capacity_factor=0.5, images_per_group=2)),
     )
     config = replace(models.model_config("vit_test", depth=4), sparse_blocks=(0, 1, 2, 3))
     config = replace(config, moe=layers)

@@ -12,6 +12,7 @@ import pytest
 
 import vmoe
 from tests.random_models import model_of, outputs, random_images, stored_model
+from tests.routers import grouped
 from vmoe.checkpoints.export import jax_program
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ExpertChoice, Soft, TokenChoice, replace
@@ -47,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, S
             stored[name] = stored_model("vit_test", depth=1)
             jax_program.write(folder / name, stored[name])
         else:
-            moe = dict(router=replace(router, capacity_factor=0.5), images_per_group=1)
+            moe = dict(router=grouped(replace(router, capacity_factor=0.5), 1))
             sparse = dict(depth=2, sparse_blocks=(0,), moe=moe)
             stored[name] = stored_model("vmoe_test_last2_e4", **sparse)
             jax_program.write(folder / name, stored[name], shard_bytes=10_000)

@@ -202,7 +202,7 @@ def test_inspect_lists_every_array_and_the_model() -> None:
     report = json.loads(vmoe("inspect", PUBLISHED, "--json").stdout)
     assert report["format"] == "published" and report["config"]["sparse_blocks"] == [1, 3]
     (router,) = [each for each in report["arrays"] if "encoderblock_3/Moe/Router" in each["name"]]
-    assert router["shape"] == [16, 4] and router["paths"] == ["blocks/3/mlp/router/kernel"]
+    assert router["shape"] == [16, 4] and router["paths"] == ["blocks/3/mlp/gate/kernel"]
 
 
 def test_inspect_names_what_cannot_be_represented(tmp_path: Path) -> None:

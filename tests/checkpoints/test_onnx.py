@@ -14,6 +14,7 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 
 from tests.random_models import forward, model_of, outputs, random_images, stored_model
+from tests.routers import grouped
 from vmoe.axes import SoftRouting
 from vmoe.checkpoints.export import onnx_file
 from vmoe.checkpoints.export.matmul_form import matmul_form
@@ -51,7 +52,7 @@ def one_image_per_group(router: str | None):
     if router is None:
         return stored_model("vit_test", depth=2)
     own = replace(ROUTERS[router], capacity_factor=0.5)
-    moe = dict(router=own, images_per_group=1, shared_experts=1)
+    moe = dict(router=grouped(own, 1), shared_experts=1)
     moe |= dict(shared_gate=True, routed_scale=2.5)
     return stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
 

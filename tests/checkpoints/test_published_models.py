@@ -61,10 +61,10 @@ def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_
 
 
 def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() -> None:
-    soft = MoEConfig(num_experts=4, router=Soft(), images_per_group=1)
+    soft = MoEConfig(num_experts=4, router=Soft())
     config = models.model_config("vmoe_test_last2_e4", moe=(MoEConfig(num_experts=4), soft))
     paths = by_name(models.params_of(models.build_abstract(config)))
-    routers = {published_name(path, config) for path in paths if "router" in path}
+    routers = {published_name(path, config) for path in paths if "gate" in path}
     assert routers == {
         "Encoder/encoderblock_1/Moe/Router/dense/kernel",
         "Encoder/encoderblock_3/Moe/Router/mu",

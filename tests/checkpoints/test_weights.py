@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, r
 
 
 def test_a_written_folder_gives_the_parameters_back_scalars_too(tmp_path: Path) -> None:
-    moe = dict(router=Soft(), images_per_group=1)
+    moe = dict(router=Soft())
     stored = stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), moe=moe)
     vmoe_format.write(tmp_path, stored, shard_bytes=10_000)
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path).params, stored.params)

@@ -77,10 +77,10 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
         "soft.py": RECIPE.format("model=dict(moe=dict(router='soft'))"),
         "soft_rows.py": RECIPE.format(
-            "model=dict(moe=MoEConfig(router=Soft(), images_per_group=1, implementation='ragged'))"
+            "model=dict(moe=MoEConfig(router=Soft(), experts=MlpExpert(implementation='ragged')))"
         ),
         "soft_set.py": RECIPE.format(
-            "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)), "
+            "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft())), "
             "evaluations=(EvalConfig(routing=RoutingOverrides(capacity_factor=4.0)),)"
         ),
         "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertChoice(dropless=True)))"),
@@ -393,7 +393,9 @@ CASES: dict[str, tuple[list[str], str]] = {
     "choice of a field": ([*TINY_TRAIN, "--model.moe.router.priority", "bpr"], "'largest_gate'"),
     "on nan": ([*TINY_TRAIN, "--on-nan", "ignore"], "'stop', 'rewind'"),
     "choice of an override": ([*EVALUATE, "--routing.priority", "bpr"], "largest_gate"),
-    "implementation": ([*TINY_TRAIN, "--model.moe.implementation", "block"], "'blocked', 'ragged'"),
+    "implementation": (
+        [*TINY_TRAIN, "--model.moe.experts.implementation", "block"], "'blocked', 'ragged'"
+    ),
     "field of the config": ([*EVALUATE, "--model.width", "32"], "--model.width"),
     "image size of the config": ([*EVALUATE, "--model.image-size", "16"], "--image-size"),
     "no workdir": (["train", "--config", "{tiny}"], "missing required option: --workdir ("),
@@ -639,8 +641,8 @@ def with_value(path: str, value: Any) -> Any:
         ("model.moe.router.capacity", 0, "use at least 1"),
         ("model.moe.router.capacity_factor", 0.0, "use more than 0"),
         ("model.moe.router.capacity_multiple", 0, "use at least 1"),
-        ("model.moe.expert_dropout", 1.0, "use less than 1"),
-        ("model.moe.images_per_group", 0, "use at least 1"),
+        ("model.moe.experts.dropout", 1.0, "use less than 1"),
+        ("model.moe.router.images_per_group", 0, "use at least 1"),
         ("model.moe.router.aux_loss.z", -1.0, "use at least 0"),
         ("model.moe.router.k", 0, "use at least 1"),
         ("model.moe.router.noise_std", -1.0, "use at least 0"),

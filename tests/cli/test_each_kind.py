@@ -125,11 +125,8 @@ REFUSED = {
 
 def config_of(name: str) -> ViTConfig:
     """A model all of whose blocks are sparse; its layers lack slots."""
-    layers = tuple(
-        MoEConfig(images_per_group=1 if name == "soft" else 4, **(dict(num_experts=3) | fields))
-        for fields in MODELS[name]
-    )
-    scarce = dict(capacity_factor=0.7, capacity_multiple=1)
+    layers = tuple(MoEConfig(**(dict(num_experts=3) | fields)) for fields in MODELS[name])
+    scarce = dict(capacity_factor=0.7, capacity_multiple=1, images_per_group=4)
     own = [{x: scarce[x] for x in scarce if layer.router.has(x)} for layer in layers]
     layers = tuple(replace(x, router=router) for x, router in zip(layers, own, strict=True))
     size = dict(patch_size=4, width=8, mlp_dim=8, num_heads=1, image_size=8, num_classes=10)

@@ -84,8 +84,8 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     loads = block.choices
     assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens
     columns = np.sort(np.argsort(-loads, kind="stable")[:2])
-    kernel = np.asarray(loaded.model.blocks[0].mlp.router.kernel[...])
-    pruned = library.load(tmp_path / "two").model.blocks[0].mlp.router.kernel[...]
+    kernel = np.asarray(loaded.model.blocks[0].mlp.gate.kernel[...])
+    pruned = library.load(tmp_path / "two").model.blocks[0].mlp.gate.kernel[...]
     np.testing.assert_array_equal(pruned, kernel[:, columns])
 
 
@@ -125,7 +125,7 @@ def test_a_pruned_model_is_written_although_the_reader_of_stdout_is_gone(
 
 def test_an_average_that_is_impossible_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
     """The model names no data."""
-    moe = dict(router=Soft(), images_per_group=1)
+    moe = dict(router=Soft())
     write(stored_model("vmoe_test_last2_e4", moe=moe), tmp_path / "soft", format="vmoe")
     options = ("--num-experts", "0", "--rule", "average")
     result = vmoe("prune", tmp_path / "soft", tmp_path / "x", *options)

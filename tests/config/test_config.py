@@ -1,5 +1,6 @@
 """Configs: recipes, JSON, and the values that are refused."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,16 +10,22 @@ from typing import Any
 import pytest
 
 from tests.command import TINY
+from tests.routers import grouped
 from vmoe import config as configs
 from vmoe.config import (
+    CnnExpert,
     EvalConfig,
     ExpertChoice,
+    ExpertList,
     FewShotConfig,
+    GatedMlpExpert,
     Hash,
     LrFactorsConfig,
+    MlpExpert,
     MoEConfig,
     OptimConfig,
     Preprocessing,
+    ReLU,
     RoutingOverrides,
     Soft,
     Switch,
@@ -27,6 +34,7 @@ from vmoe.config import (
     ViTConfig,
     replace,
 )
+from vmoe.config.dry_run import cut_model
 from vmoe.errors import UsageError
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -50,7 +58,7 @@ def test_a_config_that_comes_with_vmoe_is_found_by_its_name_from_anywhere(
 
 @pytest.mark.parametrize("router", [ExpertChoice(noise_std=0.5), Soft()])
 def test_json_keeps_the_router_of_each_block(router: configs.AnyRouter) -> None:
-    moe = (MoEConfig(), MoEConfig(router=router, images_per_group=1))
+    moe = (MoEConfig(), MoEConfig(router=grouped(router, 1)))
     config = ViTConfig(sparse_blocks=(1, 3), moe=moe)
     assert configs.from_json(ViTConfig, configs.to_json(config)) == config
 
@@ -117,7 +125,7 @@ def set_with(**overrides: Any) -> EvalConfig:
         ),
         (
             dict(
-                model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)),
+                model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft())),
                 evaluations=(set_with(capacity_factor=4.0),),
             ),
             "routing.capacity_factor=4.0: the slots of a soft router are parameters",
@@ -247,19 +255,23 @@ def test_a_wrong_router_in_json_is_reported_by_its_kind(
         configs.from_json(TrainConfig, json.dumps(fields))
 
 
+GROUPS = ("capacity_factor", "capacity", "images_per_group")
+OLDER = {"dropout": "expert_dropout", "implementation": "implementation"}
+
+
 @pytest.mark.parametrize(
-    ("router", "moved"),
+    ("router", "moved", "experts"),
     [
-        (TokenChoice(k=1, dropless=True), ("capacity_factor", "capacity", "dropless")),
-        (ExpertChoice(capacity=3), ("capacity_factor", "capacity", "capacity_rounding")),
-        (Soft(capacity_factor=2.0), ("capacity_factor", "capacity")),
+        (TokenChoice(k=1, dropless=True), (*GROUPS, "dropless"), GatedMlpExpert(dropout=0.5)),
+        (ExpertChoice(capacity=3), (*GROUPS, "capacity_rounding"), CnnExpert(shared_init=False)),
+        (Soft(capacity_factor=2.0), GROUPS[:2], MlpExpert(implementation="batched")),
     ],
 )
-def test_an_older_run_has_the_settings_of_its_router_beside_it(
-    router: configs.AnyRouter, moved: tuple[str, ...]
+def test_an_older_run_has_the_settings_of_its_router_and_experts_beside_them(
+    router: configs.AnyRouter, moved: tuple[str, ...], experts: Any
 ) -> None:
-    """Those that its kind of router does not have had no effect."""
-    layer = MoEConfig(router=router, images_per_group=1)
+    """Those that its kind of router or expert does not have had no effect."""
+    layer = MoEConfig(router=grouped(router, 2), experts=experts)
     other = TrainConfig(model=ViTConfig(sparse_blocks=(1, 3), moe=(MoEConfig(), layer)))
     for config, place in ((TrainConfig(model=ViTConfig(moe=layer)), ()), (other, (1,))):
         fields = json.loads(configs.to_json(config))
@@ -267,9 +279,52 @@ def test_an_older_run_has_the_settings_of_its_router_beside_it(
         for i in place:
             older = older[i]
         older |= {name: older["router"].pop(name) for name in moved}
-        older |= {"capacity_multiple": 4} | ({} if "dropless" in moved else {"dropless": False})
+        older |= {"capacity_multiple": older["router"].pop("capacity_multiple", 4)}
+        older |= {} if "dropless" in moved else {"dropless": False}
+        older |= {"images_per_group": 1} if router.kind == "soft" else {}
+        older["shared_init"] = older["experts"].pop("shared_init")
+        for name, before in OLDER.items():
+            older[before] = older["experts"].pop(name, {"dropout": 0.0}.get(name, "auto"))
         assert configs.from_json(TrainConfig, json.dumps(fields)) == config
         assert configs.from_json(ViTConfig, json.dumps(fields["model"])) == config.model
+
+
+@dataclasses.dataclass(frozen=True)
+class Nameless(configs.Router):
+    """Without a kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(TokenChoice):
+    """With the kind of another class."""
+
+
+@pytest.mark.parametrize("router", [Nameless(), Other()], ids=["no kind", "another's kind"])
+def test_a_router_that_could_not_be_read_again_is_not_written(router: configs.Router) -> None:
+    message = f"its class {type(router).__name__} needs a kind of its own"
+    with pytest.raises(UsageError, match=message):
+        configs.to_json(TrainConfig(model=ViTConfig(moe=MoEConfig(router=router))))
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        MoEConfig(num_experts=16, router=ReLU(target_k=8)),
+        MoEConfig(num_experts=16, router=TokenChoice(shares=(1.0,) * 16, k=9)),
+        MoEConfig(num_experts=8, experts=ExpertList(each=(MlpExpert(),) * 8)),
+    ],
+    ids=["target_k", "shares", "list"],
+)
+def test_a_dry_run_has_fewer_experts_of_any_layer(moe: MoEConfig) -> None:
+    cut = cut_model(ViTConfig(sparse_blocks=(1,), moe=moe)).moe_blocks[1]
+    assert cut.num_experts == 4 and cut.router.k <= 4
+
+
+def test_a_setting_given_in_a_router_and_beside_it_is_refused() -> None:
+    fields = json.loads(configs.to_json(ViTConfig()))
+    fields["moe"]["capacity_factor"] = 9.0
+    with pytest.raises(UsageError, match="capacity_factor of model.moe: given in it and beside it"):
+        configs.from_json(ViTConfig, json.dumps(fields))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +412,7 @@ def test_values_of_the_wrong_type_are_refused_by_configs_and_layers_themselves(
 def test_routing_overrides_change_only_the_settings_they_name() -> None:
     layers = (
         MoEConfig(router=TokenChoice(capacity=3)),
-        MoEConfig(router=ExpertChoice(), images_per_group=2),
+        MoEConfig(router=ExpertChoice(images_per_group=2)),
     )
     trained = ViTConfig(sparse_blocks=(1, 3), moe=layers)
     assert RoutingOverrides().apply(trained) == EvalConfig().model(trained) == trained
@@ -377,13 +432,12 @@ def test_routing_overrides_change_only_the_settings_they_name() -> None:
     again = RoutingOverrides(capacity_factor=4.0).apply(dropless).moe
     assert not again[0].router.dropless and again[0].router.capacity_factor == 4.0
     again = RoutingOverrides(capacity=5, images_per_group=1).apply(dropless).moe
-    assert [(one.router.dropless, one.router.capacity, one.images_per_group) for one in again] == [
-        (False, 5, 1)
-    ] * 2
+    for router in (one.router for one in again):
+        assert (router.dropless, router.capacity, router.images_per_group) == (False, 5, 1)
 
 
 DENSE, SPARSE = ViTConfig(), ViTConfig(sparse_blocks=(1,))
-SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
+SOFT = replace(SPARSE, moe=MoEConfig(router=Soft()))
 SWITCH, HASH = (replace(SPARSE, moe=MoEConfig(router=each())) for each in (Switch, Hash))
 
 

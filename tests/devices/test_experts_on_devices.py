@@ -28,7 +28,6 @@ from vmoe.config import (
     GatedMlpExpert,
     IdentityExpert,
     MlpExpert,
-    MoEConfig,
     NoisyGate,
     TokenChoice,
     ZeroExpert,
@@ -113,7 +112,7 @@ def test_a_mesh_of_jax_make_mesh_has_the_outputs_and_gradients_of_one_device() -
     modules = [nnx.Linear(4, 4, rngs=rngs) for _ in range(8)]
     gate = nnx.Linear(4, 8, use_bias=False, rngs=rngs)
     tokens = np.float32(np.random.default_rng(0).normal(size=(8, 3, 4)))
-    config = MoEConfig(num_experts=8, images_per_group=1)
+    router = TokenChoice(images_per_group=1)
     mesh = jax.make_mesh((2, 4), ("data", "expert"))
     placement = Placement(mesh)
     layer = MoE(modules, gate, router, placement=placement)
@@ -127,14 +126,14 @@ def test_a_mesh_of_jax_make_mesh_has_the_outputs_and_gradients_of_one_device() -
         function = wrap(lambda state, x: nnx.merge(graph, state)(x))
         return jax.jit(jax.grad(lambda s, x: (function(s, x) ** 2).sum()))(state, tokens)
 
-    oracle = gradients(MoE(modules, gate, config), tokens)
+    oracle = gradients(MoE(modules, gate, router), tokens)
     in_auto_axes = functools.partial(jax.sharding.auto_axes, out_sharding=over_all)
     for ours in (
         gradients(layer, jax.device_put(tokens, placement.batch())),
         gradients(layer, explicit, in_auto_axes),
     ):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, oracle)
-    for each in (layer, MoE(modules, gate, config)):
+    for each in (layer, MoE(modules, gate, router)):
         with pytest.raises(
             UsageError, match=r"Explicit axes .* placement.batch.*, or call .*auto_axes"
         ):
@@ -148,8 +147,8 @@ def test_a_state_in_a_shard_map_of_ones_own_follows_the_load_of_all_devices(
     experts = [nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(4)]
     gate = nnx.Linear(4, 4, use_bias=False, rngs=nnx.Rngs(4))
     tokens = np.float32(np.random.default_rng(0).normal(size=(8, 3, 4)))
-    config = MoEConfig(num_experts=4, router=BiasBalanced(update_rate=0.1), images_per_group=1)
-    graph, state = nnx.split(MoE(experts, gate, config))
+    router = BiasBalanced(update_rate=0.1, images_per_group=1)
+    graph, state = nnx.split(MoE(experts, gate, router))
 
     def bias(state: nnx.State, tokens: jax.Array) -> jax.Array:
         layer = nnx.merge(graph, state, copy=True)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from tests.command import TINY
 from vmoe import models
-from vmoe.config import MoEConfig, OptimConfig, TrainConfig, ViTConfig, load, replace
+from vmoe.config import MoEConfig, OptimConfig, TokenChoice, TrainConfig, ViTConfig, load, replace
 from vmoe.costs.chips import CHIPS
 from vmoe.costs.collectives import COMPILER_OPTIONS, Collective, parse_collectives
 from vmoe.costs.flops import count_flops
@@ -43,7 +43,7 @@ MODEL = ViTConfig(
     image_size=8,
     num_classes=10,
     sparse_blocks=(0, 1),
-    moe=MoEConfig(num_experts=8, images_per_group=2),
+    moe=MoEConfig(num_experts=8, router=TokenChoice(images_per_group=2)),
 )
 CONFIG = TrainConfig(model=MODEL, batch_size=32, optim=OptimConfig(warmup_steps=10), ema_decay=0.9)
 on_meshes = pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(
 
 
 def test_images_of_a_device_need_the_same_memory_on_eight_devices_and_in_eight_parts() -> None:
-    config = replace(CONFIG, model=dict(moe=dict(expert_dropout=0.1)))
+    config = replace(CONFIG, model=dict(moe=dict(experts=dict(dropout=0.1))))
     on_eight = memory(config, on("expert=1"), shapes_on(ONE_DEVICE))
     in_parts = memory(replace(config, accumulate=8), ONE_DEVICE, shapes_on(ONE_DEVICE))
     for name in ("saved_activations", "saved_activations_with_remat"):

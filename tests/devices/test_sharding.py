@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.own_router import Own
+from tests.routers import grouped
 from vmoe import models
 from vmoe.analysis import capture, collect, concatenate
 from vmoe.config import (
@@ -26,6 +27,7 @@ from vmoe.config import (
     ExpertRace,
     GShard,
     Hash,
+    MlpExpert,
     MoEConfig,
     OptimConfig,
     Random,
@@ -55,7 +57,9 @@ from vmoe.train.status import make_reduction
 from vmoe.train.step import make_train_step
 
 SPARSE = MoEConfig(
-    num_experts=8, images_per_group=2, shared_init=False, router=TokenChoice(capacity_factor=0.8)
+    num_experts=8,
+    router=TokenChoice(capacity_factor=0.8, images_per_group=2),
+    experts=MlpExpert(shared_init=False),
 )
 CONFIG = ViTConfig(
     patch_size=4,
@@ -215,7 +219,7 @@ def sizes(shape: Iterable[int]) -> tuple[int, ...]:
 @pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
 def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -> None:
     per_group = 1 if isinstance(router, Soft) else 2
-    moe = replace(SPARSE, router=router, images_per_group=per_group)
+    moe = replace(SPARSE, router=grouped(router, per_group))
     config = replace(CONFIG, moe=moe)
     params, batch = params_of(config), (images(16), np.ones(16, bool))
     oracle = run_on(ONE_DEVICE, training(config, ONE_DEVICE), params, *batch)
@@ -230,7 +234,7 @@ def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_ima
     router: Router,
 ) -> None:
     """Each device has five images in groups of three; the last device has padding."""
-    config = replace(CONFIG, moe=replace(SPARSE, router=router, images_per_group=3))
+    config = replace(CONFIG, moe=replace(SPARSE, router=grouped(router, 3)))
     params, x, valid = params_of(config), images(40), np.arange(40) < 37
     groups = [2] * 7 + [1]  # with at least one image: the last device has two images
     one = loss_and_gradient(config, ONE_DEVICE)
@@ -316,7 +320,7 @@ def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_
 
     A router's state follows the load of the whole batch.
     """
-    config = replace(UPDATED, model=dict(moe=dict(router=router)))
+    config = replace(UPDATED, model=dict(moe=dict(router=grouped(router, 2))))
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2")
     expected = make_train_step(config)(init_state(config), batch_of_16())
     step = make_train_step(replace(config, accumulate=2), ours)
@@ -420,8 +424,8 @@ def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> N
         ),
         (
             "expert=1",
-            {"implementation": "blocked"},
-            "implementation=blocked: on 8 devices .*use batched",
+            {"experts": {"implementation": "blocked"}},
+            "experts.implementation=blocked: on 8 devices .*use batched",
         ),
         ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
@@ -469,7 +473,7 @@ def test_fsdp_gathers_only_the_parameters_that_it_splits(mesh: str) -> None:
 
 def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
     """Each device has five images in groups of three, so its last group is padded."""
-    config = replace(CONFIG, moe=dict(images_per_group=3, router=dict(capacity_factor=8.0)))
+    config = replace(CONFIG, moe=dict(router=dict(capacity_factor=8.0, images_per_group=3)))
     two = place(config, jax.devices()[:2], mesh="expert=2")
 
     def use_on(placement: Placement, config: ViTConfig) -> jax.Array:
@@ -479,16 +483,16 @@ def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
 
         return run_on(placement, use, params_of(config), images(10))
 
-    alone = use_on(ONE_DEVICE, replace(config, moe=dict(images_per_group=1)))
+    alone = use_on(ONE_DEVICE, replace(config, moe=dict(router=dict(images_per_group=1))))
     np.testing.assert_allclose(use_on(two, config), alone, atol=1e-6)
 
 
 def test_routing_collected_on_two_devices_is_assigned_to_the_right_image_in_padded_groups() -> None:
-    config = replace(CONFIG, moe=dict(images_per_group=3, router=dict(capacity_factor=8.0)))
+    config = replace(CONFIG, moe=dict(router=dict(capacity_factor=8.0, images_per_group=3)))
     two = place(config, jax.devices()[:2], mesh="expert=2")
     params, own = params_of(config), two.params(params_of(config))
     sharded = models.with_params(config, jax.device_put(params, own), placement=two)
-    single = replace(config, moe=dict(images_per_group=1))
+    single = replace(config, moe=dict(router=dict(images_per_group=1)))
     ours, alone = (
         concatenate(collect(model, in_batches(images(10), batch_size=10)))
         for model in (sharded, models.with_params(single, params))

@@ -32,7 +32,7 @@ def config() -> TrainConfig:
         evaluate_every=10,
         checkpoint_every=10,
         ema_decay=0.9,
-        model=dict(depth=1, sparse_blocks=(0,), moe=dict(images_per_group=4)),
+        model=dict(depth=1, sparse_blocks=(0,), moe=dict(router=dict(images_per_group=4))),
         evaluations=(EvalConfig(batch_size=50),),
         fewshot=FewShotConfig(("digits",), shots=(1, 5), every=20, batch_size=64),
     )

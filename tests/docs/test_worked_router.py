@@ -88,8 +88,11 @@ def test_the_router_of_the_page_trains_by_command_with_the_expert_in_a_copy_and_
     options = (kind, name, setting, value, "--optim.warmup-steps", "5")
     assert "step 10/10" in run(*fewer, *options)
     model = json.loads((tmp_path / "runs" / "threshold" / "config.json").read_text())["model"]
-    assert model["moe"]["experts"] == {"kind": "low_rank", "rank": 8}
-    assert model["moe"]["router"] == {"kind": "threshold", "k": 2, "target": 1.5, "rate": 0.001}
+    for own, expected in {
+        "experts": {"kind": "low_rank", "rank": 8},
+        "router": {"kind": "threshold", "k": 2, "target": 1.5, "rate": 0.001},
+    }.items():
+        assert expected.items() <= model["moe"][own].items()
     run(*routing)
     html = (tmp_path / "threshold.html").read_text()
     (model,) = json.JSONDecoder().raw_decode(html[html.index('{"summary"') :])[0]["models"]

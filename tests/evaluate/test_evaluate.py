@@ -16,6 +16,7 @@ from PIL import Image
 
 import vmoe
 from tests.random_models import forward, outputs
+from tests.routers import grouped
 from vmoe.config import (
     DataConfig,
     ExpertChoice,
@@ -201,9 +202,8 @@ def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
 
 def test_dropped_is_the_fraction_of_choices_without_a_slot() -> None:
     source = open_source("digits", "test")
-    full = model(
-        2, router=dict(capacity=1), images_per_group=1
-    )  # 5 tokens, 2 choices each, 4 slots
+    router = dict(capacity=1, images_per_group=1)
+    full = model(2, router=router)  # 5 tokens, 2 choices each, 4 slots
     result = evaluate(full, source, Reading(64))
     _, records = forward(full, to_float(source.images))
     kept = np.mean([np.asarray(record.routing.kept).mean() for record in records.values()])
@@ -220,7 +220,7 @@ def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(
     router: Router, blocks: int
 ) -> None:
     source = open_source("digits", "test")
-    net = model(blocks, router=router, images_per_group=1)
+    net = model(blocks, router=grouped(router, 1))
     result = evaluate(net, source, Reading(64))
     _, records = forward(net, to_float(source.images))
     shares = [
@@ -260,7 +260,7 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new_af
     net, source = model(seed=1), open_source("digits", "validation")
     logged: dict[int, list[str]] = {}
     healthy = NamedEvaluation("validation", "raw", evaluate(net, source))
-    kernel = net.blocks[0].mlp.router.kernel
+    kernel = net.blocks[0].mlp.gate.kernel
     kernel[...] *= 0.0  # of equal gates the first are chosen
     broken = healthy._replace(result=evaluate(net, source))
     assert not findings(net.config, healthy.result.totals)

@@ -48,7 +48,7 @@ config = replace(
     load(Path({tiny!r})), steps={steps}, log_every=5,
     evaluate_every={every}, checkpoint_every={every},
     ema_decay=0.9, accumulate=2,
-    model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
+    model=dict(dropout=0.1, moe=dict(experts=dict(dropout=0.1), router=dict(priority="random"))),
     evaluations=(EvalConfig(), EvalConfig("small batches", batch_size={batch})),
     fewshot=FewShotConfig(("digits",), every={every}),
 )

@@ -327,7 +327,7 @@ def test_experts_of_the_sparse_layer_serve_several_tasks() -> None:
 
 @pytest.mark.parametrize("shared_init", [True, False])
 def test_equal_experts_of_the_sparse_layer_are_found(shared_init: bool) -> None:
-    config = MoEConfig(num_experts=2, shared_init=shared_init)
+    config = MoEConfig(num_experts=2, experts=MlpExpert(shared_init=shared_init))
     body = MultiGate(make_experts(config, D, 6, rngs=nnx.Rngs(0)), gates([2, 2], nnx.Rngs(1)))
     found = ["experts 0 of experts and 1 of experts are equal: use different seeds"]
     assert list(equal_experts(body)) == (found if shared_init else [])

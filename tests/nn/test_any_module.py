@@ -19,8 +19,6 @@ from flax import nnx
 
 from vmoe.config import (
     BiasBalanced,
-    CnnExpert,
-    CosineGate,
     ExpertList,
     GatedMlpExpert,
     IdentityExpert,
@@ -38,18 +36,10 @@ from vmoe.nn.moe import MoE, capture_records
 B, N, D, E = 2, 6, 8, 4
 TOKENS = jnp.float32(np.random.default_rng(0).normal(size=(B, N, D)))
 TABLE = np.linspace(0, 1, 16)
-ALL = MoEConfig(
-    num_experts=E, router=TokenChoice(k=E, noise_std=0.0, dropless=True), images_per_group=B
-)
+ALL = TokenChoice(k=E, noise_std=0.0, dropless=True)
 """Every token goes to every expert."""
-OF_TWO = dict(
-    num_experts=2,
-    router=TokenChoice(k=2, noise_std=0.0, dropless=True),
-    images_per_group=B,
-)
-TIGHT = MoEConfig(
-    num_experts=E, router=TokenChoice(k=1, noise_std=0.0, capacity=5), images_per_group=B
-)
+OF_TWO = replace(ALL, k=2)
+TIGHT = TokenChoice(k=1, noise_std=0.0, capacity=5)
 
 
 def gate(e: int = E) -> nnx.Linear:
@@ -234,7 +224,7 @@ def test_what_experts_share_with_the_gate_the_shared_expert_or_a_head_stays_one(
     shared = LowRank(base, rngs)
     layer = MoE(experts, BaseGate(base), ALL, shared=shared)
     assert layer.experts[0].base.kernel is base.kernel is layer.shared.stacked.base.kernel
-    assert layer.router.base.kernel is base.kernel
+    assert layer.gate.base.kernel is base.kernel
 
     def loss(gate: Any, experts: Sequence[Any], shared: Any) -> jax.Array:
         rows = jnp.stack([expert(TOKENS) for expert in experts], -1)
@@ -390,7 +380,7 @@ def test_a_module_around_one_that_takes_something_says_what_it_takes_itself() ->
             MoE([around] * E, gate())
     layer = MoE([Around(Sized())] * E, gate(), ALL)
     np.testing.assert_allclose(forward(layer, TOKENS), 2 * TOKENS, rtol=1e-5)
-    inner = MoE([Sized()] * 2, gate(2), MoEConfig(**OF_TWO))
+    inner = MoE([Sized()] * 2, gate(2), OF_TWO)
     layer = MoE([nnx.Sequential(inner, nnx.identity)] * E, gate(), ALL)  # a layer is no such module
     assert forward(layer, TOKENS).shape == TOKENS.shape
 
@@ -422,7 +412,7 @@ def test_kinds_of_experts_get_what_they_ask_for_and_the_inputs_of_the_caller() -
             return x + images
 
     images = jnp.arange(1.0, B * N + 1).reshape(B, N, 1)
-    layer = MoE([Positions(), Images()], gate(2), MoEConfig(**OF_TWO))
+    layer = MoE([Positions(), Images()], gate(2), OF_TWO)
     outputs, record = nnx.jit(lambda layer, x: layer.forward(x, per_token={"images": images}))(
         layer, TOKENS
     )
@@ -438,7 +428,7 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
     init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
     base, rngs = nnx.Linear(D, D, rngs=nnx.Rngs(9)), nnx.Rngs(0)
     each = (MlpExpert(), MlpExpert(), GatedMlpExpert(), IdentityExpert())
-    config = MoEConfig(num_experts=E, experts=ExpertList(each=each), shared_init=False)
+    config = MoEConfig(num_experts=E, experts=ExpertList(each=each))
     made: dict[str, Callable[[], Any]] = {
         "copies": lambda: [nnx.Linear(D, D, rngs=rngs) for _ in range(E)],
         "mixed": lambda: [nnx.Linear(D, D, use_bias=i % 2 == 0, rngs=rngs) for i in range(E)],
@@ -470,27 +460,6 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
         nnx.update(experts[3], jax.tree.map(jnp.zeros_like, nnx.state(experts[3])))
         if kind != "base":
             np.testing.assert_array_equal(layer.experts.on_same(rows), expected)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        (dict(shared_experts=2), "^shared_experts=2: shared experts are given as `shared`: leave"),
-        (dict(expert_dropout=0.5), "^expert_dropout=0.5: experts that are given have their own dr"),
-        (dict(shared_init=False), "^shared_init=False: experts that are given have their values: "),
-        (dict(implementation="ragged"), "^implementation=ragged: experts other than StackedMlps"),
-        (dict(gate=CosineGate()), "^gate: the gate is the module that is given: leave it out"),
-        (dict(experts=CnnExpert()), "^experts: the experts are the modules that are given: leave "),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_settings_of_parts_that_are_given_are_refused(setting: Any, message: str) -> None:
-    config = MoEConfig(num_experts=E, **setting)
-    with pytest.raises(UsageError, match=message):
-        MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), config)
-    assert MoE.from_config(config, D, 5, 9, rngs=nnx.Rngs(0)).config == config
-    if "implementation" in setting:
-        MoE(StackedMlps(E, D, 5, rngs=nnx.Rngs(0)), gate(), config)
 
 
 def test_the_axis_of_experts_comes_first_in_annotated_shardings() -> None:
@@ -870,9 +839,9 @@ def test_the_gate_of_one_expert_per_token_with_weight_1_learns_as_from_its_logar
     router: Router,
 ) -> None:
     """The gradient of w / stop_gradient(w) is that of log w; the oracle is a formula in float64."""
-    config = MoEConfig(num_experts=E, router=replace(router, dropless=True), images_per_group=B)
+    router = replace(router, dropless=True)
     experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
-    layer, target = MoE(experts, gate(), config), np.random.default_rng(1).normal(size=(B * N, D))
+    layer, target = MoE(experts, gate(), router), np.random.default_rng(1).normal(size=(B * N, D))
 
     @nnx.jit
     def gradients(layer: MoE) -> Any:
@@ -894,16 +863,16 @@ def test_the_gate_of_one_expert_per_token_with_weight_1_learns_as_from_its_logar
     else:
         of_log = chosen - np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = x.T @ (of_log * (rows * target).sum(-1, keepdims=True))
-    np.testing.assert_allclose(ours["router"]["kernel"][...], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours["gate"]["kernel"][...], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -> None:
     """Qwen2-MoE's and DeepSeek-V3's, for any modules; each token goes to two of four experts."""
     router = BiasBalanced(k=2, normalize_weights=True)
-    config = MoEConfig(num_experts=E, router=replace(router, dropless=True), routed_scale=2.5)
+    router = replace(router, dropless=True)
     experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
     shared, own = (nnx.Linear(D, x, rngs=nnx.Rngs(9)) for x in (D, 1))
-    layer = MoE(experts, gate(), config, shared=shared, shared_gate=own)
+    layer = MoE(experts, gate(), router, shared=shared, shared_gate=own, routed_scale=2.5)
 
     def linear(module: nnx.Linear, x: np.ndarray) -> np.ndarray:
         bias = 0.0 if module.bias is None else np.asarray(module.bias[...], np.float64)
@@ -922,6 +891,18 @@ def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (dict(router=TokenChoice(shares=(1.0, 2.0))), "4 experts were given: give one for each"),
+        (dict(routed_scale=0.0), "routed_scale=0.0: use more than 0"),
+    ],
+)
+def test_a_layer_refuses_what_does_not_fit_it(setting: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), **setting)
+
+
 def test_a_gate_without_a_shared_expert_is_refused() -> None:
     with pytest.raises(UsageError, match="shared_gate=Linear: there is no shared expert"):
         MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), shared_gate=gate(1))
@@ -932,10 +913,10 @@ def test_a_gate_without_a_shared_expert_is_refused() -> None:
 @pytest.mark.parametrize("form", ["mlps", "list"])
 def test_forward_mode_is_refused_in_one_line(form: str) -> None:
     """By the tokens, by the gate's parameters, and by the experts'; also of a gradient."""
-    config = MoEConfig(num_experts=E, images_per_group=B)
+    config = MoEConfig(num_experts=E)
     layer = MoE.from_config(config, D, 5, N, rngs=nnx.Rngs(0))
     if form == "list":
-        layer = MoE([nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)], gate(), config)
+        layer = MoE([nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)], gate())
     graph, state = nnx.split(layer)
 
     def loss(part: Any, name: str | None = None) -> jax.Array:
@@ -944,7 +925,7 @@ def test_forward_mode_is_refused_in_one_line(form: str) -> None:
         return nnx.merge(graph, nnx.merge_state(state, nnx.State({name: part})))(TOKENS).sum()
 
     message = r"no forward-mode derivatives .* use jax.grad, jax.vjp or jax.jacrev"
-    for name in (None, "router", "experts"):
+    for name in (None, "gate", "experts"):
         part = TOKENS if name is None else state[name]
         with pytest.raises(UsageError, match=message):
             jax.jvp(jax.jit(functools.partial(loss, name=name)), (part,), (part,))

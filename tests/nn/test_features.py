@@ -11,7 +11,7 @@ from scipy.special import erf
 
 from tests.random_models import outputs, random_params
 from vmoe import models
-from vmoe.config import MoEConfig, TokenChoice
+from vmoe.config import MlpExpert, MoEConfig, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.mlp import Hidden, Mlp
 from vmoe.nn.moe import MoE
@@ -107,7 +107,9 @@ def test_mlps_and_experts_have_the_activation_of_the_config(gelu: Any, expected:
     up, down = (np.float64(layer.kernel[...]) for layer in (dense.up, dense.down))
     sparse = []
     for implementation in ("batched", "blocked", "ragged"):
-        config = MoEConfig(num_experts=1, router=TokenChoice(k=1), implementation=implementation)
+        config = MoEConfig(
+            num_experts=1, router=TokenChoice(k=1), experts=MlpExpert(implementation=implementation)
+        )
         moe = MoE.from_config(config, 16, 32, 9, gelu=gelu, rngs=nnx.Rngs(0))
         moe.experts.up.kernel[...], moe.experts.down.kernel[...] = (
             layer.kernel[...][None] for layer in (dense.up, dense.down)

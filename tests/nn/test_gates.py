@@ -31,7 +31,7 @@ from vmoe.nn.moe import MoE
 B, N, D, E = 3, 5, 6, 4
 RNG = np.random.default_rng(0)
 TOKENS = jnp.float32(RNG.normal(size=(B, N, D)))
-CONFIG = MoEConfig(num_experts=E, images_per_group=1, router=TokenChoice(k=2))
+CONFIG = MoEConfig(num_experts=E, router=TokenChoice(k=2, images_per_group=1))
 
 
 def gate_of(gate: Gate, **router: Any) -> tuple[nnx.Module, dict[str, np.ndarray]]:
@@ -97,7 +97,7 @@ def test_the_sizes_of_gates_follow_from_their_configs() -> None:
 
 def layer_of(gate: Any, **router: Any) -> MoE:
     experts = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
-    return MoE(experts, gate, replace(CONFIG, router=router))
+    return MoE(experts, gate, replace(CONFIG.router, **router))
 
 
 def test_a_noisy_gate_starts_with_equal_logits_and_the_same_noise_for_all() -> None:
@@ -149,8 +149,8 @@ def test_the_gradient_reaches_what_a_noisy_gate_learned_about_its_noise() -> Non
 
     training = gradient(layer, jax.random.key(0))
     evaluation = gradient(layer, None)
-    assert (np.asarray(training["router"]["noise"][...]) != 0).all()
-    assert (np.asarray(evaluation["router"]["noise"][...]) == 0).all()
+    assert (np.asarray(training["gate"]["noise"][...]) != 0).all()
+    assert (np.asarray(evaluation["gate"]["noise"][...]) == 0).all()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(training))
 
 
@@ -159,7 +159,7 @@ def test_statistics_and_random_streams_of_a_gate_change_under_nnx_jit() -> None:
     parts = nnx.BatchNorm(D, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Linear(D, E, rngs=rngs)
     layer = layer_of(nnx.Sequential(*parts))
     first, second = (nnx.jit(MoE.forward)(layer, TOKENS)[1].logits for _ in range(2))
-    mean, dropout, _ = layer.router.layers
+    mean, dropout, _ = layer.gate.layers
     expected = 0.01 * np.asarray(TOKENS).mean((0, 1)) * (1 + 0.99)
     np.testing.assert_allclose(mean.mean[...], expected, rtol=1e-5, atol=1e-6)
     assert dropout.rngs.count[...] == 2 and (np.asarray(first) != np.asarray(second)).any()
@@ -193,4 +193,4 @@ def test_a_gate_that_does_not_fit_the_router_is_refused() -> None:
     with pytest.raises(UsageError, match="gate.kind=slots.*leave the gate out"):
         replace(CONFIG, gate=SlotGate())
     with pytest.raises(UsageError, match="gate.kind=cosine.*leave the gate out"):
-        MoEConfig(gate=CosineGate(), router=Soft(), images_per_group=1)
+        MoEConfig(gate=CosineGate(), router=Soft())

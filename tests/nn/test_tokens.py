@@ -11,15 +11,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vmoe.config import Hash, MoEConfig, Random, Soft, Switch, TokenChoice, replace
+from vmoe.config import (
+    BiasBalanced,
+    ExpertRace,
+    Hash,
+    MlpExpert,
+    MoEConfig,
+    Random,
+    ReLU,
+    Soft,
+    Switch,
+    TokenChoice,
+    TopP,
+    replace,
+)
 from vmoe.errors import UsageError
+from vmoe.nn.experts import StackedMlps
 from vmoe.nn.moe import MoE
 from vmoe.routing.groups import Groups
 
 D, E = 8, 4
 RNG = np.random.default_rng(0)
 QUIET = TokenChoice(k=2, noise_std=0.0)
-ROOMY = MoEConfig(num_experts=E, router=replace(QUIET, dropless=True))
+ROOMY = replace(QUIET, dropless=True)
 LENGTHS = (5, 3, 0, 2)
 """Of the sequences of a padded batch of 4 x 6 tokens."""
 MASK = np.arange(6) < np.array(LENGTHS)[:, None]
@@ -120,7 +134,8 @@ def test_a_padded_batch_equals_its_sequences_alone(own: bool, padding: float) ->
     shared = nnx.Linear(D, D, rngs=nnx.Rngs(3))
     layer = MoE(linears(), gate(), ROOMY, shared=shared)
     if own:
-        config = replace(ROOMY, shared_experts=1, shared_init=False)
+        own = dict(shared_experts=1, experts=MlpExpert(shared_init=False))
+        config = MoEConfig(num_experts=E, router=ROOMY, **own)
         layer = MoE.from_config(config, D, 7, 6, rngs=nnx.Rngs(0))
     outputs, record = forward(layer, jnp.asarray(tokens), mask=jnp.asarray(MASK))
     for i, ours in zip(np.flatnonzero(LENGTHS), alone(layer), strict=True):
@@ -136,7 +151,7 @@ def test_a_random_subset_of_patches_equals_the_subset_without_the_others() -> No
     keep = np.sort(np.argsort(RNG.random((4, 6)), axis=1)[:, :2], axis=1)
     mask = np.zeros((4, 6), bool)
     np.put_along_axis(mask, keep, True, axis=1)
-    layer = MoE(linears(), gate(), MoEConfig(num_experts=E, router=replace(QUIET, capacity=3)))
+    layer = MoE(linears(), gate(), replace(QUIET, capacity=3))
     outputs, record = forward(layer, jnp.asarray(PADDED), mask=jnp.asarray(mask))
     kept = np.take_along_axis(PADDED, keep[..., None], axis=1)
     expected, of_kept = forward(layer, jnp.asarray(kept))
@@ -177,7 +192,7 @@ def test_a_gate_sees_images_and_not_groups() -> None:
     outputs, record = forward(layer, jnp.asarray(PADDED), mask=jnp.asarray(MASK))
     chosen = np.asarray(record.routing.experts).reshape(4, 6, 2)
     means = np.stack([PADDED[i, :n].mean(0) for i, n in enumerate(LENGTHS) if n])
-    expected = np.argsort(-means @ layer.router.linear.kernel[...], axis=-1)[:, :2]
+    expected = np.argsort(-means @ layer.gate.linear.kernel[...], axis=-1)[:, :2]
     for i, experts in zip(np.flatnonzero(LENGTHS), expected, strict=True):
         assert (chosen[i, : LENGTHS[i]] == experts).all()
     assert len({tuple(experts) for experts in expected.tolist()}) > 1
@@ -218,7 +233,7 @@ def test_gates_get_the_inputs_per_token_that_they_name_and_experts_the_others() 
     scale = np.float32(RNG.normal(size=(4, 6, 1)))
     inputs = {"task": jnp.asarray(task), "scale": {"by": jnp.asarray(scale)}}
     outputs, record = layer.forward(jnp.asarray(PADDED), per_token=inputs)
-    logits = PADDED @ layer.router.linear.kernel[...] + 9 * layer.router.table.embedding[task]
+    logits = PADDED @ layer.gate.linear.kernel[...] + 9 * layer.gate.table.embedding[task]
     np.testing.assert_allclose(record.logits[0], logits.reshape(24, E), rtol=1e-4, atol=1e-5)
     gates = np.asarray(jax.nn.softmax(logits))
     each = np.stack([expert.linear(PADDED) for expert in experts], axis=-1) * scale[..., None]
@@ -233,6 +248,52 @@ def test_gates_get_the_inputs_per_token_that_they_name_and_experts_the_others() 
     np.testing.assert_array_equal(known["images"], np.tile(np.arange(4)[:, None], (1, 6)))
     layer.forward(jnp.asarray(PADDED), per_token=inputs, key=jax.random.key(0))
     assert seen[1]["key"].shape == ()
+
+
+def test_inputs_of_experts_may_have_the_names_of_the_parts_of_a_layer() -> None:
+    class Named(nnx.Module):
+        def __call__(self, x: jax.Array, *, rows: float, inputs: float, groups: float) -> jax.Array:
+            return x * rows * inputs * groups
+
+    layer = MoE([Named() for _ in range(E)], gate(), replace(ROOMY, normalize_weights=True))
+    outputs = layer(jnp.asarray(PADDED), rows=2.0, inputs=3.0, groups=5.0)
+    np.testing.assert_allclose(outputs, 30 * PADDED, rtol=1e-5)
+
+
+class AsText(nnx.Linear):
+    takes = "mask"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (dict(per_token={"a": [1.0, 2.0]}), "a has a float: give arrays"),
+    ],
+)
+def test_inputs_that_are_no_arrays_are_refused(inputs: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MoE(linears(), gate()).forward(jnp.asarray(PADDED), **inputs)
+    layer = MoE(linears(), AsText(D, E, rngs=nnx.Rngs(0)))
+    with pytest.raises(UsageError, match=r"the gate's takes is 'mask': use a tuple of names"):
+        layer.forward(jnp.asarray(PADDED))
+
+
+@pytest.mark.parametrize("router", [ReLU(target_k=1), TopP(), ExpertRace(), BiasBalanced()])
+def test_a_step_without_tokens_changes_no_state(router: Any) -> None:
+    layer, key = MoE(linears(), gate(), router), jax.random.key(0)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(layer.state)))
+    nothing = forward(layer, jnp.asarray(PADDED), mask=jnp.zeros((4, 6), bool), key=key)[1]
+    nnx.jit(MoE.update_state)(layer, nothing)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(layer.state)), before)
+    nnx.jit(MoE.update_state)(layer, forward(layer, jnp.asarray(PADDED), key=key)[1])
+    after = nnx.to_pure_dict(nnx.state(layer.state))
+    assert any(np.any(after[name] != before[name]) for name in after)
+
+
+def test_the_state_of_a_threshold_needs_the_routing_of_a_training_step() -> None:
+    layer = MoE(linears(), gate(), ExpertRace())
+    with pytest.raises(UsageError, match="of evaluation: give the layer a key in training"):
+        layer.update_state(layer.forward(jnp.asarray(PADDED))[1])
 
 
 def test_an_input_that_the_gate_takes_and_nobody_gives_is_named() -> None:
@@ -268,7 +329,7 @@ def test_statistics_of_an_expert_are_those_of_its_tokens() -> None:
     copies = [nnx.clone(expert) for expert in experts]
     rows, target = (jnp.float32(RNG.normal(size=(4 * E, D))) for _ in range(2))
     one = TokenChoice(k=1, noise_std=0.0, normalize_weights=True)
-    layer = MoE(experts, ByPosition(), MoEConfig(num_experts=E, router=replace(one, capacity=8)))
+    layer = MoE(experts, ByPosition(), replace(one, capacity=8))
 
     @nnx.jit
     def ours(layer: MoE, rows: jax.Array) -> Any:
@@ -302,7 +363,7 @@ def test_padding_does_not_count_in_the_statistics_of_gates_and_shared_experts() 
         nnx.jit(lambda m, x: m(x))(module, PADDED.reshape(24, D)[mask])
     of_shared, of_gate = (module.norm.mean[...] for module in copies)
     np.testing.assert_allclose(layer.shared.stacked.norm.mean[0], of_shared, atol=1e-5)
-    np.testing.assert_allclose(layer.router.norm.mean[...], of_gate, atol=1e-5)
+    np.testing.assert_allclose(layer.gate.norm.mean[...], of_gate, atol=1e-5)
 
 
 class Unit(nnx.Module):
@@ -326,19 +387,32 @@ class Slotted(nnx.Module):
         return self.unit(x).reshape(*x.shape[:-1], E, 2)
 
 
-@pytest.mark.parametrize("place", ["experts", "shared", "gate", "soft", "soft gate"])
+class UnitLinear(nnx.Linear):
+    """A gate of the directions of tokens, which is not finite at zero."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    "place", ["experts", "shared", "gate", "gate of mlps", "soft", "soft gate"]
+)
 @pytest.mark.parametrize("mask", [MASK, MASK & False], ids=["some", "all"])
 def test_modules_that_are_not_finite_at_padding_have_finite_gradients(
     place: str, mask: np.ndarray
 ) -> None:
     units = [Unit(nnx.Rngs(i)) for i in range(E)]
-    config = MoEConfig(num_experts=E, router=QUIET, images_per_group=2)
-    soft = MoEConfig(num_experts=E, router=Soft(capacity=2), images_per_group=1)
+    quiet, soft = replace(QUIET, images_per_group=2), Soft(capacity=2)
     slots = nnx.Linear(D, E * 2, rngs=nnx.Rngs(8))
     layer = {
-        "experts": lambda: MoE(units, gate(), config),
-        "shared": lambda: MoE(linears(), gate(), config, shared=units[0]),
-        "gate": lambda: MoE(linears(), Unit(nnx.Rngs(8), E), config),
+        "experts": lambda: MoE(units, gate(), quiet),
+        "shared": lambda: MoE(linears(), gate(), quiet, shared=units[0]),
+        "gate of mlps": lambda: MoE(
+            StackedMlps(E, D, 5, rngs=nnx.Rngs(1)),
+            UnitLinear(D, E, use_bias=False, rngs=nnx.Rngs(8)),
+            quiet,
+        ),
+        "gate": lambda: MoE(linears(), Unit(nnx.Rngs(8), E), quiet),
         "soft": lambda: MoE(
             units, nnx.Sequential(slots, lambda x: x.reshape(*x.shape[:-1], E, 2)), soft
         ),
@@ -371,8 +445,7 @@ def test_the_inputs_in_an_empty_slot_are_those_of_the_token_there() -> None:
 
     tokens = np.float32(RNG.normal(size=(4, 6, D)))
     tokens[..., 0], tokens[..., 1] = np.arange(4)[:, None], np.arange(6)
-    config = MoEConfig(num_experts=E, router=replace(QUIET, capacity=20))
-    layer = MoE([Checked() for _ in range(E)], gate(), config)
+    layer = MoE([Checked() for _ in range(E)], gate(), replace(QUIET, capacity=20))
     outputs, record = forward(layer, jnp.asarray(tokens), per_token={"same": jnp.asarray(tokens)})
     assert (record.routing.tokens == 24).any() and np.isfinite(outputs).all()
     halves = MoE([Checked() for _ in range(E)], gate(), QUIET, group=3)  # cut
@@ -394,8 +467,8 @@ def test_the_jitter_and_the_noise_of_a_sequence_do_not_depend_on_its_shape() -> 
 
 def test_a_group_is_a_number_of_tokens_and_none_of_a_soft_router() -> None:
     for router, group, message in (
-        (None, 0, "group=0: use at least 1 token"),
-        (MoEConfig(num_experts=E, router=Soft(), images_per_group=1), 9, "group=9: a soft router"),
+        (None, 0, "group=0: use a number of at least 1 token"),
+        (Soft(), 9, "group=9: a soft router"),
     ):
         with pytest.raises(UsageError, match=message):
             MoE(linears(), gate(), router, group=group)

@@ -23,6 +23,7 @@ from vmoe.config import (
     AttentionExpert,
     CnnExpert,
     ExpertChoice,
+    MlpExpert,
     MoEConfig,
     Soft,
     TokenChoice,
@@ -35,12 +36,13 @@ from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
 from vmoe.trees import by_name
 
-ONE_IMAGE = dict(num_experts=4, images_per_group=1)
+ONE_IMAGE = dict(num_experts=4)
 TWO_BLOCKS = dict(depth=2, sparse_blocks=(1,))
 TIGHT = dict(
-    router=dict(priority="largest_gate", noise_std=0.0, capacity_factor=0.5), shared_init=False
+    router=dict(priority="largest_gate", noise_std=0.0, capacity_factor=0.5),
+    experts=dict(shared_init=False),
 )
-DROPOUT = dict(dropout=0.1, moe=TIGHT | dict(expert_dropout=0.1))
+DROPOUT = dict(dropout=0.1, moe=TIGHT | dict(experts=dict(dropout=0.1)))
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": dict(sparse_blocks=()),
     "dense_mean_without_positions": dict(
@@ -161,7 +163,7 @@ def test_resampled_positions_equal_scipys_zoom() -> None:
 
 
 def test_evaluation_is_deterministic_and_training_depends_on_its_key() -> None:
-    model = tiny(dropout=0.1, attention_dropout=0.1, moe=dict(expert_dropout=0.1))
+    model = tiny(dropout=0.1, attention_dropout=0.1, moe=dict(experts=dict(dropout=0.1)))
     np.testing.assert_array_equal(run(model, images())[0], run(model, images(), key=1)[0])
     one, same, other = (run(model, images(), train=True, key=key)[0] for key in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
@@ -176,7 +178,7 @@ WITHOUT_NOISE = dict(router=dict(noise_std=0.0))
     [
         dict(dropout=0.5, sparse_blocks=()),
         dict(attention_dropout=0.5, sparse_blocks=()),
-        dict(moe=dict(expert_dropout=0.5) | WITHOUT_NOISE),
+        dict(moe=dict(experts=dict(dropout=0.5)) | WITHOUT_NOISE),
         dict(),
         dict(moe=WITHOUT_NOISE),
     ],
@@ -216,8 +218,11 @@ def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
 
 LAST: dict[str, dict[str, Any]] = {
     "dense": dict(sparse_blocks=()),
-    **{x: dict(moe=TIGHT | dict(implementation=x)) for x in ("auto", "batched", "ragged")},
-    "dropless": dict(moe=dict(shared_init=False, router=dict(dropless=True))),
+    **{
+        x: dict(moe=TIGHT | dict(experts=dict(implementation=x)))
+        for x in ("auto", "batched", "ragged")
+    },
+    "dropless": dict(moe=dict(router=dict(dropless=True), experts=dict(shared_init=False))),
     "expert_choice": VARIANTS["expert_choice"],
     "soft": VARIANTS["soft"],
 }
@@ -269,7 +274,7 @@ def test_bfloat16_experts_multiply_in_bfloat16_and_accumulate_in_float32(
     implementation: str,
 ) -> None:
     """Reads all matrix products of the hidden layer in the program lowered for a GPU."""
-    config = MoEConfig(num_experts=5, implementation=implementation)
+    config = MoEConfig(num_experts=5, experts=MlpExpert(implementation=implementation))
     graph, state = nnx.split(MoE.from_config(config, 16, 48, 8, rngs=nnx.Rngs(0)))
 
     def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
@@ -304,7 +309,9 @@ def test_experts_that_mix_tokens_compute_in_the_dtype_of_the_model(
 @functools.cache
 def gradients_of_a_layer(implementation: str, dtype: str) -> list[jax.Array]:
     """For tokens that are bfloat16 numbers, so that the choices are the same in both dtypes."""
-    config = MoEConfig(num_experts=4, implementation=implementation, shared_init=False)
+    config = MoEConfig(
+        num_experts=4, experts=MlpExpert(implementation=implementation, shared_init=False)
+    )
     graph, state = nnx.split(MoE.from_config(config, 16, 32, 9, rngs=nnx.Rngs(0)))
     tokens = jax.random.normal(jax.random.key(0), (4, 9, 16)).astype(jnp.bfloat16).astype(dtype)
 
@@ -327,7 +334,7 @@ def test_gradients_of_bfloat16_layers_are_close_to_those_of_float32(implementati
 
 def test_blocked_experts_use_the_same_dropout_mask_forward_and_backward() -> None:
     """The oracle is a finite difference along the sign of the gradient."""
-    config = MoEConfig(num_experts=2, expert_dropout=0.5, implementation="blocked")
+    config = MoEConfig(num_experts=2, experts=MlpExpert(dropout=0.5, implementation="blocked"))
     moe = MoE.from_config(config, 16, 32, 8, rngs=nnx.Rngs(0))
     graph, state = nnx.split(moe)
     tokens, key = jax.random.normal(jax.random.key(0), (2, 8, 16)), jax.random.key(1)
@@ -396,7 +403,7 @@ def test_initialization_has_the_published_distributions(pytestconfig: pytest.Con
 
 def test_experts_start_equal_with_shared_init_and_different_without() -> None:
     shared = tiny().blocks[0].mlp.experts.up.kernel[...]
-    own = tiny(moe=dict(shared_init=False)).blocks[0].mlp.experts.up.kernel[...]
+    own = tiny(moe=dict(experts=dict(shared_init=False))).blocks[0].mlp.experts.up.kernel[...]
     assert (shared == shared[:1]).all()
     assert (own[0] != own[1]).all()
     limit = np.sqrt(6 / (16 + 32))  # Xavier-uniform with the fans of one expert
@@ -431,11 +438,10 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
         (dict(sparse_blocks=(3, 1)), "use ascending numbers"),
         (dict(dropout=1.0), "model.dropout=1.0: use less than 1"),
         (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 with model.moe.num_experts=4"),
-        (dict(moe=dict(router=Soft())), "moe.images_per_group=2: a soft router"),
         (dict(moe=(MoEConfig(),)), "one for each of the 2 sparse blocks"),
         (
-            dict(moe=dict(router=Soft(), images_per_group=1, implementation="ragged")),
-            "moe.implementation=ragged: a soft router fills every slot",
+            dict(moe=dict(router=Soft(), experts=dict(implementation="ragged"))),
+            "moe.experts.implementation=ragged: a soft router fills every slot",
         ),
         (
             dict(width=18, num_heads=2, positions="sincos2d"),

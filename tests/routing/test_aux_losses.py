@@ -104,6 +104,12 @@ def test_losses_with_shares_equal_their_formulas_and_are_smallest_at_these_share
     assert float(aux_losses.importance(even, valid[:1])[0]) > 0.1
 
 
+def test_a_loss_of_ones_own_may_have_any_name() -> None:
+    losses = {"over": jnp.full(2, 3.0), "section": jnp.full(2, 4.0)}
+    total = aux_losses.total(losses, AuxLossWeights(), jnp.ones((2, 3), bool))
+    assert float(total) == 7
+
+
 def test_the_total_is_weighted_and_averaged_over_groups_with_real_tokens(
     logits: np.ndarray,
 ) -> None:
@@ -189,14 +195,16 @@ def test_losses_over_the_batch_and_their_gradients_are_those_of_one_group_of_all
 ) -> None:
     """The last image of five pads the last group of two, and another one pads the batch."""
     images = 40 * jax.random.normal(jax.random.key(1), (5, 4, 6))
+    mask = jnp.broadcast_to(jnp.arange(5)[:, None] < 4, (5, 4))
 
     def aux_loss(moe: MoE, images: jax.Array) -> tuple[jax.Array, Record]:
-        _, record = moe.forward(images, valid=jnp.arange(5) < 4)
+        _, record = moe.forward(images, mask=mask)
         return record.aux_loss, record
 
     def layer(over: aux_losses.Over, images_per_group: int) -> MoE:
-        router = TokenChoice(k=K, aux_loss=every_loss(over, z=0.0))
-        config = MoEConfig(num_experts=E, router=router, images_per_group=images_per_group)
+        loss = every_loss(over, z=0.0)
+        router = TokenChoice(k=K, aux_loss=loss, images_per_group=images_per_group)
+        config = MoEConfig(num_experts=E, router=router)
         return MoE.from_config(config, 6, 8, 4, rngs=nnx.Rngs(0))
 
     gradient = nnx.jit(nnx.value_and_grad(aux_loss, argnums=(0, 1), has_aux=True))

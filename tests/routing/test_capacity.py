@@ -1,9 +1,22 @@
 """Capacities of each router, compared with hand-computed numbers."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.config import (
+    ExpertChoice,
+    MoEConfig,
+    RoutingOverrides,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
+from vmoe.config.routing_file import LayerSetting
 from vmoe.errors import UsageError
+from vmoe.nn.moe import MoE
 
 
 @pytest.mark.parametrize(
@@ -50,5 +63,33 @@ def test_expert_choice_has_no_k_and_never_more_slots_than_tokens() -> None:
 
 
 def test_soft_slots_are_rounded_to_the_nearest_number_and_at_least_one() -> None:
-    config = MoEConfig(num_experts=8, router=Soft(capacity_factor=1.0), images_per_group=1)
+    config = MoEConfig(num_experts=8, router=Soft(capacity_factor=1.0))
     assert [config.slots(s) for s in (196, 50, 3)] == [24, 6, 1]
+
+
+def test_the_capacity_of_evaluation_may_be_another_one() -> None:
+    """A layer evaluates without a key; an override in evaluation takes the place of both."""
+    router = TokenChoice(capacity_factor=1.0, eval_capacity_factor=2.0, capacity_multiple=1)
+    moe = MoEConfig(num_experts=4, router=router)
+    layer = MoE.from_config(moe, 8, 8, 10, rngs=nnx.Rngs(0))
+    for key, slots in ((jax.random.key(0), 10), (None, 20)):
+        shapes = jax.eval_shape(lambda key: layer.forward(jnp.ones((2, 10, 8)), key=key)[1], key)
+        assert shapes.routing.choices.shape == (1, 4, slots)
+    assert moe.slots(20) == 20
+    trained = ViTConfig(sparse_blocks=(1,), moe=moe)
+    for override, slots in (
+        (dict(capacity_factor=0.5), 5),
+        (dict(capacity=3), 3),
+        (dict(dropless=True), 20),
+        (dict(k=1), 10),
+    ):
+        assert RoutingOverrides(**override).apply(trained).moe.slots(20) == slots
+    chosen = LayerSetting(k=1, capacity_factor=0.4, priority="order").apply(moe)
+    assert chosen.slots(20) == 2
+
+
+def test_two_capacities_that_cannot_both_hold_are_refused() -> None:
+    router = TokenChoice(eval_capacity_factor=2.0)
+    for other in (dict(capacity=3), dict(dropless=True)):
+        with pytest.raises(UsageError, match="eval_capacity_factor=2.0: give one of them"):
+            replace(router, **other)

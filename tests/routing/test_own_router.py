@@ -24,7 +24,7 @@ def test_a_layer_adds_up_its_losses_and_the_sums_for_its_state_over_groups() -> 
     layer = MoE(experts, nnx.Linear(6, 3, rngs=rngs), Own(rate=0.25))
     tokens = jax.random.normal(jax.random.key(1), (20, 5, 6))  # 3 groups of 7, 7 and 6 images
     _, record = nnx.jit(MoE.forward)(layer, tokens)
-    kernel, bias = (np.float64(x) for x in (layer.router.kernel[...], layer.router.bias[...]))
+    kernel, bias = (np.float64(x) for x in (layer.gate.kernel[...], layer.gate.bias[...]))
     largest = softmax(np.float64(tokens) @ kernel + bias, -1).max(-1)  # b n
     by_group = [(part**2).sum() for part in (largest[:7], largest[7:14], largest[14:])]
     np.testing.assert_allclose(record.aux_loss, np.mean(by_group), rtol=1e-5)

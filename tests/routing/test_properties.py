@@ -19,19 +19,20 @@ from flax import nnx
 
 from tests.oracles import experts_of, moe_by_einsum, moe_by_loop, one_hot_dispatch
 from tests.random_models import outputs
-from tests.routers import ROUTERS
+from tests.routers import ROUTERS, grouped
 from vmoe.axes import Record, Routing
 from vmoe.config import (
     BiasBalanced,
     ExpertChoice,
     ExpertRace,
+    MlpExpert,
     MoEConfig,
     Router,
     Sinkhorn,
     TokenChoice,
     replace,
 )
-from vmoe.config.model import Implementation
+from vmoe.config.experts import Implementation
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
 from vmoe.routing.priority import Priority
@@ -138,7 +139,9 @@ def scores_of(router: Router) -> Callable[[jax.Array], jax.Array]:
     """The function from the logits of a token to its combine weights, before normalization."""
     if router.kind == "relu":
         return jax.nn.relu
-    sigmoid = getattr(router, "scores", None) == "sigmoid" or router == Sinkhorn(k=1)
+    sigmoid = getattr(router, "scores", None) == "sigmoid" or (
+        isinstance(router, Sinkhorn) and router.k == 1
+    )
     return jax.nn.sigmoid if sigmoid else jax.nn.softmax
 
 
@@ -175,11 +178,12 @@ def layer(
     _, n, e, factor = shape
     own = dict(dropless=factor is None, capacity_factor=factor or 1.0, capacity_multiple=1)
     config = MoEConfig(
-        implementation=implementation,
         num_experts=e,
-        router=replace(router, **{name: x for name, x in own.items() if router.has(name)}),
-        images_per_group=1 if router.logits_per == "slot" else images_per_group,
-        shared_init=False,
+        router=grouped(
+            replace(router, **{name: x for name, x in own.items() if router.has(name)}),
+            images_per_group,
+        ),
+        experts=MlpExpert(implementation=implementation, shared_init=False),
     )
     moe = MoE.from_config(config, WIDTH, MLP_DIM, n, rngs=nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
@@ -216,7 +220,7 @@ def assert_equal_to_rounding(ours: np.ndarray, expected: np.ndarray) -> None:
 
 def groups_of(moe: MoE, tokens: np.ndarray) -> np.ndarray:
     """The tokens of each group; zeros are padding."""
-    size = moe.config.images_per_group
+    size = moe.router.images_per_group
     full = np.concatenate([tokens, np.zeros_like(tokens[: -len(tokens) % size])])
     return full.reshape(-1, size * tokens.shape[1], WIDTH)
 
@@ -290,7 +294,7 @@ def test_4_no_dropped_choice_scores_above_a_kept_one(router: Router, shape: Shap
 def test_5_permuting_a_group_permutes_its_output(router: Router, shape: Shape) -> None:
     for seed in range(2):
         moe, tokens = layer(router, shape, seed), images(shape, seed)
-        full = len(tokens) // moe.config.images_per_group * moe.config.images_per_group
+        full = len(tokens) // moe.router.images_per_group * moe.router.images_per_group
         groups = groups_of(moe, tokens[:full])
         shuffled = np.random.default_rng(0).permutation(groups.shape[1])
         other = tokens.copy()
@@ -325,7 +329,7 @@ def assert_equal_to_einsums(
     moe: MoE, dtype: Any = jnp.float32, key: jax.Array | None = None, *, atol: float
 ) -> None:
     """The sum of the outputs with random weights, and its gradients, for the same decisions."""
-    tokens, router = images(TIGHT), moe.config.router
+    tokens, router = images(TIGHT), moe.router
     target = np.random.default_rng(5).normal(size=tokens.shape).astype(np.float32)
     graph, state = nnx.split(moe)
 

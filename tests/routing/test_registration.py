@@ -15,7 +15,7 @@ from vmoe.nn.gates import GATES
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_has_a_gate_that_makes_its_logits(router: type) -> None:
-    gate = MoEConfig(router=router(), images_per_group=1).gate_config
+    gate = MoEConfig(router=router()).gate_config
     logits = None if gate is None else gate.logits_per
     assert logits == router().logits_per and (gate is None or type(gate) in GATES)
 

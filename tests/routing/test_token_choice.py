@@ -194,7 +194,7 @@ def test_an_unknown_priority_is_refused_by_name() -> None:
 def test_a_group_too_large_for_the_sort_key_is_refused() -> None:
     gates = jax.ShapeDtypeStruct((1, 2**21, 1024), jnp.float32)
     valid = jax.ShapeDtypeStruct((1, 2**21), bool)
-    with pytest.raises(UsageError, match="lower moe.images_per_group"):
+    with pytest.raises(UsageError, match="lower images_per_group"):
         jax.eval_shape(lambda g, v: token_choice.assign(g, v, k=2, c=4), gates, valid)
 
 

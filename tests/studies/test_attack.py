@@ -60,7 +60,7 @@ LABELS = np.array([[0, -1], [3, -1], [1, -1], [2, -1]])
 
 
 def model_of(**fields: Any) -> ViT:
-    layer = MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=2, dropless=True))
+    layer = MoEConfig(num_experts=3, router=TokenChoice(k=2, dropless=True, images_per_group=2))
     dense = models.model_config("vit_test", depth=1, pooling="mean")
     config: ViTConfig = replace(dense, **{"sparse_blocks": (0,), "moe": layer} | fields)
     return models.with_params(config, random_params(config))
@@ -141,7 +141,7 @@ def test_the_gradients_of_both_paths_add_up_to_the_whole_one_in_a_single_sparse_
 def test_a_router_that_ignores_the_image_has_no_gradient_along_its_path() -> None:
     """Its kernel is 0, so that the combine weights are constants."""
     model = model_of()
-    model.blocks[0].mlp.router.kernel[...] *= 0.0
+    model.blocks[0].mlp.gate.kernel[...] *= 0.0
     gradients = gradients_of(model)(random_images(b=4))
     assert not np.any(gradients["routers"]) and np.any(gradients["all"])
     np.testing.assert_allclose(gradients["experts"], gradients["all"], rtol=1e-4, atol=1e-7)

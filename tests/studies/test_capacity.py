@@ -36,7 +36,7 @@ LABELS = np.stack([np.arange(B) % 10, np.full(B, -1)], axis=1)
 
 def config_of(*second: dict[str, Any], **moe: Any) -> ViTConfig:
     """Both sparse blocks are the same, unless fields of the second one are given."""
-    layer = replace(MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=1)), **moe)
+    layer = replace(MoEConfig(num_experts=3, router=TokenChoice(k=1, images_per_group=2)), **moe)
     dense = models.model_config("vit_test", depth=2)
     other = [replace(layer, **fields) for fields in second]
     return replace(dense, sparse_blocks=(0, 1), moe=(layer, *other) if other else layer)
@@ -123,7 +123,7 @@ def test_a_model_with_nan_logits_has_no_scores() -> None:
 @pytest.mark.slow
 def test_scores_equal_models_with_these_settings() -> None:
     """Numbers of slots, k and priority are traced in one program, but fixed in these models."""
-    config = config_of(router=dict(k=2), capacity_multiple=1)
+    config = config_of(router=dict(k=2, capacity_multiple=1))
     model, levels = model_of(config), levels_of(config)
     scores = Scores(model, batches(), levels)
     labels = LABELS[:-1, 0]

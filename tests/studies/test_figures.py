@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.random_models import random_images, random_params
+from tests.routers import grouped
 from vmoe import models
 from vmoe.analysis import collect, concatenate, statistics
 from vmoe.analysis.effects import BatchDependence
@@ -62,7 +63,7 @@ def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRoutin
 def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     router: TokenChoice | ExpertChoice,
 ) -> None:
-    layer = MoEConfig(num_experts=4, router=router, images_per_group=4)
+    layer = MoEConfig(num_experts=4, router=grouped(router, 4))
     loaded = loaded_of(layer, layer)
     model, config = loaded.model, loaded.model.config
     unused = np.zeros(0, int), {}, {}, BatchDependence(0.0, 0.0), []
@@ -83,8 +84,8 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
 
 
 LAYERS = (
-    MoEConfig(num_experts=2, router=TokenChoice(k=1, capacity=20), images_per_group=4),
-    MoEConfig(num_experts=4, router=TokenChoice(k=3, capacity_factor=1.0), images_per_group=4),
+    MoEConfig(num_experts=2, router=TokenChoice(k=1, capacity=20, images_per_group=4)),
+    MoEConfig(num_experts=4, router=TokenChoice(k=3, capacity_factor=1.0, images_per_group=4)),
 )
 
 

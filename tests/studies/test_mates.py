@@ -38,7 +38,7 @@ IMMUNE = (RoutingOverrides(dropless=True), replace(TIGHT, images_per_group=1))
 def model_of(depth: int = 1, **moe: Any) -> ViT:
     """A model all of whose blocks are sparse."""
     layer = MoEConfig(
-        num_experts=3, images_per_group=SIZE, router=TokenChoice(k=1, capacity_multiple=1)
+        num_experts=3, router=TokenChoice(k=1, capacity_multiple=1, images_per_group=SIZE)
     )
     dense: ViTConfig = models.model_config("vit_test", depth=depth, pooling="mean", head_std=0.3)
     config = replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
@@ -100,7 +100,7 @@ def test_one_program_serves_all_settings_with_groups_of_one_size() -> None:
 @pytest.mark.slow
 def test_optimized_mates_take_more_slots_than_mates_changed_at_random() -> None:
     model = model_of()
-    model.blocks[0].mlp.router.kernel[...] *= 0.3  # flat gates, so that the surrogate is smooth
+    model.blocks[0].mlp.gate.kernel[...] *= 0.3  # flat gates, so that the surrogate is smooth
     change = replace(SMALL, steps=20)
     result = attack_mates(model, images(), LABELS, ROOMY, CONFIG, [change], batch_size=20)
     (changed,) = result.changed
@@ -141,12 +141,12 @@ def test_the_first_image_of_a_group_loses_no_first_choice_by_order() -> None:
     ("moe", "message"),
     [
         (dict(router=ExpertChoice()), "router expert_choice drops no choice"),
-        (dict(router=Soft(), images_per_group=1), "router soft routes each image alone"),
+        (dict(router=Soft()), "router soft routes each image alone"),
         (dict(router=Switch()), "router switch has no priority, which this attack compares"),
         (dict(router=GShard()), "router gshard has no priority, which this attack compares"),
         (dict(router=Random()), "router random reads no pixels: no mate can attack"),
         (dict(router=Hash()), "router hash reads no pixels: no mate can attack"),
-        (dict(images_per_group=1), "images_per_group=1: an image has no mates"),
+        (dict(router=dict(images_per_group=1)), "images_per_group=1: an image has no mates"),
     ],
 )
 def test_models_without_mates_are_refused(moe: dict[str, Any], message: str) -> None:

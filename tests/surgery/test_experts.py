@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.random_models import forward, random_images, random_params
+from tests.routers import grouped
 from vmoe import models
 from vmoe.config import (
     BiasBalanced,
@@ -73,7 +74,7 @@ def test_pruning_keeps_the_parameters_and_router_columns_of_the_kept_experts(rou
     assert [moe.num_experts for moe in pruned_config.moe] == [E, 2]
     before, after = layer(params, 1), layer(pruned, 1)
     assert_equal(after["experts"], jax.tree.map(lambda x: x[jnp.array([3, 1])], before["experts"]))
-    np.testing.assert_array_equal(after["router"]["kernel"], before["router"]["kernel"][:, [3, 1]])
+    np.testing.assert_array_equal(after["gate"]["kernel"], before["gate"]["kernel"][:, [3, 1]])
     assert_equal(layer(pruned, 0), layer(params, 0))
     assert {path: x.shape for path, x in _flat(pruned).items()} == shapes(pruned_config)
 
@@ -85,7 +86,7 @@ def _flat(tree: dict[Any, Any]) -> dict[Any, Any]:
 def test_pruning_experts_without_load_keeps_the_logits() -> None:
     params = random_params(FIRST)
     # The first feature is always large, and lowers the logits of experts 0 and 2.
-    norm, router = params["blocks"][0]["norm2"], layer(params, 0)["router"]
+    norm, router = params["blocks"][0]["norm2"], layer(params, 0)["gate"]
     norm["bias"] = norm["bias"].at[0].set(30.0)
     router["kernel"] = router["kernel"].at[0].set(jnp.array([-1.0, 1.0, -1.0, 1.0]))
     before, records = forward(models.with_params(FIRST, params), random_images())
@@ -115,8 +116,8 @@ def test_experts_whose_router_vectors_grew_least_are_pruned() -> None:
     config = replace(CONFIG, sparse_blocks=(1,))
     earlier, params = random_params(config), random_params(config)
     kernel = jnp.zeros((16, E))
-    layer(earlier, 1)["router"]["kernel"] = kernel.at[3].set(jnp.array([1.0, -1.0, 2.0, 1.0]))
-    layer(params, 1)["router"]["kernel"] = kernel.at[5].set(jnp.array([1.5, 0.2, -2.4, 1.0]))
+    layer(earlier, 1)["gate"]["kernel"] = kernel.at[3].set(jnp.array([1.0, -1.0, 2.0, 1.0]))
+    layer(params, 1)["gate"]["kernel"] = kernel.at[5].set(jnp.array([1.5, 0.2, -2.4, 1.0]))
     assert largest_router_change(config, params, earlier, 3) == {1: (0, 2, 3)}
     assert largest_router_change(config, params, earlier, 1) == {1: (0,)}
     with pytest.raises(UsageError, match="block 1: the earlier parameters have no router"):
@@ -160,7 +161,7 @@ def test_merged_experts_are_the_means_of_their_groups() -> None:
         old, new = (np.asarray(x["experts"][part]["kernel"]) for x in (before, after))
         np.testing.assert_array_equal(new[0], old[2])
         np.testing.assert_allclose(new[1], old[[0, 1, 3]].mean(0), rtol=1e-5, atol=1e-6)
-    old, new = (np.asarray(x["router"]["kernel"]) for x in (before, after))
+    old, new = (np.asarray(x["gate"]["kernel"]) for x in (before, after))
     np.testing.assert_allclose(new[:, 1], old[:, [0, 1, 3]].mean(1), rtol=1e-5, atol=1e-6)
     assert config.moe_of(1).num_experts == 2 and config.moe_of(0).num_experts == E
 
@@ -179,9 +180,9 @@ def test_noise_and_new_router_columns_are_those_of_the_copies_only() -> None:
     assert (noise[0] != noise[1]).any()
     bias = after["experts"]["up"]["bias"]
     np.testing.assert_array_equal(bias[E:], jnp.stack([bias[2]] * 2))
-    router = after["router"]["kernel"]
-    np.testing.assert_array_equal(router[:, :E], before["router"]["kernel"])
-    fresh = jax.jit(lambda: models.build(new_config, seed=7).blocks[1].mlp.router.kernel[...])()
+    router = after["gate"]["kernel"]
+    np.testing.assert_array_equal(router[:, :E], before["gate"]["kernel"])
+    fresh = jax.jit(lambda: models.build(new_config, seed=7).blocks[1].mlp.gate.kernel[...])()
     np.testing.assert_allclose(router[:, E:], fresh[:, E:], rtol=1e-6)
 
 
@@ -257,7 +258,7 @@ def test_k_is_refused_for_a_router_without_one() -> None:
 def test_experts_of_a_router_without_a_gate_per_expert_are_refused(
     router: Router, message: str
 ) -> None:
-    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=router, images_per_group=1))
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=grouped(router, 1)))
     params = random_params(config)
     for change in (
         lambda: prune_experts(config, params, {1: (0,)}),
@@ -278,7 +279,7 @@ def test_experts_of_one_kind_are_pruned_merged_and_added_with_the_columns_of_the
     params = random_params(config)
     pruned_config, pruned = prune_experts(config, params, {0: (3, 1)})
     assert {path: x.shape for path, x in _flat(pruned).items()} == shapes(pruned_config)
-    before, after = (layer(p, 0)["router"] for p in (params, pruned))
+    before, after = (layer(p, 0)["gate"] for p in (params, pruned))
     for name in before:
         array = np.asarray(before[name])
         kept = array[:, [3, 1]] if name in gate.columns else array
@@ -287,7 +288,7 @@ def test_experts_of_one_kind_are_pruned_merged_and_added_with_the_columns_of_the
     assert {path: x.shape for path, x in _flat(merged).items()} == shapes(merged_config)
     more_config, more = add_experts(config, params, {0: (2,)}, new_columns=True, seed=7)
     fresh = jax.jit(lambda: models.params_of(models.build(more_config, seed=7)))()
-    new, added = (layer(p, 0)["router"] for p in (fresh, more))
+    new, added = (layer(p, 0)["gate"] for p in (fresh, more))
     for name in before:
         array = np.asarray(before[name])
         want = np.append(array, new[name][:, E:], 1) if name in gate.columns else array
@@ -327,7 +328,7 @@ def test_experts_that_cannot_be_told_apart_by_their_arrays_are_refused(
         ),
         ({"experts": ExpertList(each=(MlpExpert(), ZeroExpert()) * 2)}, "has experts list, which"),
         (
-            {"router": Soft(), "images_per_group": 1},
+            {"router": Soft()},
             "has router soft, whose slots",
         ),
         ({"shared_experts": 1}, "has shared experts, which are added"),

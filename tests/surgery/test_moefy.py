@@ -117,9 +117,9 @@ def test_experts_start_as_copies_of_the_module_and_the_rest_is_shared() -> None:
     np.testing.assert_array_equal(
         child.over_tokens.experts.stacked.up.kernel[...], np.stack([kernel] * 3)
     )
-    assert child.over_tokens.router.kernel.shape == (6, 3)
+    assert child.over_tokens.gate.kernel.shape == (6, 3)
     assert child.head.kernel.get_value() is parent.head.kernel.get_value()
-    routers = [np.asarray(child.over_channels[i].router.kernel[...]) for i in range(2)]
+    routers = [np.asarray(child.over_channels[i].gate.kernel[...]) for i in range(2)]
     assert (routers[0] != routers[1]).all()
 
 
@@ -138,7 +138,7 @@ def test_a_layer_equals_a_loop_over_tokens_and_experts() -> None:
             layer.experts.stacked.bias[...],
         )
     )
-    logits = rows @ np.asarray(layer.router.kernel[...], np.float64)
+    logits = rows @ np.asarray(layer.gate.kernel[...], np.float64)
     for row, scores, out in zip(rows, logits, np.asarray(y).reshape(18, 5), strict=True):
         first, second = np.argsort(-scores)[:2]
         gates = np.exp(scores[[first, second]])
@@ -186,7 +186,7 @@ def test_experts_and_routers_train_with_the_auxiliary_loss_under_jit() -> None:
         params, state, (main, _), _ = step(params, state, 1.0)
     assert main < 0.5 * first
     _, _, _, gradients = step(params, state, 0.0)  # routers learn from the main loss too
-    router = gradients["over_channels"][0]["router"]["kernel"]
+    router = gradients["over_channels"][0]["gate"]["kernel"]
     assert (np.abs(router[...]) > 1e-4).any()
 
 
@@ -268,7 +268,7 @@ def test_experts_gate_and_router_may_be_ones_own() -> None:
     layer = child.parts[0]
     assert layer.experts.stacked.lora.lora_a.shape == (5, 8, 2)
     assert layer.experts.stacked.base.up.kernel.shape == (8, 12)
-    assert layer.router.bias.shape == (5,) and layer.config.router == GShard(dropless=True)
+    assert layer.gate.bias.shape == (5,) and layer.router == GShard(dropless=True)
     np.testing.assert_allclose(outputs(child, TOKENS), outputs(model, TOKENS), atol=1e-5)
 
 
@@ -288,7 +288,7 @@ def test_the_gate_of_one_expert_per_token_is_trained() -> None:
     model = Residual(Perceptron(8, 12, nnx.Rngs(0)))
     child = vmoe.moefy(model, select=Perceptron, k=1)
     gradients = nnx.jit(nnx.grad(lambda model: (model(TOKENS) ** 2).sum()))(child)
-    assert (np.abs(gradients["parts"][0]["router"]["kernel"][...]).max(0) > 1e-3).any()
+    assert (np.abs(gradients["parts"][0]["gate"]["kernel"][...]).max(0) > 1e-3).any()
 
 
 class Scanned(nnx.Module):
@@ -315,7 +315,7 @@ def test_layers_for_a_scan_are_made_sparse_one_by_one() -> None:
     with pytest.raises(UsageError, match=message):
         vmoe.moefy(parent, select=Perceptron)
     child = Scanned(sparse)
-    gates = child.layers.parts[0].router.kernel[...]
+    gates = child.layers.parts[0].gate.kernel[...]
     assert gates.shape == (3, 8, 3) and (gates[0] != gates[1]).all()
     np.testing.assert_allclose(outputs(child, TOKENS), outputs(parent, TOKENS), atol=1e-5)
 

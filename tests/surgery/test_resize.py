@@ -174,9 +174,9 @@ def test_a_partial_load_can_be_limited_to_some_paths() -> None:
 
 
 def test_slots_of_a_soft_router_do_not_fit_another_image_size() -> None:
-    soft = replace(TINY, moe=MoEConfig(num_experts=4, router=Soft(), images_per_group=1))
+    soft = replace(TINY, moe=MoEConfig(num_experts=4, router=Soft()))
     target = replace(soft, image_size=64)
-    with pytest.raises(UsageError, match="blocks/1/mlp/router/kernel"):
+    with pytest.raises(UsageError, match="blocks/1/mlp/gate/kernel"):
         fit(soft, random_params(soft), target)
 
 

@@ -59,7 +59,7 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     x = jnp.asarray(GOLDEN["images"])
     np.testing.assert_allclose(outputs(source, x), GOLDEN["logits_dense"], atol=1e-5)
     theirs = below("target_before/")
-    moe = MoEConfig(num_experts=4, images_per_group=2)
+    moe = MoEConfig(num_experts=4, router=TokenChoice(images_per_group=2))
     target = replace(dense_config, sparse_blocks=(1, 3), moe=moe)
     paths = flatten_dict(params_of(models.build_abstract(target)))
     names = {path: published_name("/".join(map(str, path)), target) for path in paths}
@@ -94,7 +94,7 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
         dict(),
         dict(num_experts=3, router=dict(k=1)),
         dict(router=dict(capacity_factor=4.0)),  # e / k
-        dict(images_per_group=2, router=dict(k=3, capacity=34)),
+        dict(router=dict(k=3, capacity=34, images_per_group=2)),
         dict(num_experts=2, router=TokenChoice(k=2)),  # the gates of all experts sum to 1
     ],
 )
@@ -118,7 +118,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
         (dict(shared_experts=1), "shared expert"),
         (dict(routed_scale=2.5), "routed_scale=2.5"),
         (dict(router=ExpertChoice()), "expert_choice"),
-        (dict(router=Soft(), images_per_group=1), "the experts get mixtures of tokens"),
+        (dict(router=Soft()), "the experts get mixtures of tokens"),
     ],
 )
 def test_other_settings_change_the_logits_and_the_reason_is_named(moe: dict, reason: str) -> None:
@@ -134,10 +134,10 @@ def test_experts_are_copies_routers_are_initial_and_the_rest_is_shared() -> None
     parent = dense()
     child = vmoe.upcycle(parent, blocks="last1", num_experts=4, seed=5)
     assert child.config.sparse_blocks == (1,)
-    fresh = jax.jit(lambda: models.build(child.config, seed=5).blocks[1].mlp.router.kernel[...])()
+    fresh = jax.jit(lambda: models.build(child.config, seed=5).blocks[1].mlp.gate.kernel[...])()
     before = flatten_dict(params_of(parent))
     for path, value in flatten_dict(params_of(child)).items():
-        if "router" in path:
+        if "gate" in path:
             np.testing.assert_allclose(value, fresh, rtol=1e-6)
         elif "experts" in path:
             original = before[(*path[:3], *path[4:])]
@@ -203,8 +203,8 @@ def test_experts_that_are_no_copies_of_the_mlps_are_refused() -> None:
 
 def test_experts_have_the_dropout_of_the_mlps_unless_another_is_given() -> None:
     parent = dense(replace(TINY, dropout=0.1))
-    assert vmoe.upcycle(parent).config.moe.expert_dropout == 0.1
-    assert vmoe.upcycle(parent, expert_dropout=0.0).config.moe.expert_dropout == 0
+    assert vmoe.upcycle(parent).config.moe.experts.dropout == 0.1
+    assert vmoe.upcycle(parent, experts=dict(dropout=0.0)).config.moe.experts.dropout == 0
 
 
 @pytest.mark.parametrize("router", [TokenChoice(), BiasBalanced()], ids=lambda x: x.kind)
@@ -216,7 +216,7 @@ def test_moments_are_copied_like_the_parameters_and_zero_for_routers(router: Any
     moments = random_params(TINY, seed=1)
     _, sparse = upcycle_params(TINY, moments, blocks=(1,), moe=moe, initial=zeros)
     layer = sparse["blocks"][1]["mlp"]
-    np.testing.assert_array_equal(layer["router"]["kernel"], np.zeros((16, 2)))
+    np.testing.assert_array_equal(layer["gate"]["kernel"], np.zeros((16, 2)))
     kernel = moments["blocks"][1]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(layer["experts"]["up"]["kernel"][1], kernel)
     again, _ = fit(config, sparse, config, initial=zeros)

@@ -29,8 +29,9 @@ def test_parts_with_the_same_groups_give_the_update_and_the_metrics_of_the_whole
             sparse_blocks=(0,),
             head_std=0.5,
             moe=dict(
-                images_per_group=4,
-                router=dict(noise_std=0.0, priority="order", capacity_factor=0.8),
+                router=dict(
+                    noise_std=0.0, priority="order", capacity_factor=0.8, images_per_group=4
+                )
             ),
         ),
     )

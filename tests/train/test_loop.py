@@ -45,7 +45,7 @@ def config() -> TrainConfig:
         checkpoint_every=10,
         keep_latest=3,
         ema_decay=0.9,
-        model=dict(dropout=0.1, moe=dict(expert_dropout=0.1)),
+        model=dict(dropout=0.1, moe=dict(experts=dict(dropout=0.1))),
         evaluations=(
             EvalConfig(),
             EvalConfig("wide", batch_size=100, routing=RoutingOverrides(capacity_factor=4.0)),

@@ -17,6 +17,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from tests.command import TINY, vmoe
+from tests.routers import grouped
 from tests.run_folder import parameters, rows
 from vmoe import config as configs
 from vmoe import models
@@ -125,7 +126,7 @@ def test_the_factor_of_a_part_multiplies_its_learning_rate_and_so_its_weight_dec
     updates = updates_of_ones(TrainConfig(model=model, optim=optim))
     for path, factor in {
         ("head", "classes"): 10.0,
-        ("blocks", 1, "mlp", "router"): 2.0,
+        ("blocks", 1, "mlp", "gate"): 2.0,
         ("blocks", 1, "mlp", "experts", "up"): 0.5,
         ("blocks", 0, "mlp", "up"): 0.1,
         ("blocks", 1, "attention", "query"): 0.1,
@@ -222,7 +223,7 @@ def test_frozen_routers_and_experts_stay_and_all_else_is_clipped_by_its_own_norm
     _, partial, metrics = after_steps(frozen, batch, 1)
     assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
     everything = changed(start, full.params)
-    kept = {path for path in everything if "router" in path or "experts" in path}
+    kept = {path for path in everything if "gate" in path or "experts" in path}
     assert kept and changed(start, partial.params) == everything - kept
     after, trained = flatten_dict(partial.params), flatten_dict(full.params)
     for path in everything - kept:
@@ -250,7 +251,7 @@ def test_every_update_moves_the_experts_towards_the_mean_of_the_others(
     router: Router, config: TrainConfig
 ) -> None:
     """The oracle takes the experts after the same update without averaging, one by one."""
-    config = configs.replace(config, model=dict(moe=dict(router=router, images_per_group=1)))
+    config = configs.replace(config, model=dict(moe=dict(router=grouped(router, 1))))
     rng = np.random.default_rng(0)
     params, gradient = (
         jax.tree.map(

@@ -22,7 +22,7 @@ PARAMS = {
                 "experts": {
                     "up": {"kernel": np.ones(3, np.float32), "bias": np.ones(3, np.float32)}
                 },
-                "router": {"kernel": np.ones(3, np.float32)},
+                "gate": {"kernel": np.ones(3, np.float32)},
             },
             "attention": {"query": {"kernel": np.ones(3, np.float32)}},
         }
@@ -160,7 +160,7 @@ def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate(kind: str) 
             "blocks/1/attention/query/kernel": 1 - 0.05,
             "blocks/1/mlp/experts/up/kernel": 1 - 0.1,
             "blocks/1/mlp/experts/up/bias": 1 - 0.2,
-            "blocks/1/mlp/router/kernel": 1.0,
+            "blocks/1/mlp/gate/kernel": 1.0,
             "head/classes/kernel": 1 - 0.15,
             "positions/embedding": 1 - 0.2,
         }

@@ -117,7 +117,7 @@ def test_a_loop_of_ones_own_changes_the_bias_as_training_does(
     assert expected.any()
     np.testing.assert_array_equal(bias_of(updated), expected)
     np.testing.assert_array_equal(layer.state["bias"][...], expected)
-    kernel = ("blocks", 0, "mlp", "router", "kernel")
+    kernel = ("blocks", 0, "mlp", "gate", "kernel")
     assert (flatten_dict(updated)[kernel] == flatten_dict(decayed)[kernel]).all()
 
 
@@ -134,9 +134,9 @@ def test_the_bias_has_no_optimizer_state_and_no_average_of_its_own(
 ) -> None:
     state, metrics = trained
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.opt_state)]
-    assert any("'router'" in path for path in paths) and not any("'state'" in p for p in paths)
+    assert any("'gate'" in path for path in paths) and not any("'state'" in p for p in paths)
     np.testing.assert_array_equal(bias_of(state.ema), bias_of(state.params))
-    kernel = ("blocks", 0, "mlp", "router", "kernel")
+    kernel = ("blocks", 0, "mlp", "gate", "kernel")
     assert (flatten_dict(state.ema)[kernel] != flatten_dict(state.params)[kernel]).any()
     assert not {"router state"} & {
         *metrics[0]["norms"]["gradients"],

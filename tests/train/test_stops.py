@@ -45,7 +45,7 @@ config = replace(
     evaluate_every=20, checkpoint_every=10, keep_latest=10,
     model=dict(
         depth=1, sparse_blocks=(0,), dropout=0.1,
-        moe=dict(expert_dropout=0.1, router=dict(priority="random")),
+        moe=dict(experts=dict(dropout=0.1), router=dict(priority="random")),
     ),
     evaluations=(EvalConfig(), EvalConfig("again")), fewshot=FewShotConfig(("digits",), every=20),
 )

@@ -51,7 +51,7 @@ def outline(family: Family) -> StoredModel:
         if moe := next((x for x in config.moe_blocks.values() if x.router.can_drop), None):
             assumed += [
                 f"k={moe.router.k}, priority=order, images_per_group="
-                f"{moe.images_per_group}, transfer_dtype={moe.transfer_dtype}",
+                f"{moe.router.images_per_group}, transfer_dtype={moe.transfer_dtype}",
                 f"capacity_factor={moe.router.capacity_factor}, {family.capacity_source}",
             ]
         if config.positions != "learned":

@@ -188,6 +188,7 @@ def _competing_images(config: ViTConfig) -> int:
 
 def _compete(moe: MoEConfig, tokens: int) -> int:
     """Images of a group that compete; 0 if there is one image, or a slot for every token."""
-    images = moe.images_per_group
-    slots = moe.slots(images * tokens)
-    return images if images > 1 and slots < images * tokens else 0
+    images, router = moe.router.images_per_group, moe.router.in_evaluation()
+    limited = router.shares and not router.dropless  # some experts have fewer slots
+    limited = limited or moe.slots(images * tokens) < images * tokens
+    return images if images > 1 and (limited or router.joint) else 0

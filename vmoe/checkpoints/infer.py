@@ -27,7 +27,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         raise UsageError(f"patches/embed/kernel has shape {patches}: patches are squares in RGB")
     depth = count_blocks(shapes)
     layers = {
-        i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/router/kernel" in shapes
+        i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/gate/kernel" in shapes
     }
     distinct = set(layers.values())
     pooling = "class_token" if "class_token" in shapes else "mean"
@@ -91,10 +91,10 @@ def _mlp_dim(shapes: Shapes, depth: int) -> int:
 
 
 def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
-    router = shapes[f"blocks/{block}/mlp/router/kernel"]
+    router = shapes[f"blocks/{block}/mlp/gate/kernel"]
     experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
     if len(router) == 3:  # a vector for each slot
-        return MoEConfig(num_experts=experts, router=Soft(capacity=router[2]), images_per_group=1)
+        return MoEConfig(num_experts=experts, router=Soft(capacity=router[2]))
     return MoEConfig(**vars(moe) | {"num_experts": experts})
 
 

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.older import CURRENT, OLDER, current_name, renamed
 from vmoe.checkpoints.orbax_logging import hide_late_reports
 from vmoe.errors import Failure, UsageError, VmoeError, is_out_of_memory, parse_json
 from vmoe.retry import LASTING, failure, retried
@@ -120,12 +121,14 @@ def _restore(
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
     """See ``restore_with_files``; raises _MayPass unless it is called again."""
     hide_late_reports()
-    items, index, problem = {}, {}, _Problem()
+    items, index, problem, older = {}, {}, _Problem(), False
     path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
     try:
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
         _check_index(folder, index)
-        items = {name: _restore_item(path / name, item) for name, item in target.items()}
+        older = any(current_name(name) != name for name in index["arrays"])
+        written = renamed(target, CURRENT, OLDER) if older else target
+        items = {name: _restore_item(path / name, item) for name, item in written.items()}
     except (VmoeError, MemoryError):
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
@@ -135,7 +138,7 @@ def _restore(
     for name, checksum in checksums(items, local=local).items():
         if index["arrays"].get(name) != checksum:
             raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
-    return items, index["files"]
+    return renamed(items, OLDER, CURRENT) if older else items, index["files"]
 
 
 class _Problem(NamedTuple):

@@ -24,6 +24,7 @@ from vmoe.checkpoints.arrays import ArrayFile, corrupt
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.card import UNKNOWN, Facts, card
 from vmoe.checkpoints.family import WRONG, Family
+from vmoe.checkpoints.older import current_name
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
@@ -53,7 +54,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         for path, expected in sums.items():
             if sha256(path) != expected:
                 raise corrupt(path, f"its SHA-256 differs from the one in {CONFIG}")
-        check_shapes({name: info.shape for name, info in file.infos.items()}, model)
+        check_shapes({current_name(x): info.shape for x, info in file.infos.items()}, model)
         loss = config.get("loss", "softmax")  # older versions did not write it
         if loss not in typing.get_args(Loss):
             raise ValueError(f"loss {loss!r:.20}")
@@ -65,7 +66,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         return Family(
             Origin("vmoe", file.path, copied_from=copied_from),
             file,
-            lambda name, shape: {name: np.asarray},
+            lambda name, shape: {current_name(name): np.asarray},
             lambda image_size: (preprocessing, []),
             config=model,
             class_names=_class_names(config["class_names"], model.num_classes),

@@ -1,6 +1,7 @@
 """Cuts a run down to a few steps that take about a minute on a laptop."""
 
 import dataclasses
+from typing import Any
 
 from vmoe.config.model import ViTConfig
 from vmoe.config.train import TrainConfig
@@ -50,6 +51,10 @@ def cut_model(model: ViTConfig) -> ViTConfig:
         return replace(model, depth=1, num_classes=classes)
     layer = model.moe_blocks[model.sparse_blocks[-1]]
     experts = min(layer.num_experts, NUM_EXPERTS)
-    router = dict(k=experts) if layer.router.k > experts else {}
-    moe = replace(layer, num_experts=experts, router=router)
+    cut: dict[str, Any] = {"shares": layer.router.shares[:experts]}
+    if layer.router.k > experts:
+        cut |= {"k": experts, "target_k": experts}
+    cut = {name: value for name, value in cut.items() if layer.router.has(name)}
+    kinds = {} if layer.experts.alike else {"each": layer.experts.members[:experts]}
+    moe = replace(layer, num_experts=experts, router=cut, experts=kinds)
     return replace(model, depth=2, sparse_blocks=(1,), moe=moe, num_classes=classes)

@@ -32,7 +32,7 @@ class RoutingOverrides(Checked):
     """Slots per expert and group, instead of a capacity factor or dropless."""
     dropless: bool | None = None
     """Compute every choice, without a capacity; for routers that can drop a choice. Results then do
-    not depend on the batch, up to rounding."""
+    not depend on the batch, up to rounding, unless the router plans for a group (transport)."""
     priority: Priority | None = None
     """Order in which tokens get slots; for routers with a priority."""
     images_per_group: Annotated[int, at_least(1)] | None = None
@@ -72,7 +72,9 @@ class RoutingOverrides(Checked):
             reason = ""
             if not routers:
                 reason = "no block of this model is sparse"
-            elif name != "images_per_group" and not any(router.has(name) for router in routers):
+            elif name == "images_per_group" and self.images_per_group == 1:
+                continue  # as it is for a router without groups
+            elif not any(router.has(name) for router in routers):
                 what = "never drops a choice" if name == "dropless" else f"has no {name}"
                 reason = f"router {kinds} {what}"
             elif name in ("capacity_factor", "capacity") and any(
@@ -86,10 +88,12 @@ class RoutingOverrides(Checked):
         router = {x: value for x, value in self._given().items() if moe.router.has(x)}
         if "capacity_factor" in router or router.get("dropless"):
             router["capacity"] = None
+        limits = "capacity_factor" in router or router.get("capacity") or router.get("dropless")
+        if limits and moe.router.has("eval_capacity_factor"):
+            router["eval_capacity_factor"] = None
         if moe.router.can_drop and ("capacity_factor" in router or router.get("capacity")):
             router["dropless"] = False
-        images_per_group = self.images_per_group or moe.images_per_group
-        return replace(moe, images_per_group=images_per_group, router=router)
+        return replace(moe, router=router)
 
     def _given(self) -> dict[str, Any]:
         """The settings that are not None, by name."""

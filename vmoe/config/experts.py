@@ -1,21 +1,22 @@
 """One dataclass per kind of expert, with its settings."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from vmoe.fields import NOT_EMPTY, Checked, Count, at_least
+from vmoe.errors import require
+from vmoe.fields import NOT_EMPTY, Checked, Count, Rate, at_least
 
 Activation = Literal["tanh", "erf", "quick", "relu", "silu"]
 """The activation of an MLP. tanh, erf, quick: GELU(x) by the tanh approximation, exactly (erf), or
 as x * sigmoid(1.702 x); relu: max(x, 0); silu: x * sigmoid(x)."""
+Implementation = Literal["batched", "blocked", "ragged"]
+"""How MLPs compute (``vmoe/nn/implementations.py``)."""
 
 
 class ExpertConfig(Checked):
     """The interface of every kind of expert.
 
     Attributes:
-        stacked: whether the experts are ``StackedMlps``, which have the implementations blocked and
-            ragged, and dropout.
         alike: whether the experts have equal structure, so that every parameter has an axis e in
             front.
         mixes_tokens: whether an output depends on more than one slot, which must hold tokens.
@@ -23,7 +24,6 @@ class ExpertConfig(Checked):
     """
 
     section = "model.moe.experts"
-    stacked = False
     alike = True
     mixes_tokens = False
     learns = True
@@ -33,23 +33,64 @@ class ExpertConfig(Checked):
         """The different kinds in it: the experts of a list, in order, or this kind alone."""
         return (self,)
 
+    @property
+    def shared_init(self) -> bool:
+        """Whether all experts of a layer start from the same values."""
+        return True
+
+    @property
+    def dropout(self) -> float:
+        """Dropout rate inside the experts."""
+        return 0.0
+
+    @property
+    def implementation(self) -> Literal["auto", Implementation]:
+        """How the experts compute; all but MLPs are computed slot by slot."""
+        return "batched"
+
+    def computed(self, implementation: Implementation) -> Self:
+        """These experts with another implementation, if they have several."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
-class MlpExpert(ExpertConfig):
+class LearnedExpert(ExpertConfig):
+    """An expert with parameters."""
+
+    kind: str = ""
+    """The kind of expert."""
+    shared_init: bool = True
+    """Whether all experts of this kind in a layer start from the same values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyMlpExpert(LearnedExpert):
+    """An MLP, of which a layer computes all experts together."""
+
+    mlp_dim: Count | None = None
+    """Hidden width; if None, the model's."""
+    dropout: Rate = 0.0
+    """Dropout rate of the hidden layer."""
+    implementation: Literal["auto", Implementation] = "auto"
+    """How the experts compute. auto: chosen by platform and shape; batched: one batched matmul over
+    all slots; blocked: a loop over blocks of rows; ragged: a ragged matmul of sorted rows."""
+
+    def computed(self, implementation: Implementation) -> Self:
+        return dataclasses.replace(self, implementation=implementation)
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpExpert(AnyMlpExpert):
     """Two linear layers with an activation between them: the experts of V-MoE."""
 
     kind: Literal["mlp"] = "mlp"
     """The kind of expert."""
-    mlp_dim: Count | None = None
-    """Hidden width; if None, the model's."""
     activation: Activation | None = None
     """The activation; if None, the model's."""
 
-    stacked = True
-
 
 @dataclasses.dataclass(frozen=True)
-class GatedMlpExpert(ExpertConfig):
+class GatedMlpExpert(AnyMlpExpert):
     """A gated MLP: down(activation(gate(x)) * up(x)); SwiGLU with silu (arXiv 2002.05202)."""
 
     kind: Literal["gated_mlp"] = "gated_mlp"
@@ -59,11 +100,9 @@ class GatedMlpExpert(ExpertConfig):
     activation: Activation = "silu"
     """The activation of the gating half."""
 
-    stacked = True
-
 
 @dataclasses.dataclass(frozen=True)
-class CnnExpert(ExpertConfig):
+class CnnExpert(LearnedExpert):
     """A depthwise convolution over the patch grid and a linear layer, with GELU between them.
 
     The convolution reads the patches in the expert's slots; all others are zeros to it. Needs a
@@ -79,7 +118,7 @@ class CnnExpert(ExpertConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionExpert(ExpertConfig):
+class AttentionExpert(LearnedExpert):
     """Self-attention among the tokens of an image that are in the expert's slots."""
 
     kind: Literal["attention"] = "attention"
@@ -139,6 +178,14 @@ class ExpertList(ExpertConfig):
     """The experts, in order; as many as num_experts."""
 
     alike = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for i, expert in enumerate(self.each):
+            by_slots = expert.implementation in ("auto", "batched")
+            of_a_list = "the experts of a list are computed slot by slot, use batched"
+            place = f"{self.section}.each.{i}.implementation"
+            require(by_slots, of_a_list, **{place: expert.implementation})
 
     @property
     def members(self) -> tuple[Any, ...]:

@@ -6,20 +6,29 @@ import json
 import re
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmoe.config.experts import ExpertConfig, MlpExpert
 from vmoe.config.train import TrainConfig
-from vmoe.errors import UsageError, parse_json, unknown
+from vmoe.errors import UsageError, parse_json, require, unknown
 from vmoe.fields import Checked, Config, kinds, unknown_field
 from vmoe.retry import retried
 from vmoe.routing import AnyRouter, TokenChoice
 
 FORMAT = 1
 """Version of the format of config.json."""
-OF_ROUTERS = ("capacity_factor", "capacity", "capacity_rounding", "capacity_multiple", "dropless")
-"""Fields of routers that older versions wrote beside the router."""
+OF_ROUTERS = (
+    *("capacity_factor", "capacity", "capacity_rounding", "capacity_multiple", "dropless"),
+    "images_per_group",
+)
+OF_EXPERTS = {
+    "expert_dropout": "dropout",
+    "shared_init": "shared_init",
+    "implementation": "implementation",
+}
+"""Fields of routers and of experts, by their older name, that older versions wrote beside them."""
 _PACKAGE = Path(__file__).parents[1]
 _NAMED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # in a wheel, in a checkout
 
@@ -88,7 +97,7 @@ def _unknown_field(message: str) -> str:
     configs = {config.__name__: config for config in _subclasses(Checked)}
     if match is None or match[1] not in configs:
         return ""
-    return unknown_field(configs[match[1]], match[2])
+    return unknown_field(configs[match[1]], match[2], new=True)
 
 
 def _subclasses(kind: type) -> list[type]:
@@ -115,22 +124,36 @@ def _without_version(fields: Any) -> Any:
     return fields
 
 
-def _moved_to_routers(fields: Any) -> Any:
-    """Moves settings of routers to their router from its layer, where older versions wrote them.
+def _moved(fields: Any) -> Any:
+    """Moves settings to their router or experts from the layer, where older versions wrote them.
 
-    Those that this kind of router does not have had no effect.
+    Those that this kind of router or expert does not have had no effect.
     """
     if isinstance(fields, list):
-        return [_moved_to_routers(each) for each in fields]
+        return [_moved(each) for each in fields]
     if not isinstance(fields, dict):
         return fields
-    fields = {name: _moved_to_routers(value) for name, value in fields.items()}
-    if isinstance(router := fields.get("router"), dict):
+    fields = {name: _moved(value) for name, value in fields.items()}
+    if "num_experts" in fields:
         moved = {name: fields.pop(name) for name in OF_ROUTERS if name in fields}
-        kind = kinds(AnyRouter).get(str(router.get("kind", TokenChoice.kind)))
-        known = {field.name for field in dataclasses.fields(kind)} if kind else {}
-        router |= {name: value for name, value in moved.items() if name in known}
+        _give(fields.setdefault("router", {"kind": TokenChoice.kind}), kinds(AnyRouter), moved)
+        experts = fields.setdefault("experts", {"kind": MlpExpert.kind})
+        each = experts.get("each") if isinstance(experts, dict) else None
+        moved = {own: fields.pop(name) for name, own in OF_EXPERTS.items() if name in fields}
+        for expert in each if isinstance(each, list) else [experts]:
+            _give(expert, kinds(ExpertConfig), moved)
     return fields
+
+
+def _give(owner: Any, known: Mapping[str, type], moved: dict[str, Any]) -> None:
+    """Gives settings to their owner, as far as its kind has them; nothing is checked yet."""
+    if not isinstance(owner, dict):
+        return
+    kind = known.get(str(owner.get("kind")))
+    own = {field.name for field in dataclasses.fields(kind)} if kind else {}
+    if twice := ", ".join(sorted(moved.keys() & owner.keys())):
+        raise UsageError(f"{twice} of model.moe: given in it and beside it, keep one of them")
+    owner |= {name: value for name, value in moved.items() if name in own}
 
 
 def _adapter(kind: type) -> Any:
@@ -149,10 +172,29 @@ def to_json(config: Any) -> str:
     """A config as JSON text, from which ``from_json`` restores it.
 
     The JSON of a ``TrainConfig`` begins with the version of the format.
+
+    Raises:
+        UsageError: a router of yours has no kind of its own, by which it could be read again.
     """
+    _check_routers(config)
     fields = _adapter(type(config)).dump_python(config, mode="json")
     version = {"format": FORMAT} if isinstance(config, TrainConfig) else {}
     return json.dumps(version | fields, indent=2)
+
+
+def _check_routers(config: Any) -> None:
+    """Checks that the kind of each router in a config stands for its class."""
+    if isinstance(config, tuple):
+        for each in config:
+            _check_routers(each)
+    elif isinstance(config, AnyRouter):
+        own, kind = type(config), config.kind
+        known = kinds(AnyRouter).get(kind) is own
+        problem = f"its class {own.__name__} needs a kind of its own to be in a config"
+        require(known, problem, **{"model.moe.router.kind": kind or None})
+    elif dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            _check_routers(getattr(config, field.name))
 
 
 def from_json(kind: type[Config], text: str) -> Config:
@@ -170,7 +212,7 @@ def from_json(kind: type[Config], text: str) -> Config:
         raise UsageError(f"{kind.__name__} is not JSON: {error}") from None
     if kind is TrainConfig:
         fields = _without_version(fields)
-    text = json.dumps(_moved_to_routers(fields))
+    text = json.dumps(_moved(fields))
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:

@@ -20,8 +20,6 @@ from vmoe.fields import (
 from vmoe.routing.router import AnyRouter
 from vmoe.routing.token_choice import TokenChoice
 
-Implementation = Literal["batched", "blocked", "ragged"]
-"""How the experts compute (``vmoe/nn/implementations.py``)."""
 Gelu = Literal["tanh", "erf", "quick"]
 """GELU(x): the tanh approximation, the exact one (erf), or x * sigmoid(1.702 x)."""
 
@@ -39,11 +37,6 @@ class MoEConfig(Checked):
     gate: Gate | None = None
     """How the logits are computed; if None, a linear gate, or slots for a soft router."""
     router: AnyRouter = TokenChoice()  # its kind says how tokens are assigned to experts
-    images_per_group: Annotated[int, at_least(1)] = 8
-    """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
-    rounding."""
-    expert_dropout: Rate = 0.0
-    """Dropout rate inside the experts, if they are MLPs."""
     shared_experts: Annotated[int, at_least(0)] = 0
     """Experts that every token uses besides the routed ones: an MLP with this many times the hidden
     width, whose outputs are added (DeepSeekMoE, arXiv 2401.06066)."""
@@ -53,28 +46,20 @@ class MoEConfig(Checked):
     routed_scale: Positive = 1.0
     """Factor of the combine weights, so that routed outputs are as large as those of shared experts
     (the ``route_scale`` of DeepSeek-V3's code, arXiv 2412.19437)."""
-    shared_init: bool = True
-    """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the rows sent to the experts and back."""
-    implementation: Literal["auto", Implementation] = "auto"
-    """How the experts compute. auto: chosen by platform and shape; batched: one batched matmul over
-    all slots; blocked: a loop over blocks of rows; ragged: a ragged matmul of sorted rows. Experts
-    other than MLPs are always computed as batched."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require, router, experts = self.require, self.router, self.experts
         k, per_slot = router.k, router.logits_per == "slot"
-        by_slots = self.implementation in ("auto", "batched")
         if router.has("k"):
             require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
         require(k <= self.num_experts, needs, "num_experts", "router.kind")
-        of_one = "a soft router mixes the tokens of one image, set it to 1"
-        require(not per_slot or self.images_per_group == 1, of_one, "images_per_group")
+        by_slots = experts.implementation in ("auto", "batched")
         fills = "a soft router fills every slot, use batched"
-        require(not per_slot or by_slots, fills, "implementation")
+        require(not per_slot or by_slots, fills, "experts.implementation")
         shares = len(router.shares) in (0, self.num_experts)
         require(shares, "give one for each expert", "router.shares", "num_experts")
         per = f"logits per {router.logits_per}" if router.learned else "no gate"
@@ -92,25 +77,14 @@ class MoEConfig(Checked):
         )
         without = "there is no shared expert, use False"
         require(not self.shared_gate or self.shared_experts > 0, without, "shared_gate")
-        one_by_one = "these experts are computed slot by slot, use batched"
-        require(experts.stacked or by_slots, one_by_one, "implementation", "experts.kind")
-        without = "these experts have no dropout, use 0"
-        dropout = bool(self.expert_dropout)
-        require(experts.stacked or not dropout, without, "expert_dropout", "experts.kind")
 
     def slots(self, s: int) -> int:
-        """Slots of an expert for a group of s tokens."""
-        return self.router.slots(s, self.num_experts)
+        """Slots of an expert for a group of s tokens in evaluation."""
+        return self.router.in_evaluation().slots(s, self.num_experts)
 
     def rounded_factor(self, s: int) -> float:
-        """The capacity factor for a group of s tokens, after rounding to slots."""
+        """The capacity factor for a group of s tokens in evaluation, after rounding to slots."""
         return self.slots(s) * self.num_experts / (s * self.router.k)
-
-    @classmethod
-    def of_router(cls, num_experts: int, router: AnyRouter) -> "MoEConfig":
-        """The config of a layer with a router; a soft router has groups of one image."""
-        images = 1 if router.logits_per == "slot" else cls.images_per_group
-        return cls(num_experts=num_experts, router=router, images_per_group=images)
 
     @property
     def divisible_experts(self) -> int:

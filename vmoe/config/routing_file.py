@@ -39,8 +39,9 @@ class LayerSetting(Checked):
     def apply(self, moe: MoEConfig) -> MoEConfig:
         """The layer's config with this setting instead of its capacity or dropless."""
         check_router(moe.router)
-        router = dict(capacity_factor=self.capacity_factor, capacity=None, dropless=False)
-        return replace(moe, router=dict(k=self.k, priority=self.priority, **router))
+        own = dict(k=self.k, priority=self.priority, capacity_factor=self.capacity_factor)
+        others = dict(eval_capacity_factor=None, capacity=None, dropless=False)
+        return replace(moe, router=own | others)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,12 @@ def training_flops(config: ViTConfig) -> float:
     Three times the FLOPs of the forward pass: the backward pass has two matmuls for each of these.
     Recomputing activations does not count (PaLM, arXiv 2204.02311, appendix B).
     """
-    return 3 * flops_to_logits(config)
+
+    def trained(moe: MoEConfig) -> MoEConfig:
+        same = moe.router.in_evaluation() is moe.router
+        return moe if same else replace(moe, router=dict(eval_capacity_factor=None))
+
+    return 3 * flops_to_logits(config.with_layers(trained))
 
 
 def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: bool) -> float:
@@ -89,7 +94,7 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
         return MoE.from_config(moe, width, mlp_dim, n, gelu=config.gelu, rngs=InitKeys(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
-    b = moe.images_per_group
+    b = moe.router.images_per_group
 
     def forward(state: nnx.State, tokens: jax.Array) -> jax.Array:
         layer: MoE = nnx.merge(graph, state)
@@ -110,8 +115,8 @@ def countable(model: ViTConfig) -> ViTConfig:
 
 
 def _countable_layer(moe: MoEConfig) -> MoEConfig:
-    by_rows = moe.router.dropless and moe.experts.stacked
-    return replace(moe, implementation="ragged" if by_rows else "batched")
+    implementation = "ragged" if moe.router.dropless else "batched"
+    return dataclasses.replace(moe, experts=moe.experts.computed(implementation))
 
 
 @functools.lru_cache(maxsize=4)
@@ -122,7 +127,7 @@ def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]
     """
     config = countable(config)
     graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
-    b = math.lcm(*(moe.images_per_group for moe in config.moe_blocks.values()))
+    b = math.lcm(*(moe.router.images_per_group for moe in config.moe_blocks.values()))
     shape = (b, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
 

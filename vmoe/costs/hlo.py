@@ -83,6 +83,8 @@ def replica_group(attributes: str) -> tuple[int, ...]:
     (0, 4)
     >>> replica_group(", replica_groups=mesh['x'=2,'y'=4] {'x'}, dimensions={0}")
     (0, 4)
+    >>> replica_group(", replica_groups=mesh['x'=2,'y'=2], device_ids=(0,2,1,3) {'y'}, a=1")
+    (0, 2)
     """
     if pairs := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", attributes):
         return tuple(map(int, pairs[1].split(",")))
@@ -107,7 +109,9 @@ def _mesh_group(axes: str, order: str | None, used: str) -> tuple[int, ...]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Device numbers from a notation such as "[2,4]T(1,0)": a reshaped and transposed range."""
+    """Device numbers from a list, or from "[2,4]T(1,0)", a reshaped and transposed range."""
+    if not text.startswith("["):
+        return np.array(_ints(text))
     shape, _, axes = text.partition("T(")
     numbers = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
     return numbers.transpose(_ints(axes)) if axes else numbers

@@ -57,14 +57,17 @@ def _parameter_table(config: ViTConfig, costs: Cost, title: str) -> Table:
 def _sparse_lines(config: ViTConfig) -> list[str]:
     lines = []
     for block, moe in config.moe_blocks.items():
-        s = moe.images_per_group * num_tokens(config)
-        slots, factor = moe.slots(s), moe.rounded_factor(s)
-        capacity = (
-            "dropless"
-            if moe.router.dropless
-            else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
-            f"(a capacity factor of {factor:.3g})"
-        )
+        s = moe.router.images_per_group * num_tokens(config)
+        slots = moe.router.slots(s, moe.num_experts)
+        capacity = "dropless"
+        if not moe.router.dropless:
+            factor = slots * moe.num_experts / (s * moe.router.k)
+            capacity = (
+                f"{slots} slots each for the {s} tokens of {moe.router.images_per_group} images "
+                f"(a capacity factor of {factor:.3g})"
+            )
+        if moe.slots(s) != slots:
+            capacity += f", {moe.slots(s)} in evaluation ({moe.rounded_factor(s):.3g})"
         named = ", ".join(expert.kind for expert in moe.experts.members)
         kinds = "" if moe.experts == MlpExpert() else f" ({named})"
         gate = f" with gate {moe.gate.kind}" if moe.gate else ""

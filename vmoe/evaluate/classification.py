@@ -189,7 +189,7 @@ def evaluate(
         batch_size=batch_size,
         order=ORDER,
         devices=placement.devices,
-        images_per_group={i: moe.images_per_group for i, moe in config.moe_blocks.items()},
+        images_per_group={i: moe.router.images_per_group for i, moe in config.moe_blocks.items()},
         capacity_factor={
             i: _capacity_factor(config, moe, batch_size // placement.devices, image_size)
             for i, moe in config.moe_blocks.items()
@@ -273,7 +273,7 @@ def _capacity_factor(config: ViTConfig, moe: MoEConfig, b: int, image_size: int)
     """The capacity factor, after rounding, of the groups that the b images of one device form."""
     if moe.router.dropless:
         return None
-    _, images = group_sizes(b, moe.images_per_group)
+    _, images = group_sizes(b, moe.router.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
     if moe.router.logits_per == "slot":  # its slots are parameters, independent of image_size
         return moe.slots(images * num_tokens(config)) * moe.num_experts / s

@@ -204,7 +204,7 @@ def _settings(config: ViTConfig) -> dict[str, str]:
         "router": _joined(router.kind for router in routers),
         "k": _joined(r.k if r.can_drop else "" for r in routers),
         "priority": _joined(r.priority if r.has("priority") else "" for r in routers),
-        "images_per_group": _joined(layer.images_per_group for layer in layers),
+        "images_per_group": _joined(layer.router.images_per_group for layer in layers),
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, require
 
 Pixels = (
     UInt8[np.ndarray, "*b h w 3"]
@@ -122,6 +122,10 @@ def check_tokens(
 ) -> None:
     """Checks that the inputs of an MoE layer belong to its tokens."""
     axes = tokens.shape[:-1]
+    for name, tree in ({"mask": mask} | dict(per_token)).items():
+        for x in jax.tree.leaves(tree):
+            arrays = isinstance(x, jax.Array | np.ndarray)
+            require(arrays, f"{name} has a {type(x).__name__}: give arrays")
     if mask is not None and (mask.shape != axes or mask.dtype != bool):
         raise UsageError(
             f"mask of shape {mask.shape} and dtype {mask.dtype}: use {axes} and bool, False for "

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import AnyRouter, MoEConfig, TokenChoice
-from vmoe.config.model import Gelu, Implementation
+from vmoe.config.experts import Implementation
+from vmoe.config.model import Gelu
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
@@ -33,17 +34,6 @@ from vmoe.routing.load import expert_totals, group_sums
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
-OF_PARTS = {
-    "experts": "the experts are the modules that are given",
-    "gate": "the gate is the module that is given",
-    "expert_dropout": "experts that are given have their own dropout",
-    "shared_experts": "shared experts are given as `shared`",
-    "shared_gate": "their gate is given as `shared_gate`",
-    "shared_init": "experts that are given have their values",
-}
-"""Settings from which ``MoE.from_config`` makes parts of a layer, and what a layer of existing
-modules has in their place."""
-
 FINITE_PARTS = (StackedMlps, nnx.Linear, type(None), *GATES.values())
 """They act on each row alone, are finite for any finite row and have no statistics of rows."""
 
@@ -54,11 +44,7 @@ class MoE(nnx.Module):
     In a V-MoE it replaces the MLP of a block (V-MoE, section 2). ``layer.experts[3]`` is expert 3
     as a module of its own.
 
-    Parameters: ``router`` (the gate's parameters) and ``experts``.
-
-    Attributes:
-        config: the router, the capacity and the groups. What it says about experts and the gate is
-            about layers of ``from_config`` alone.
+    Parameters: ``gate`` and ``experts``, and ``shared`` and ``shared_gate`` if it has them.
 
     >>> rngs = nnx.Rngs(0)
     >>> experts = [nnx.Linear(8, 5, rngs=rngs) for _ in range(4)]
@@ -74,11 +60,13 @@ class MoE(nnx.Module):
         self,
         experts: nnx.Module | Iterable[Any],
         gate: nnx.Module | None,
-        router: AnyRouter | MoEConfig | None = None,
+        router: AnyRouter | None = None,
         *,
         group: int | None = None,
         shared: Experts | nnx.Module | None = None,
         shared_gate: nnx.Module | None = None,
+        routed_scale: float = 1.0,
+        transfer_dtype: Literal["float32", "bfloat16"] = "float32",
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -90,49 +78,63 @@ class MoE(nnx.Module):
         Args:
             experts: one module for each expert, or one of ``nnx.vmap``, see ``experts_of``; or
                 experts that are computed together, such as ``StackedMlps``.
-            gate: maps the tokens of sequences f[b n d] to logits f32[b n e], or to ``NoisyLogits``;
+            gate: maps the tokens of sequences f[b n d] to logits f[b n e], or to ``NoisyLogits``;
                 what else it names in ``takes`` it gets by name, see ``Gate``. Its statistics and
                 random streams, if it has any, change under ``nnx.jit`` as in any module. None for a
                 router that reads no logits.
-            router: the router, ours or your own, token choice by default; or the config of the
-                whole layer, with its capacity and its groups, which says nothing about the modules
-                that are given.
+            router: the router, ours or your own, with its capacity; token choice by default.
             group: maximum number of tokens that compete for slots; a longer sequence is cut evenly.
-                If None, a group has ``images_per_group`` whole sequences.
+                If None, a group has the router's ``images_per_group`` whole sequences.
             shared: a further expert, or ``Experts`` of which all are used. They act on tokens
                 alone, and their outputs are added for every token.
             shared_gate: maps tokens f[b n d] to logits f[b n 1], whose sigmoid multiplies the
                 outputs of the shared experts; None for no such gate.
+            routed_scale: see ``MoEConfig``.
+            transfer_dtype: see ``MoEConfig``.
             placement: the devices over which groups and experts are split.
 
         Raises:
-            UsageError: an expert is not a module, the number of experts is not the one in the
-                config, or the config has settings of experts or of a gate.
+            UsageError: an expert is not a module, or the router does not fit the experts or the
+                gate.
         """
         self.experts = experts_of(experts, _modules(gate, shared, shared_gate))
-        self.router = gate
+        self.gate = gate
         beside = _modules(self.experts, gate, shared_gate)
         self.shared = None if shared is None else on_tokens_alone(shared, beside)
-        if shared is None and shared_gate is not None:
-            kind = type(shared_gate).__name__
-            raise UsageError("there is no shared expert: leave it out", shared_gate=kind)
         self.shared_gate = shared_gate
-        self.placement = placement
-        self.group = group
-        if not isinstance(router, MoEConfig):
-            e = self.experts.num_experts
-            router = MoEConfig.of_router(e, router or TokenChoice())
-        require(group is None or group > 0, "use at least 1 token", group=group)
-        require(
-            group is None or not _per_slot(router),
-            "a soft router mixes the tokens of one sequence: leave it out",
-            group=group,
-        )
-        self.config = router
-        _check_parts(router, gate, self.experts)
-        state = router.router.initial_state(self.experts.num_experts)
+        self.router = router or TokenChoice()
+        self.group, self.placement = group, placement
+        self.routed_scale, self.transfer_dtype = routed_scale, transfer_dtype
+        self._check_parts()
+        state = self.router.initial_state(self.experts.num_experts)
         variables = {name: RouterState(x) for name, x in state.items()}
         self.state = nnx.Dict(variables) if variables else None
+
+    def _check_parts(self) -> None:
+        """Checks that the parts fit each other."""
+        if not isinstance(self.router, AnyRouter):
+            own = type(self.router).__name__
+            raise UsageError("give a router, such as TokenChoice()", router=own)
+        MoEConfig(
+            routed_scale=self.routed_scale, transfer_dtype=self.transfer_dtype
+        )  # their values
+        gate, router, group, kind = self.gate, self.router, self.group, self.router.kind
+        e, per_slot = self.experts.num_experts, router.logits_per == "slot"
+        require(router.k <= e, f"{e} experts were given, add experts or lower k", k=router.k)
+        shares = len(router.shares) in (0, e)
+        require(shares, f"{e} experts were given: give one for each", shares=router.shares)
+        if gate is not None and not callable(gate):
+            raise UsageError("give a module that makes logits", gate=type(gate).__name__)
+        reads = f"a {kind} router reads logits: give a gate"
+        require(not router.learned or gate is not None, reads)
+        require(router.learned or gate is None, f"a {kind} router reads no logits: give no gate")
+        whole = group is None or (isinstance(group, int) and group > 0)
+        require(whole, "use a number of at least 1 token", group=group)
+        of_one = "a soft router mixes the tokens of one sequence: leave it out"
+        require(group is None or not per_slot, of_one, group=group)
+        if self.shared is None and self.shared_gate is not None:
+            own = type(self.shared_gate).__name__
+            raise UsageError("there is no shared expert: leave it out", shared_gate=own)
 
     @classmethod
     def from_config(
@@ -163,19 +165,21 @@ class MoE(nnx.Module):
         experts = make_experts(config, width, mlp_dim, gelu=gelu, dtype=dtype, rngs=rngs)
         shared = shared_gate = None
         if config.shared_experts:
-            shared = StackedMlps(
-                1,
-                width,
-                config.shared_experts * mlp_dim,
-                hidden=Hidden(gelu, config.expert_dropout),
-                rngs=rngs,
-            )
+            hidden = Hidden(gelu, config.experts.dropout)
+            f = config.shared_experts * mlp_dim
+            shared = StackedMlps(1, width, f, hidden=hidden, rngs=rngs)
         if config.shared_gate:
             shared_gate = nnx.Linear(width, 1, use_bias=False, rngs=rngs)
-        parts = dict(shared=shared, shared_gate=shared_gate)
-        layer = cls(experts, gate, config.router, **parts, placement=placement)
-        layer.config = config  # which also has the settings of the parts that were made here
-        return layer
+        return cls(
+            experts,
+            gate,
+            config.router,
+            shared=shared,
+            shared_gate=shared_gate,
+            routed_scale=config.routed_scale,
+            transfer_dtype=config.transfer_dtype,
+            placement=placement,
+        )
 
     def __call__(self, tokens: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> jax.Array:
         """The experts' weighted outputs for every token, f[*b x]; see ``forward``."""
@@ -200,9 +204,11 @@ class MoE(nnx.Module):
         Args:
             args: further inputs of every expert, which each of them gets as they are.
             mask: bool (*b), False for tokens that only pad a sequence or the batch. They take no
-                slots, count in no loss, and have zeros as outputs.
-            key: for noise, a random priority and dropout of MLP experts; None in evaluation. Other
-                modules have random streams of their own, and follow ``train()`` and ``eval()``.
+                slots, count in no loss, and have zeros as outputs. Their values are finite.
+            key: a random key in training, also for a router without noise; None in evaluation,
+                where the router may have another capacity or rule. For noise, the draws of the
+                router and dropout of MLP experts. Other modules have random streams of their
+                own, and follow ``train()`` and ``eval()``.
             per_token: further inputs with a row for each token: arrays (*b, ...), or trees of
                 these, by name. The gate gets those that it names in ``takes``; each expert gets all
                 others, for the tokens in its slots.
@@ -220,10 +226,10 @@ class MoE(nnx.Module):
         forks.check()
         router_key, experts_key = keys.split(key, 2)
         images, valid, inputs = self._sequences(tokens, mask, dict(per_token or {}))
-        of_gate = inputs_of_gate(self.router, inputs)
+        of_gate = inputs_of_gate(self.gate, inputs)
         check_names(self.experts, inputs.keys(), kwargs)
         (b, n), devices = valid.shape, self.placement.devices
-        size = self.group or self.config.images_per_group * max(1, n)
+        size = self.group or self.router.images_per_group * max(1, n)
         groups = Groups.of(b, n, size, devices)
         record = self.route(images, valid, router_key, decide, groups=groups, inputs=of_gate)
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
@@ -232,7 +238,7 @@ class MoE(nnx.Module):
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
         if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
-            kept, real = groups._replace(n=1), real[:, :: groups.n]
+            kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
         outputs = self._through_experts(
             rows, inputs, routing, real, groups, dtype, experts_key, *args, **kwargs
         )
@@ -252,7 +258,7 @@ class MoE(nnx.Module):
         check_tokens(tokens, mask, per_token)
         self.placement.check_axes(tokens)
         b, *axes = tokens.shape[:-1] if tokens.ndim > 2 else (1, *tokens.shape[:-1])
-        if tokens.ndim > 2 or _per_slot(self.config):  # else the sequence is cut
+        if tokens.ndim > 2 or self.router.logits_per == "slot":  # else the sequence is cut
             self.placement.check_batch(b)
         shape, last = (b, math.prod(axes)), tokens.ndim - 1
         images, inputs = jax.tree.map(
@@ -261,8 +267,8 @@ class MoE(nnx.Module):
         if mask is None:
             return images, jnp.ones(shape, bool), inputs
         valid, devices = mask.reshape(shape), self.placement.devices
-        parts = (self.experts, self.router, self.shared, self.shared_gate)
-        if not all(isinstance(part, FINITE_PARTS) for part in parts):
+        parts = (self.experts, self.gate, self.shared, self.shared_gate)
+        if not all(type(part) in FINITE_PARTS for part in parts):
             shares = devices if b % devices == 0 else 1
             fill = functools.partial(fill_padding, mask=valid, shares=shares)
             images, inputs = jax.tree.map(fill, (images, inputs))
@@ -287,14 +293,15 @@ class MoE(nnx.Module):
             groups: how the tokens are grouped; if None, each group is a sequence.
             inputs: the inputs per token of the gate, (b, n, ...), by name.
         """
-        router, e, noise = self.config.router, self.config.num_experts, None
+        router = self.router.in_evaluation() if key is None else self.router
+        gate, e, noise = self.gate, self.experts.num_experts, None
         groups = groups or Groups(*valid.shape)
         noise_key, draw_key = keys.split(key, 2)
-        if self.router is None:
+        if gate is None:
             made, noise_std = jnp.zeros((groups.g, groups.s, e), jnp.float32), None
         else:
-            known = about_tokens(self.router, valid, groups, noise_key) | dict(inputs or {})
-            made, noise_std = logits_of(self.router, router, e, images, noise_key, known)
+            known = about_tokens(gate, valid, groups, noise_key) | dict(inputs or {})
+            made, noise_std = logits_of(gate, router, e, images, noise_key, known)
             made = groups.split(made)
         if isinstance(noise_std, jax.Array):
             noise_std = groups.split(noise_std, 1)
@@ -313,7 +320,7 @@ class MoE(nnx.Module):
                 x: jnp.broadcast_to(v[...], (groups.g, *v.shape)) for x, v in self.state.items()
             }
             arrays["state"] = jax.lax.stop_gradient(state)
-        c = self.config.slots(groups.s)
+        c = router.slots(groups.s, e)
 
         @jax.named_scope("router")
         def chosen(inputs: RouterInputs) -> Decision:
@@ -327,7 +334,7 @@ class MoE(nnx.Module):
 
     def _with_losses_of_sums(self, decision: Decision, valid: Bool[Array, "g s"]) -> Decision:
         """Adds the losses over a device or the batch, of which each group has the value."""
-        router, g = self.config.router, len(valid)
+        router, g = self.router, len(valid)
         parts = self.placement.devices if router.losses_over == "device" else 1
         sums = group_sums(decision, valid) | decision.sums
         sums = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]).sum(1), sums)
@@ -346,9 +353,19 @@ class MoE(nnx.Module):
         """
         if self.state is not None:
             state = {name: x[...] for name, x in self.state.items()}
-            new = next_state(self.config.router, state, expert_totals(record))
+            new = next_state(self.router, state, expert_totals(record))
             for name, x in new.items():
                 self.state[name][...] = x
+
+    def implementation_for(self, routing: Routing | SoftRouting) -> Implementation:
+        """How the experts compute a routing: by slots, unless they are ``StackedMlps``.
+
+        Soft routing fills every slot, and several devices exchange slots.
+        """
+        by_rows = isinstance(routing, Routing) and isinstance(self.experts, StackedMlps)
+        if by_rows and self.placement.devices == 1:
+            return self.experts.implementation_for(routing)
+        return "batched"
 
     def _through_experts(
         self,
@@ -359,6 +376,7 @@ class MoE(nnx.Module):
         groups: Groups,
         dtype: jax.typing.DTypeLike,
         key: MaybeKey,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> jax.Array:
@@ -367,9 +385,9 @@ class MoE(nnx.Module):
         Args:
             inputs: what the experts take besides, (g, s, ...), by name.
         """
-        implementation, rows = implementation_of(self, routing), self._transfer(rows)
+        rows, implementation = self._transfer(rows), self.implementation_for(routing)
         slots = Slots(groups.n, groups.s, dict(inputs))  # sorted rows take none
-        routing = scaled(routing, self.config.routed_scale)
+        routing = scaled(routing, self.routed_scale)
         if implementation == "batched":
             if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
                 filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
@@ -406,56 +424,12 @@ class MoE(nnx.Module):
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
-        return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
-
-
-def implementation_of(layer: MoE, routing: Routing | SoftRouting) -> Implementation:
-    """The implementation in a layer's config; for "auto", one for the platform and the shapes.
-
-    "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
-    choices, and ``ragged`` if there are many more slots. Soft routing, which fills every slot, is
-    always ``batched``. So is any routing on several devices, since these exchange slots, and any
-    experts other than ``StackedMlps``.
-    """
-    by_slots = isinstance(routing, SoftRouting) or not isinstance(layer.experts, StackedMlps)
-    if by_slots or layer.placement.devices > 1:
-        return "batched"
-    if layer.config.implementation != "auto":
-        return layer.config.implementation
-    if jax.default_backend() == "cpu":
-        return "blocked"
-    g, s, k = routing.slots.shape
-    return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
+        return rows.astype(jnp.bfloat16) if self.transfer_dtype == "bfloat16" else rows
 
 
 def _modules(*parts: Any) -> list[nnx.Module]:
     """The parts of a layer that are modules."""
     return [part for part in parts if isinstance(part, nnx.Module)]
-
-
-def _per_slot(config: MoEConfig | AnyRouter) -> bool:
-    """Whether the router is soft."""
-    router = config.router if isinstance(config, MoEConfig) else config
-    return router.logits_per == "slot"
-
-
-def _check_parts(config: MoEConfig, gate: Any, experts: Experts) -> None:
-    """Checks that a gate and experts fit a config, which has no settings of them."""
-    e = experts.num_experts
-    if gate is not None and not callable(gate):
-        raise UsageError("give a module that makes logits", gate=type(gate).__name__)
-    require(config.num_experts == e, f"{e} experts were given", num_experts=config.num_experts)
-    for name, instead in OF_PARTS.items():
-        value = getattr(config, name)
-        require(value == getattr(MoEConfig, name), f"{instead}: leave it out", **{name: value})
-    chosen = config.implementation not in ("auto", "batched")
-    fits = not chosen or isinstance(experts, StackedMlps)
-    by_slots = "experts other than StackedMlps are computed slot by slot: use batched"
-    require(fits, by_slots, implementation=config.implementation)
-    kind, learned = config.router.kind, config.router.learned
-    require(not learned or gate is not None, f"a {kind} router reads logits: give a gate")
-    reads_none = f"a {kind} router reads no logits: give None as the gate"
-    require(learned or gate is None, reads_none)
 
 
 def capture_records(

@@ -14,7 +14,7 @@ PARTS = {  # a word of a parameter's path -> the part it belongs to; the first m
     "positions": "positions",
     "attention_pool": "attention pool",
     "attention": "attention",
-    "router": "routers",
+    "gate": "routers",
     "experts": "experts",
     "shared": SHARED,
     "shared_gate": SHARED,
@@ -28,7 +28,7 @@ NORMS = "norms"
 def part_of(path: tuple[str | int, ...]) -> str:
     """The part that a parameter belongs to.
 
-    >>> part_of(("blocks", 1, "mlp", "router", "kernel"))
+    >>> part_of(("blocks", 1, "mlp", "gate", "kernel"))
     'routers'
     >>> part_of(("blocks", 1, "mlp", "experts", "stacked", "attention", "out", "bias"))
     'experts'

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import get_abstract_mesh
@@ -24,7 +25,7 @@ class RouterState(nnx.Variable):
 
 
 def next_state(router: AnyRouter, state: State, totals: Mapping[str, Any]) -> State:
-    """The state of one router after a step of training.
+    """The state of one router after a step of training; as it was after one without tokens.
 
     Args:
         totals: the ``expert_totals`` of the batch; in a ``jax.shard_map``, those of each device,
@@ -33,7 +34,8 @@ def next_state(router: AnyRouter, state: State, totals: Mapping[str, Any]) -> St
     sums = {name: totals[name] for name in ("choices", "tokens")} | totals["sums"]
     if axes := get_abstract_mesh().manual_axes:
         sums = jax.lax.psum(sums, axes)
-    return router.next_state(state, sums)
+    new = router.next_state(state, sums)
+    return {name: jnp.where(sums["tokens"] > 0, x, state[name]) for name, x in new.items()}
 
 
 def next_states(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from vmoe.errors import UsageError
 from vmoe.fields import Checked, Positive, at_least
@@ -10,19 +10,36 @@ from vmoe.fields import Checked, Positive, at_least
 
 @dataclasses.dataclass(frozen=True)
 class Capacity(Checked):
-    """The settings of a router whose experts have a rounded number of slots."""
+    """The settings of a router for whose slots the tokens of a group compete."""
 
     section = "model.moe.router"
 
     capacity_factor: Positive = 1.05
     """Capacity of an expert = capacity_factor * k * s / e slots, rounded, with s tokens per group
     and e experts."""
+    eval_capacity_factor: Positive | None = None
+    """Capacity factor in evaluation; if None, that of training."""
     capacity: Annotated[int, at_least(1)] | None = None
     """Slots per expert and group; overrides the capacity factor and its rounding."""
     capacity_rounding: Literal["ceil", "round"] = "ceil"
     """How the capacity is rounded to an integer; round rounds half to even."""
     capacity_multiple: Annotated[int, at_least(1)] = 4
     """The capacity is rounded up to a multiple of this."""
+    images_per_group: Annotated[int, at_least(1)] = 8
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
+    rounding."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.capacity is not None and self.eval_capacity_factor is not None
+        self.require(not both, "give one of them", "capacity", "eval_capacity_factor")
+
+    def in_evaluation(self) -> Any:
+        """The router with its capacity factor of evaluation as its only one."""
+        if self.eval_capacity_factor is None:
+            return self
+        factor = self.eval_capacity_factor
+        return dataclasses.replace(self, capacity_factor=factor, eval_capacity_factor=None)
 
     def rounded(self, ideal: float, e: int) -> int:
         """Rounds a fractional number of slots to an integer, then up to a multiple.

@@ -11,14 +11,14 @@ Sources: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 220
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
-from vmoe.fields import NonNegative
+from vmoe.fields import NonNegative, at_least, at_most
 from vmoe.routing.capacity import Capacity
 from vmoe.routing.one_hot import one_hot_routing
 from vmoe.routing.router import AnyRouter, State
@@ -35,7 +35,7 @@ class ExpertChoice(Capacity, AnyRouter):
     noise_std: NonNegative = 1.0
     """The noise on the logits in training has standard deviation noise_std / e, unless the gate
     determines it."""
-    threshold_rate: NonNegative | None = None
+    threshold_rate: Annotated[float, at_least(0), at_most(1)] | None = None
     """In evaluation an expert takes the tokens whose gate is at least the mean of the smallest
     gates that it took in training, as far as it has slots; this is the weight of a step in that
     mean. None: experts choose as in training (arXiv 2503.14487)."""

@@ -12,14 +12,14 @@ Source: "Expert Race", sections 4 and 5 (arXiv 2503.16057).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Decision, RouterInputs
-from vmoe.fields import NonNegative
+from vmoe.fields import at_least, at_most
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.expert_choice import assign
 from vmoe.routing.router import State
@@ -36,7 +36,7 @@ class ExpertRace(TargetK):
     """The router."""
     scores: Scores = "sigmoid"
     """The function from logits to scores, which are the combine weights."""
-    threshold_rate: NonNegative = 0.05
+    threshold_rate: Annotated[float, at_least(0), at_most(1)] = 0.05
     """Weight of a step of training in the mean that is the threshold in evaluation."""
     aux_loss: AuxLossWeights = AuxLossWeights(load=0.0)
 

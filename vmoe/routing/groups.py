@@ -53,10 +53,8 @@ class Groups(NamedTuple):
     @property
     def positions(self) -> Int[Array, "g s"]:
         """The position of each token in its sequence, in [0, n)."""
-        first, last = (
-            jnp.arange(self.g, dtype=jnp.int32)[:, None] % self.parts * self.s,
-            max(0, self.n - 1),
-        )
+        first = jnp.arange(self.g, dtype=jnp.int32)[:, None] % self.parts * self.s
+        last = max(0, self.n - 1)
         return jnp.minimum(first + jnp.arange(self.s, dtype=jnp.int32) % (last + 1), last)
 
     def split(self, x: Shaped[Array, "b n *x"], padding: int = 0) -> Shaped[Array, "g s *x"]:

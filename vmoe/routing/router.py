@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.errors import require
-from vmoe.fields import Checked, kinds
+from vmoe.fields import Checked, kinds, replace
 from vmoe.routing import aux_losses
 from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights, Over
 from vmoe.routing.capacity import Capacity
@@ -63,6 +63,20 @@ class AnyRouter(Checked):
         """Slots per expert and group, if they are fixed."""
         return None
 
+    def in_evaluation(self) -> "AnyRouter":
+        """The router as it is in evaluation, if its settings differ there."""
+        return self
+
+    def with_slots(self, c: int) -> "AnyRouter":
+        """The router with c slots of each expert in every group."""
+        fixed = {"capacity": c, "eval_capacity_factor": None, "dropless": False}
+        return replace(self, **{name: x for name, x in fixed.items() if self.has(name)})
+
+    @property
+    def images_per_group(self) -> int:
+        """Maximum number of images whose tokens compete for slots."""
+        return 1
+
     @property
     def dropless(self) -> bool:
         """Whether every choice is computed, without a capacity."""
@@ -117,11 +131,16 @@ class AnyRouter(Checked):
         return self.has("dropless")
 
     @property
-    def limitable(self) -> bool:
-        """Whether the choices of a layer with more slots, in another order, are those of this one.
+    def joint(self) -> bool:
+        """Whether tokens of a group depend on each other even if every choice gets a slot."""
+        return False
 
-        Then slots, priority and k can change without the router (``interventions.limited``): the
-        choices of an expert get slots by rank, and then by a priority of the decision's gates.
+    @property
+    def limitable(self) -> bool:
+        """Whether tokens choose the same experts whatever the number of slots and the priority.
+
+        Then other slots, priorities and k can be tried on the choices that were made, see
+        ``interventions.limited``.
         """
         return self.can_drop and self.overflow == "drop" and not self.shares
 
@@ -150,7 +169,7 @@ class AnyRouter(Checked):
         Args:
             c: number of slots of each expert.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
     def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
         """As ``__call__`` in evaluation for groups without padding, with a ``SoftRouting``.
@@ -243,8 +262,9 @@ class Router(Capacity, AnyRouter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        both = self.dropless and self.capacity is not None
-        self.require(not both, "give one of them", "dropless", "capacity")
+        for name in ("capacity", "eval_capacity_factor"):
+            both = self.dropless and getattr(self, name) is not None
+            self.require(not both, "give one of them", "dropless", name)
 
     def slots(self, s: int, e: int) -> int:
         """s * k * capacity_factor / e, rounded; at most s. Without a capacity s, for all tokens."""

@@ -11,6 +11,7 @@ Source: the code of "DiffMoE" (arXiv 2503.14487), whose mean is exponential, wit
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vmoe.errors import require
 from vmoe.routing.router import State
 
 
@@ -36,6 +37,7 @@ def next_threshold(state: State, sums: State, rate: float) -> State:
     Args:
         rate: weight of a step in the mean, at least.
     """
+    require("threshold" in sums, "this routing is of evaluation: give the layer a key in training")
     steps = state["steps"] + 1
     mean = sums["threshold"] / jnp.maximum(sums["groups"], 1)
     change = jnp.maximum(rate, 1 / steps) * (mean - state["threshold"])

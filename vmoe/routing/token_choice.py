@@ -183,7 +183,7 @@ def assign_chosen(
     if (e + 1) * s * k >= 2**31:
         raise UsageError(
             f"{s} tokens x {k} choices x {e} experts are too many for one group: "
-            "lower moe.images_per_group, or the layer's group"
+            "lower images_per_group, or the layer's group"
         )
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no expert
     if ranks is not None:

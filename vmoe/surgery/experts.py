@@ -86,7 +86,7 @@ def largest_router_change(
     kept = {}
     for block in config.sparse_blocks:
         _check(config, block, ())
-        path = _router(block)
+        path = _gate(block)
         require(
             path in before and before[path].shape == now[path].shape,
             f"block {block}: the earlier parameters have no router of this shape; give the "
@@ -328,8 +328,8 @@ def _of_blocks(arrays: Mapping[Path, Any], blocks: Iterable[int]) -> list[tuple[
 def _columns(moe: MoEConfig, block: int) -> list[Path]:
     """The gate's parameters with one column for each expert."""
     gate = moe.gate_config
-    return [] if gate is None else [_router(block, name) for name in gate.columns]
+    return [] if gate is None else [_gate(block, name) for name in gate.columns]
 
 
-def _router(block: int, name: str = "kernel") -> Path:
-    return ("blocks", block, "mlp", "router", name)
+def _gate(block: int, name: str = "kernel") -> Path:
+    return ("blocks", block, "mlp", "gate", name)

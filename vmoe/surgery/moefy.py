@@ -89,8 +89,8 @@ def moefy(
         else:
             made = list(experts(module))
             e = len(made)
-        config = MoEConfig.of_router(e, router)
-        return MoE(made, _gate(gate, d, config, rngs), config)
+        config = MoEConfig(num_experts=e, router=router)
+        return MoE(made, _gate(gate, d, config, rngs), router)
 
     copy = nnx.clone(model, graph=True)  # a module can be in several places
     if not _replace(copy, (), sparse, {}):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vmoe import models
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import require
 from vmoe.fields import NOT_EMPTY, at_least
 from vmoe.nn.patches import num_tokens
@@ -84,7 +84,7 @@ def upcycled_layer(dense: ViTConfig, **fields: Any) -> MoEConfig:
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
     router = TokenChoice(normalize_weights=True, dropless=not limited)
-    return replace(MoEConfig(router=router, expert_dropout=dense.dropout), **fields)
+    return replace(MoEConfig(router=router, experts=MlpExpert(dropout=dense.dropout)), **fields)
 
 
 def upcycle_params(
@@ -161,8 +161,9 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
 def _has_room(moe: MoEConfig, k: int, tokens: int) -> bool:
     """Whether an expert has a slot for every token of a group, for groups of any size."""
     if moe.router.capacity is not None:
-        return moe.router.capacity >= moe.images_per_group * tokens
-    return moe.router.dropless or moe.router.capacity_factor * k >= moe.num_experts
+        return moe.router.capacity >= moe.router.images_per_group * tokens
+    factor = min(moe.router.capacity_factor, moe.router.in_evaluation().capacity_factor)
+    return moe.router.dropless or (not moe.router.shares and factor * k >= moe.num_experts)
 
 
 def _dense_blocks(config: ViTConfig, blocks: Blocks) -> tuple[int, ...]:

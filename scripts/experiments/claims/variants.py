@@ -58,7 +58,7 @@ VARIANTS = {
     "e16": Variant("16 experts", _moe(num_experts=16)),
     "k1": Variant("k = 1", _moe(router=TokenChoice(k=1))),
     "expert_choice": Variant("expert choice", _moe(router=ExpertChoice(**ROUTED))),
-    "soft": Variant("soft", _moe(router=Soft(**ROUTED), images_per_group=1)),
+    "soft": Variant("soft", _moe(router=Soft(**ROUTED))),
     "bias_balanced": Variant(
         "bias-balanced: sigmoid scores, no noise", _moe(router=BiasBalanced())
     ),

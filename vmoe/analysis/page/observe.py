@@ -153,7 +153,7 @@ class Slots(NamedTuple):
     def of(cls, config: MoEConfig, block: BlockRouting) -> "Slots":
         """The slots of a block that routed the images of one batch."""
         b, n, e = block.gates.shape
-        tokens = group_sizes(b, config.images_per_group)[1] * n
+        tokens = group_sizes(b, config.router.images_per_group)[1] * n
         slots = config.slots(tokens)
         step = 4 if slots % 4 == 0 and slots >= 16 else 1
         queues = np.zeros((block.groups.max(initial=0) + 1, e + 1), int)  # e stands for no expert

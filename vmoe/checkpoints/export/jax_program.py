@@ -9,6 +9,7 @@ Each image is its own group, so an image does not depend on its batch and the nu
 free. The experts use ``batched``, the implementation that suits all platforms.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from vmoe import models
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.vmoe_format import SHARD, new_folder, write_arrays, write_config
-from vmoe.config import ViTConfig, replace
+from vmoe.config import ViTConfig
 from vmoe.trees import by_name, nested
 
 FORMAT, VERSION = "jax.export", 1
@@ -102,7 +103,9 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
 
 def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.export.Exported:
     """The program (parameters by path, images f32[b h w 3]) -> logits f32[b y], for any b."""
-    config = config.with_layers(lambda moe: replace(moe, implementation="batched"))
+    config = config.with_layers(
+        lambda moe: dataclasses.replace(moe, experts=moe.experts.computed("batched"))
+    )
 
     def logits(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         model = models.with_params(config, nested(params))

@@ -149,9 +149,9 @@ class MatmulMoE(MoE):
     """An MoE layer with one image per group, and matmuls for dispatch and combine."""
 
     def __init__(self, moe: MoE):
-        parts = dict(shared=moe.shared, shared_gate=moe.shared_gate, placement=moe.placement)
-        super().__init__(moe.experts, moe.router, moe.config.router, **parts)
-        self.config, self.state = moe.config, moe.state
+        parts = dict(shared=moe.shared, shared_gate=moe.shared_gate, routed_scale=moe.routed_scale)
+        super().__init__(moe.experts, moe.gate, moe.router, **parts, placement=moe.placement)
+        self.state = moe.state
 
     def forward(
         self,
@@ -166,7 +166,7 @@ class MatmulMoE(MoE):
         own = tokens[:, :1] if class_token_only else tokens
         routing = record.routing
         assert isinstance(routing, SoftRouting)
-        if class_token_only and self.config.router.logits_per == "slot":
+        if class_token_only and self.router.logits_per == "slot":
             tokens, routing = keep_class_tokens(tokens, routing, tokens.shape[1])
         elif class_token_only:  # sent to every expert, with weight 0 where it has no slot
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)

@@ -23,8 +23,8 @@ class Copies(Experts):
     """Modules of equal structure, computed at once: their variables are stacked along e.
 
     A module that acts on the last axis gets the tokens of all its slots as rows, f[r d], and
-    returns f[r x]. An empty slot holds the group's first token that is not padding. What else a
-    module wants to know it names in a tuple ``takes``, and gets by these names:
+    returns f[r x]. An empty slot repeats one of the expert's tokens. What else a module wants to
+    know it names in a tuple ``takes``, and gets by these names:
 
     - "filled", "images", "positions": arrays (g, c) about its slots, see ``OF_SLOTS``. Such a
       module may mix tokens: it gets the slots of each group, f[g c d], and returns f[g c x].
@@ -88,6 +88,7 @@ class Copies(Experts):
         tokens: Float[Array, "g e c d"],
         slots: Slots,
         key: MaybeKey = None,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:
@@ -165,7 +166,7 @@ class Copies(Experts):
         return outputs
 
     def _apply(
-        self, module: nnx.Module, tokens: Float[Array, "*r d"], *args: Any, **kwargs: Any
+        self, module: nnx.Module, tokens: Float[Array, "*r d"], /, *args: Any, **kwargs: Any
     ) -> Float[Array, "*r x"]:
         """The outputs of one expert."""
         spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
@@ -272,7 +273,7 @@ def check_expert(name: str, module: Any) -> None:
 
 
 def on_rows(
-    module: nnx.Module, rows: Float[Array, "*r d"], spatial: int, *args: Any, **kwargs: Any
+    module: nnx.Module, rows: Float[Array, "*r d"], spatial: int, /, *args: Any, **kwargs: Any
 ) -> Float[Array, "*x"]:
     """Applies a module to rows, with ``spatial`` axes of size 1 inserted; with 0, as they are."""
     if not spatial:

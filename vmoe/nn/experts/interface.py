@@ -60,6 +60,7 @@ class Experts(nnx.Module):
         tokens: Float[Array, "g e c d"],
         slots: Slots,
         key: MaybeKey = None,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:

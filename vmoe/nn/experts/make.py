@@ -9,6 +9,7 @@ from flax import nnx
 
 from vmoe.config import MoEConfig
 from vmoe.config.experts import (
+    AnyMlpExpert,
     AttentionExpert,
     CnnExpert,
     ConstantExpert,
@@ -47,7 +48,7 @@ MODULES: dict[type[ExpertConfig], Callable[..., nnx.Module]] = {
 """Makes one expert, for each kind whose experts are copies of a module."""
 
 check_registered(
-    [kind for kind in typing.get_args(ListedExpert) if not kind.stacked],
+    [kind for kind in typing.get_args(ListedExpert) if not issubclass(kind, AnyMlpExpert)],
     MODULES,
     "nn.experts.make.MODULES",
 )
@@ -70,21 +71,18 @@ def make_experts(
 
     def of_kind(expert: Expert, e: int) -> Experts:
         if isinstance(expert, MlpExpert | GatedMlpExpert):
-            hidden = Hidden(
-                expert.activation or gelu,
-                config.expert_dropout,
-                gated=isinstance(expert, GatedMlpExpert),
-            )
+            gated = isinstance(expert, GatedMlpExpert)
             return StackedMlps(
                 e,
                 width,
                 expert.mlp_dim or mlp_dim,
-                hidden=hidden,
-                shared_init=config.shared_init,
+                hidden=Hidden(expert.activation or gelu, expert.dropout, gated=gated),
+                shared_init=expert.shared_init,
+                implementation=expert.implementation,
                 rngs=rngs,
             )
         make = MODULES[type(expert)]
-        if config.shared_init:
+        if expert.shared_init:
             return Copies([make(expert, width, dtype, rngs)] * e)
         return Copies([make(expert, width, dtype, rngs) for _ in range(e)])
 

@@ -46,6 +46,7 @@ class MixedExperts(Experts):
         tokens: Float[Array, "g e c d"],
         slots: Slots,
         key: MaybeKey = None,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c x"]:

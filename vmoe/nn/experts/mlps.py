@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vmoe.axes import Routing
+from vmoe.config.experts import Implementation
 from vmoe.errors import UsageError
 from vmoe.nn import implementations, mlp
 from vmoe.nn.experts.interface import Experts, Slots
@@ -44,6 +46,9 @@ class StackedMlps(Experts):
 
     Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d). In
     gated MLPs ``up`` has 2 f outputs, see ``Hidden.gated``.
+
+    Attributes:
+        implementation: how they compute; "auto" to choose, see ``implementation_for``.
     """
 
     def __init__(
@@ -54,13 +59,27 @@ class StackedMlps(Experts):
         *,
         hidden: Hidden = TANH,
         shared_init: bool = True,
+        implementation: Literal["auto", Implementation] = "auto",
         rngs: Rngs,
     ):
         new = functools.partial(ExpertLinear, num_experts, shared_init=shared_init, rngs=rngs)
         self.up = new(width, mlp_dim, halves=2 if hidden.gated else 1)
         self.down = new(mlp_dim, width)
         self.hidden = hidden
+        self.implementation: Literal["auto", Implementation] = implementation
         self.num_experts = num_experts
+
+    def implementation_for(self, routing: Routing) -> Implementation:
+        """The implementation; for "auto", one for the platform and the shapes.
+
+        That is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
+        choices, and ``ragged`` if there are many more slots.
+        """
+        if self.implementation != "auto":
+            return self.implementation
+        if jax.default_backend() == "cpu":
+            return "blocked"
+        return "batched" if routing.choices.size <= 1.25 * routing.slots.size else "ragged"
 
     @jax.named_scope("experts")
     def __call__(
@@ -68,6 +87,7 @@ class StackedMlps(Experts):
         tokens: Float[Array, "g e c d"],
         slots: Slots | None = None,
         key: MaybeKey = None,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "g e c d"]:
@@ -92,6 +112,7 @@ class StackedMlps(Experts):
         sizes: Int[Array, "e"],
         slots: Slots | None = None,
         key: MaybeKey = None,
+        /,
         *args: Any,
         block: int | None,
         **kwargs: Any,

@@ -89,8 +89,8 @@ def check_mates(model: ViT) -> None:
         has_priority = router.has("priority")
         require(has_priority, f"{where} has no priority, which this attack compares")
         router.check_limitable()
-    sizes = sorted({layer.images_per_group for layer in layers})
-    field = "model.moe.images_per_group"
+    sizes = sorted({layer.router.images_per_group for layer in layers})
+    field = "model.moe.router.images_per_group"
     require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})
     require(sizes[0] > 1, "an image has no mates, so it is immune", **{field: sizes[0]})
     require(model.placement.devices == 1, "mates can be attacked on one device only")
@@ -98,7 +98,7 @@ def check_mates(model: ViT) -> None:
 
 def group_size(config: ViTConfig) -> int:
     """The number of images in a group, the same in all sparse blocks."""
-    return next(iter(config.moe_blocks.values())).images_per_group
+    return next(iter(config.moe_blocks.values())).router.images_per_group
 
 
 def draw_groups(total: int, size: int, config: MatesConfig) -> Int[np.ndarray, "b x _"]:

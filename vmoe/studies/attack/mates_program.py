@@ -61,19 +61,19 @@ def with_room(
         place: index of the victim in a group.
     """
     layers = setting.apply(model.config).moe_blocks
-    slots = {i: moe.slots(n * moe.images_per_group) for i, moe in layers.items()}
+    slots = {i: moe.slots(n * moe.router.images_per_group) for i, moe in layers.items()}
     numbers = {
         i: PRIORITIES.index(moe.router.priority)  # check_mates excludes others
         for i, moe in layers.items()
     }
-    size = next(iter(model.config.moe_blocks.values())).images_per_group
+    size = next(iter(model.config.moe_blocks.values())).router.images_per_group
     traced, priorities = jax.tree.map(jnp.int32, (slots, numbers))
     routing = GroupRouting(traced, priorities, jnp.arange(size) == place)
     roomy = dataclasses.replace(setting, priority=None).apply(model.config)
 
     def widened(moe: MoEConfig) -> MoEConfig:  # the same for every capacity, to be compiled once
-        most = n * moe.images_per_group
-        return replace(moe, router=dict(capacity=most, capacity_factor=1.0, dropless=False))
+        most = n * moe.router.images_per_group
+        return replace(moe, router=replace(moe.router.with_slots(most), capacity_factor=1.0))
 
     roomy = roomy.with_layers(widened)
     return models.with_params(roomy, models.params_of(model)), routing

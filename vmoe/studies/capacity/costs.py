@@ -63,8 +63,10 @@ def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
 
     def of(moe: MoEConfig, class_token_only: bool) -> float:
         if not moe.router.dropless:  # the same program for all k: only the slots are multiplied
-            slots = moe.slots(moe.images_per_group * num_tokens(config))
-            moe = replace(moe, router=TokenChoice(k=1, capacity=slots))
+            images = moe.router.images_per_group
+            slots = moe.slots(images * num_tokens(config))
+            router = TokenChoice(k=1, capacity=slots, images_per_group=images)
+            moe = replace(moe, router=router)
         return flops(moe, class_token_only=class_token_only)
 
     changes = []
@@ -117,7 +119,7 @@ def time_costs(
             runs = []
             for layer in (moe, *layers.values()):
                 changed = nnx.clone(block)
-                changed.mlp.config = layer
+                changed.mlp.router = layer.router
                 runs.append(functools.partial(_block(changed, only), tokens, valid))
             trained, *seconds = least_seconds(runs)
             changes.append(_monotone(dict(zip(layers, seconds, strict=True)), trained, whole))

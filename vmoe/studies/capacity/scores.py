@@ -111,7 +111,7 @@ def _slots(config: ViTConfig, levels: Sequence[Levels], b: int) -> list[dict[Lay
     """By sparse block: slots per expert in the groups of a batch of b images."""
 
     def slots(moe: MoEConfig) -> int:
-        _, images = group_sizes(b, moe.images_per_group)
+        _, images = group_sizes(b, moe.router.images_per_group)
         return moe.slots(images * num_tokens(config))
 
     return [
@@ -125,8 +125,8 @@ def _widest(model: ViT, slots: Sequence[Mapping[LayerSetting, int]]) -> ViT:
     layers = tuple(
         replace(
             moe,
-            router=dict(
-                k=max(setting.k for setting in own), capacity=max(own.values()), dropless=False
+            router=replace(
+                moe.router.with_slots(max(own.values())), k=max(setting.k for setting in own)
             ),
         )
         for moe, own in zip(model.config.moe_blocks.values(), slots, strict=True)

@@ -53,7 +53,7 @@ def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
     ]
 
     def levels(moe: MoEConfig) -> Levels:
-        s = moe.images_per_group * num_tokens(config)
+        s = moe.router.images_per_group * num_tokens(config)
         return tuple(
             {
                 (k, priority): LayerSetting(k, _factor(moe, s, k, slots), priority)

@@ -132,7 +132,7 @@ def _slots(config: ViTConfig, factors: Sequence[float]) -> dict[int, float]:
 
 def _group(config: ViTConfig, moe: MoEConfig) -> int:
     """The tokens of a full group."""
-    return moe.images_per_group * num_tokens(config)
+    return moe.router.images_per_group * num_tokens(config)
 
 
 def _even(config: ViTConfig, moe: MoEConfig) -> float:
@@ -146,8 +146,9 @@ def _capacity_curves(routing: MeasuredRouting) -> Figure:
     logits = at_capacities(model, routing.batches(), [0, *slots])
 
     def flops(number: int) -> float:
-        layer = dict(router=dict(capacity=number, dropless=False))
-        return flops_to_logits(config.with_layers(lambda moe: replace(moe, **layer)))
+        return flops_to_logits(
+            config.with_layers(lambda moe: replace(moe, router=moe.router.with_slots(number)))
+        )
 
     even = {_even(config, moe) for moe in config.moe_blocks.values()}
     return plots.capacity_curves(
