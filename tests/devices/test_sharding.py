@@ -420,7 +420,7 @@ def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> N
         (
             "expert=4",
             {"router": {"dropless": True}},
-            "router.dropless=True: .*8 devices; set moe.router.capacity",
+            "router.dropless=True: .*8 devices; use False and a capacity factor",
         ),
         (
             "expert=1",
