@@ -83,7 +83,7 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft())), "
             "evaluations=(EvalConfig(routing=RoutingOverrides(capacity_factor=4.0)),)"
         ),
-        "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertChoice(dropless=True)))"),
+        "dropout.py": RECIPE.format("model=dict(moe=dict(experts=CnnExpert(dropout=0.1)))"),
         "decay.py": RECIPE.format("optim=dict(weight_decay=0.3)"),
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
@@ -463,9 +463,9 @@ CASES: dict[str, tuple[list[str], str]] = {
         "line 2: model.moe.router.k=2 with model.moe.num_experts=1: lower k or add experts\n",
     ),
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
-    "dropless": (
-        [*TRAIN, "dropless.py"],
-        "line 2: ExpertChoice has no field 'dropless'",
+    "dropout of experts without": (
+        [*TRAIN, "dropout.py"],
+        "line 2: CnnExpert has no field 'dropout'",
     ),
     "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
     "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
