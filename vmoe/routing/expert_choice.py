@@ -15,12 +15,13 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.fields import NonNegative, at_least, at_most
 from vmoe.routing.capacity import Capacity
 from vmoe.routing.one_hot import one_hot_routing
+from vmoe.routing.queues import invert
 from vmoe.routing.router import AnyRouter, State
 from vmoe.routing.thresholds import next_threshold, no_threshold, threshold_sums
 from vmoe.routing.top_k import gates_of, mask_gates, top_k
@@ -91,13 +92,8 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s *e"], *, c: int
     g, s, e = gates.shape
     top_gates, tokens = top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
     choices = jnp.where(top_gates >= 0, tokens * e + jnp.arange(e)[:, None], s * e)
-    slots = jax.vmap(functools.partial(_invert, size=s * e))(choices).reshape(g, s, e)
+    slots = jax.vmap(functools.partial(invert, size=s * e))(choices.reshape(g, -1))
+    slots = slots.reshape(g, s, e)
     chosen = slots < e * c
     experts = jnp.where(chosen, jnp.arange(e), e)
     return Routing(experts, slots, choices, jnp.where(chosen, gates, 0.0))
-
-
-def _invert(choices: Int[Array, "e c"], *, size: int) -> Int[Array, "size"]:
-    """The slot of each choice, from the choice in each slot; e * c for choices without a slot."""
-    slots = jnp.full(size, choices.size, jnp.int32)
-    return slots.at[choices.reshape(-1)].set(jnp.arange(choices.size, dtype=jnp.int32), mode="drop")

@@ -8,6 +8,7 @@ room. So the first k ranks are those of token choice, and no moved choice takes 
 To pool the slots of several groups is to make one larger group of them (``images_per_group``).
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Routing
-from vmoe.routing.queues import queue
+from vmoe.routing.queues import invert, queue
 from vmoe.routing.top_k import top_k
 
 Overflow = Literal["drop", "next_expert"]
@@ -69,10 +70,6 @@ def to_next_experts(
     later = jnp.moveaxis(wanted[..., k:], -1, 0)
     start = (routing.experts, routing.slots, used)
     (experts, slots, _), _ = jax.lax.scan(one_rank, start, later)
-
-    def invert(slots: Int[Array, "sk"]) -> Int[Array, "ec"]:
-        empty = jnp.full(e * c, s * k, jnp.int32)
-        return empty.at[slots].set(jnp.arange(s * k, dtype=jnp.int32), mode="drop")
-
-    choices = jax.vmap(invert)(slots.reshape(g, -1)).reshape(g, e, c)
+    choices = jax.vmap(functools.partial(invert, size=e * c))(slots.reshape(g, -1))
+    choices = choices.reshape(g, e, c)
     return experts, slots, choices

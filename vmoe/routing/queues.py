@@ -25,6 +25,18 @@ def queue(
     return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
 
 
+def invert(places: Int[Array, "x"], size: int) -> Int[Array, "size"]:
+    """What is at each of ``size`` places, from the place of each thing; x where there is none.
+
+    Slots are the inverse of choices, and choices of slots.
+
+    Args:
+        places: all different, but for things at no place, whose number is at least ``size``.
+    """
+    numbers = jnp.arange(len(places), dtype=jnp.int32)
+    return jnp.full(size, len(places), jnp.int32).at[places].set(numbers, mode="drop")
+
+
 def _queue(
     experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vmoe.axes import Routing, SoftRouting
-from vmoe.routing.queues import queue
+from vmoe.routing.queues import invert, queue
 
 LARGEST_BLOCK = 4096
 """Maximum number of rows of a block; the hidden layer of a larger one does not fit in the cache."""
@@ -38,8 +38,7 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     sizes = -(-counts.sum(axis=0) // block) * block  # e
     before = jnp.cumsum(sizes) - sizes + jnp.cumsum(counts, axis=0) - counts  # g e
     row = jnp.where(kept, before.at[group, routing.experts].get(mode="clip") + routing.slots % c, r)
-    choices = jnp.full(r, g * s * k, jnp.int32)  # r
-    choices = choices.at[row.reshape(-1)].set(jnp.arange(g * s * k, dtype=jnp.int32), mode="drop")
+    choices = invert(row.reshape(-1), r)
     flat = Routing(
         experts=jnp.where(kept, 0, 1).reshape(1, g * s, k),
         slots=row.reshape(1, g * s, k),

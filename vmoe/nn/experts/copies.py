@@ -12,7 +12,7 @@ from flax.errors import TraceContextError
 from jaxtyping import Array, Float, Int, Key
 
 from vmoe.errors import UsageError, require
-from vmoe.nn.experts.interface import OF_LAYER, OF_SLOTS, Experts, Slots
+from vmoe.nn.experts.interface import OF_LAYER, OF_SLOTS, Experts, Slots, names_taken
 from vmoe.nn.experts.structure import Path, difference, outline, variables_of
 from vmoe.nn.inputs import taking
 from vmoe.nn.keys import MaybeKey
@@ -238,9 +238,7 @@ def _taken_by(module: nnx.Module) -> frozenset[str]:
                 "`takes` to hand on, or takes = () if it needs none",
             )
         return frozenset()
-    takes: Any = takers[()].takes
-    names = isinstance(takes, tuple) and all(isinstance(x, str) for x in takes)
-    require(names, f"{name}.takes is {takes!r}: use a tuple of names, such as ('key',)")
+    takes = names_taken(module, f"{name}.takes")
     unknown = ", ".join(sorted(set(takes) - set(known)))
     require(not unknown, f"{name}.takes names {unknown}: a layer has {', '.join(known)}")
     return frozenset(takes)

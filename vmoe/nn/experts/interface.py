@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.axes import Routing, SoftRouting
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, require
 from vmoe.nn.keys import MaybeKey
 from vmoe.routing.groups import Groups
 from vmoe.routing.layout import rows_at
@@ -106,6 +106,14 @@ def about(name: str, routing: Routing | SoftRouting, filled: Any, groups: Groups
         case "positions":
             return rows_at(groups.positions, filled.tokens)
     raise ValueError(name)
+
+
+def names_taken(module: Any, owner: str) -> tuple[str, ...]:
+    """What a module names in ``takes``, if it has one, after checking that these are names."""
+    takes: Any = getattr(module, "takes", ())
+    names = isinstance(takes, tuple) and all(isinstance(x, str) for x in takes)
+    require(names, f"{owner} is {takes!r}: use a tuple of names, such as ('key',)")
+    return takes
 
 
 def check_names(

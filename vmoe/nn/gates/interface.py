@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vmoe.config import AnyRouter, MoEConfig
-from vmoe.errors import UsageError, require
-from vmoe.nn.experts.interface import OF_LAYER, OF_TOKENS
+from vmoe.errors import UsageError
+from vmoe.nn.experts.interface import OF_LAYER, OF_TOKENS, names_taken
 from vmoe.nn.inputs import taking
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.routing.groups import Groups
@@ -47,10 +47,7 @@ class Gate(Protocol):
 
 def inputs_of_gate(gate: Any, per_token: dict[str, Any]) -> dict[str, Any]:
     """Takes the gate's own inputs from those per token; the others are for the experts."""
-    takes: Any = getattr(gate, "takes", ())
-    names = isinstance(takes, tuple) and all(isinstance(x, str) for x in takes)
-    require(names, f"the gate's takes is {takes!r}: use a tuple of names, such as ('mask',)")
-    own = set(takes).difference(OF_TOKENS, OF_LAYER)
+    own = set(names_taken(gate, "the gate's takes")).difference(OF_TOKENS, OF_LAYER)
     if missing := ", ".join(sorted(own - per_token.keys())):
         raise UsageError(
             f"the gate takes {missing}: give per_token={{...}} with a row for each token; from the "
