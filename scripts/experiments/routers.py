@@ -41,20 +41,28 @@ from scripts.experiments.framework.runs import (
 from vmoe.config import (
     AuxLossWeights,
     BiasBalanced,
+    ConstantExpert,
     CosineGate,
     ExpertChoice,
     ExpertList,
+    ExpertRace,
     GatedMlpExpert,
     GShard,
     Hash,
+    IdentityExpert,
     MlpExpert,
     MlpGate,
     NoisyGate,
     Random,
+    ReLU,
+    Sinkhorn,
     Soft,
     Switch,
     TokenChoice,
+    TopP,
     TrainConfig,
+    Transport,
+    TransportExpertChoice,
     ZeroExpert,
     load,
     replace,
@@ -77,10 +85,39 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
             )
         ),
     ),
+    "unbalanced": (
+        "token choice without losses and noise",
+        dict(router=TokenChoice(noise_std=0.0, aux_loss=NO_LOSS)),
+    ),
+    "batch_loss": (
+        "token choice, losses over the batch",
+        dict(router=TokenChoice(aux_loss=AuxLossWeights(over="batch"))),
+    ),
+    "next_expert": (
+        "token choice, overflow to the next expert",
+        dict(router=TokenChoice(overflow="next_expert")),
+    ),
     "switch": ("Switch, k = 1", dict(router=Switch())),
     "gshard": ("GShard, second choice at random", dict(router=GShard())),
     "bias_balanced": ("bias-balanced: sigmoid scores, no noise", dict(router=BiasBalanced())),
+    "bias_softmax": (
+        "bias-balanced: softmax scores, no noise",
+        dict(router=BiasBalanced(scores="softmax")),
+    ),
+    "sinkhorn": ("Sinkhorn", dict(router=Sinkhorn())),
+    "transport": ("sparse transport, token choice", dict(router=Transport())),
+    "transport_expert_choice": (
+        "sparse transport, expert choice",
+        dict(router=TransportExpertChoice(capacity_factor=2.0)),
+    ),
+    "relu": ("ReLU", dict(router=ReLU())),
+    "top_p": ("top-p", dict(router=TopP())),
+    "expert_race": ("expert race", dict(router=ExpertRace())),
     "expert_choice": ("expert choice", dict(router=ExpertChoice(capacity_factor=2.0))),
+    "batch_choice": (
+        "expert choice over the batch, a threshold in evaluation",
+        dict(router=ExpertChoice(capacity_factor=2.0, images_per_group=32, threshold_rate=0.05)),
+    ),
     "soft": ("soft", dict(router=Soft(capacity_factor=2.0))),
     "random": ("random experts", dict(router=Random())),
     "hash": ("hash of the position", dict(router=Hash())),
@@ -92,6 +129,15 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "zero": (
         "7 MLPs and a zero expert",
         dict(experts=ExpertList(each=(MlpExpert(),) * 7 + (ZeroExpert(),))),
+    ),
+    "moe_plus_plus": (
+        "MoE++: 5 MLPs, a zero, an identity and a constant expert",
+        dict(
+            experts=ExpertList(
+                each=(*(MlpExpert(),) * 5, ZeroExpert(), IdentityExpert(), ConstantExpert())
+            ),
+            router=TokenChoice(shares=(*(0.75,) * 5, 1.0, 1.0, 1.0)),
+        ),
     ),
     "dense": ("dense", None),
 }
@@ -194,7 +240,7 @@ def table(rows: Rows, times: Mapping[str, float]) -> str:
                 f"{np.mean(loads):.2f}" if loads else "-",
                 f"{100 * np.mean(dropped):.1f}" if loads else "-",
                 f"{next(iter(rows[name].values()))['flops_per_image'] / 1e6:.2f}",
-                f"{times[name] / times['token_choice']:.2f}" if times else "-",
+                f"{times[name] / times['token_choice']:.2f}" if name in times else "-",
             ]
         )
     columns = ["model", "validation", "test", "test, next to token choice", "largest load / mean"]
@@ -218,7 +264,7 @@ def plot(rows: Rows, times: Mapping[str, float]) -> Any:
             (axes[1], _loads(rows, name)),
         ):
             dots(ax, own, y, color)
-        if times:
+        if name in times:
             axes[2].barh(y, times[name] / times["token_choice"], 0.6, color=color)
     axes[0].set_yticks(range(len(names)), [MODELS[name][0] for name in names], fontsize=9)
     axes[0].set(xlabel="test accuracy in percent")

@@ -5,6 +5,7 @@ from typing import Any
 
 from scripts.experiments.framework.runs import ROOT, in_steps
 from vmoe.config import (
+    AuxLossWeights,
     BiasBalanced,
     CosineGate,
     ExpertChoice,
@@ -61,6 +62,13 @@ VARIANTS = {
     "soft": Variant("soft", _moe(router=Soft(**ROUTED))),
     "bias_balanced": Variant(
         "bias-balanced: sigmoid scores, no noise", _moe(router=BiasBalanced())
+    ),
+    "bias_softmax": Variant(
+        "bias-balanced: softmax scores, no noise", _moe(router=BiasBalanced(scores="softmax"))
+    ),
+    "unbalanced": Variant(
+        "token choice without losses and noise",
+        _moe(router=TokenChoice(noise_std=0.0, aux_loss=AuxLossWeights(importance=0.0, load=0.0))),
     ),
     "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
     "hash": Variant("hash of the position", _moe(router=Hash())),

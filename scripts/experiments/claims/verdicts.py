@@ -140,6 +140,34 @@ CLAIMS = {
         "standard",
         ("bias-balanced recipe", "V-MoE's recipe"),
     ),
+    "bias": _claim(
+        "with softmax scores, a bias is better than losses and noise",
+        BIAS,
+        "bias_softmax",
+        "standard",
+        ("a bias", "losses with noise"),
+    ),
+    "sigmoid": _claim(
+        "with a bias, sigmoid scores are better than softmax scores",
+        BIAS,
+        "bias_balanced",
+        "bias_softmax",
+        ("sigmoid scores", "softmax scores"),
+    ),
+    "bias_unbalanced": _claim(
+        "with softmax scores and no noise, a bias is better than nothing that balances",
+        NOBODY,
+        "bias_softmax",
+        "unbalanced",
+        ("a bias", "no balance"),
+    ),
+    "unbalanced": _claim(
+        "losses and noise are better than neither",
+        VMOE,
+        "standard",
+        "unbalanced",
+        ("losses with noise", "neither of them"),
+    ),
     "cosine": _claim(
         "a cosine gate is better than a linear one",
         COSINE,
@@ -254,7 +282,10 @@ CLAIMS = {
         ("attacked through the routers", "through the experts"),
     ),
 }
-ROUTERS_COMPARED = ("expert_choice", "soft", "bias_balanced", "cosine", "hash", "shared")
+ROUTERS_COMPARED = (
+    *("expert_choice", "soft", "bias_balanced", "bias", "sigmoid", "bias_unbalanced"),
+    *("unbalanced", "cosine", "hash", "shared"),
+)
 KEPT = ("background.1", "background.5")
 PAGES = {
     "sparse_or_dense": ("dense", "dense_flops"),
