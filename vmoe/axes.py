@@ -33,10 +33,10 @@ class RouterInputs(NamedTuple):
             makes logits per slot. Zeros for a router that reads no logits.
         noise: noise to add to the logits; None in evaluation.
         valid: False for padding, which takes no slot and counts in no loss.
-        draw: a random number in [0, 1) per token, if the router needs one; None in evaluation.
+        draw: a random number in [0, 1) per token; None in evaluation.
         noise_std: the standard deviation of the noise, if the gate determines it; None if it is
             the router's ``noise_std`` / e.
-        positions: the position of each token in its image, in [0, n), if the router needs it.
+        positions: the position of each token in its image, in [0, n).
         state: the router's state, by name, if it has one; each array has an axis g in front.
     """
 
@@ -47,6 +47,11 @@ class RouterInputs(NamedTuple):
     noise_std: Float[Array, "g s e"] | None = None
     positions: Int[Array, "g s"] | None = None
     state: dict[str, Float[Array, "g ..."]] | None = None
+
+    @property
+    def training(self) -> bool:
+        """Whether this is a step of training, also for a router without noise."""
+        return self.draw is not None
 
     @property
     def noisy_logits(self) -> Float[Array, "g s e *c"]:

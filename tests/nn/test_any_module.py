@@ -894,7 +894,7 @@ def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (dict(router=TokenChoice(shares=(1.0, 2.0))), "4 experts were given: give one for each"),
+        (dict(router=TokenChoice(shares=(1.0, 2.0))), "num_experts=4: give one for each expert"),
         (dict(routed_scale=0.0), "routed_scale=0.0: use more than 0"),
     ],
 )

@@ -57,6 +57,12 @@ def test_a_capacity_below_one_slot_is_refused_with_a_remedy() -> None:
         config.slots(1)
 
 
+def test_a_capacity_of_evaluation_below_one_slot_is_refused_by_its_own_name() -> None:
+    router = TokenChoice(k=1, eval_capacity_factor=0.1, capacity_rounding="round")
+    with pytest.raises(UsageError, match="router.eval_capacity_factor=0.1: this leaves 0.0125"):
+        MoEConfig(num_experts=8, router=router).slots(1)
+
+
 def test_expert_choice_has_no_k_and_never_more_slots_than_tokens() -> None:
     config = MoEConfig(num_experts=4, router=ExpertChoice(capacity_factor=1.0))
     assert [config.slots(s) for s in (34, 16, 2)] == [12, 4, 2]

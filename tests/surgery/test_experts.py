@@ -380,3 +380,13 @@ def test_the_bias_of_a_pruned_expert_goes_with_it_and_merged_experts_have_the_me
     _, merged = merge_experts(config, params, {1: [range(E)]}, k=1)
     np.testing.assert_array_equal(merged["blocks"][1]["mlp"]["state"]["bias"], [bias.mean()])
     assert merged["blocks"][1]["mlp"]["state"]["coefficient"] == coefficient
+
+
+def test_a_pruned_expert_goes_with_its_share_and_a_merged_one_has_those_of_its_members() -> None:
+    shares = TokenChoice(shares=(1.0, 2.0, 3.0, 4.0))
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=shares))
+    params = random_params(config)
+    pruned, _ = prune_experts(config, params, {1: (2, 0)})
+    merged, _ = merge_experts(config, params, {1: [(0, 3), (1, 2)]})
+    assert pruned.moe_of(1).router.shares == (3.0, 1.0)
+    assert merged.moe_of(1).router.shares == (5.0, 5.0)

@@ -141,7 +141,9 @@ def at_capacities(
     if not slots or min(slots) < 0:
         raise UsageError("use numbers from 0 on", slots=list(slots))
     most = max(1, *slots)
-    config = model.config.with_layers(lambda moe: replace(moe, router=moe.router.with_slots(most)))
+    config = model.config.with_layers(
+        lambda moe: replace(moe, router=moe.router.with_slots(capacity=most))
+    )
     model = models.with_params(config, models.params_of(model), placement=model.placement)
 
     def decide(setting: tuple[jax.Array, jax.Array]) -> dict[int, Route]:

@@ -85,15 +85,12 @@ class RoutingOverrides(Checked):
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
         """The config of one MoE layer; a router ignores settings that it does not have."""
-        router = {x: value for x, value in self._given().items() if moe.router.has(x)}
-        if "capacity_factor" in router or router.get("dropless"):
-            router["capacity"] = None
-        limits = "capacity_factor" in router or router.get("capacity") or router.get("dropless")
-        if limits and moe.router.has("eval_capacity_factor"):
-            router["eval_capacity_factor"] = None
-        if moe.router.can_drop and ("capacity_factor" in router or router.get("capacity")):
-            router["dropless"] = False
-        return replace(moe, router=router)
+        router, given = moe.router, self._given()
+        for name in ("capacity_factor", "capacity", "dropless"):
+            if given.get(name) and router.has(name):
+                router = router.with_slots(**{name: given.pop(name)})
+        own = {name: value for name, value in given.items() if router.has(name)}
+        return replace(moe, router=replace(router, **own))
 
     def _given(self) -> dict[str, Any]:
         """The settings that are not None, by name."""

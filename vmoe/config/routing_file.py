@@ -39,9 +39,8 @@ class LayerSetting(Checked):
     def apply(self, moe: MoEConfig) -> MoEConfig:
         """The layer's config with this setting instead of its capacity or dropless."""
         check_router(moe.router)
-        own = dict(k=self.k, priority=self.priority, capacity_factor=self.capacity_factor)
-        others = dict(eval_capacity_factor=None, capacity=None, dropless=False)
-        return replace(moe, router=own | others)
+        router = moe.router.with_slots(capacity_factor=self.capacity_factor)
+        return replace(moe, router=replace(router, k=self.k, priority=self.priority))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,14 +115,13 @@ class MoE(nnx.Module):
         if not isinstance(self.router, AnyRouter):
             own = type(self.router).__name__
             raise UsageError("give a router, such as TokenChoice()", router=own)
-        MoEConfig(
-            routed_scale=self.routed_scale, transfer_dtype=self.transfer_dtype
-        )  # their values
         gate, router, group, kind = self.gate, self.router, self.group, self.router.kind
-        e, per_slot = self.experts.num_experts, router.logits_per == "slot"
-        require(router.k <= e, f"{e} experts were given, add experts or lower k", k=router.k)
-        shares = len(router.shares) in (0, e)
-        require(shares, f"{e} experts were given: give one for each", shares=router.shares)
+        MoEConfig(  # checks what they have in common
+            self.experts.num_experts,
+            router=router,
+            routed_scale=self.routed_scale,
+            transfer_dtype=self.transfer_dtype,
+        )
         if gate is not None and not callable(gate):
             raise UsageError("give a module that makes logits", gate=type(gate).__name__)
         reads = f"a {kind} router reads logits: give a gate"
@@ -131,7 +130,7 @@ class MoE(nnx.Module):
         whole = group is None or (isinstance(group, int) and group > 0)
         require(whole, "use a number of at least 1 token", group=group)
         of_one = "a soft router mixes the tokens of one sequence: leave it out"
-        require(group is None or not per_slot, of_one, group=group)
+        require(group is None or router.logits_per != "slot", of_one, group=group)
         if self.shared is None and self.shared_gate is not None:
             own = type(self.shared_gate).__name__
             raise UsageError("there is no shared expert: leave it out", shared_gate=own)
@@ -308,25 +307,24 @@ class MoE(nnx.Module):
         if noise_std is not None and noise_key is not None:
             noise = jax.random.normal(noise_key, made.shape, jnp.float32) * noise_std
         valid = groups.split(valid)
-        arrays: dict[str, Any] = dict(logits=made, noise=noise, valid=valid, draw=None)
-        if not isinstance(noise_std, float):
-            arrays["noise_std"] = noise_std
-        if "draw" in router.takes and draw_key is not None:
-            arrays["draw"] = jax.random.uniform(draw_key, valid.shape, jnp.float32)
-        if "positions" in router.takes:
-            arrays["positions"] = groups.positions
+        draw = state = None
+        if draw_key is not None:
+            draw = jax.random.uniform(draw_key, valid.shape, jnp.float32)
+        if isinstance(noise_std, float):
+            noise_std = None
         if self.state is not None:
-            state = {
+            of_groups = {
                 x: jnp.broadcast_to(v[...], (groups.g, *v.shape)) for x, v in self.state.items()
             }
-            arrays["state"] = jax.lax.stop_gradient(state)
+            state = jax.lax.stop_gradient(of_groups)
+        given = RouterInputs(made, noise, valid, draw, noise_std, groups.positions, state)
         c = router.slots(groups.s, e)
 
         @jax.named_scope("router")
         def chosen(inputs: RouterInputs) -> Decision:
             return router(inputs, c) if decide is None else decide(inputs, router, c)
 
-        decision = self.placement.on_each_device(chosen)(RouterInputs(**arrays))
+        decision = self.placement.on_each_device(chosen)(given)
         if router.losses_over != "group" and decide is None:
             decision = self._with_losses_of_sums(decision, valid)
         aux_loss = aux_losses.total(decision.losses, router.aux_loss, valid)

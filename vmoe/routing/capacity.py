@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal
 
-from vmoe.errors import UsageError
 from vmoe.fields import Checked, Positive, at_least
 
 
@@ -35,11 +34,9 @@ class Capacity(Checked):
         self.require(not both, "give one of them", "capacity", "eval_capacity_factor")
 
     def in_evaluation(self) -> Any:
-        """The router with its capacity factor of evaluation as its only one."""
-        if self.eval_capacity_factor is None:
-            return self
+        """The router with its capacity factor of evaluation in place of that of training."""
         factor = self.eval_capacity_factor
-        return dataclasses.replace(self, capacity_factor=factor, eval_capacity_factor=None)
+        return self if factor is None else dataclasses.replace(self, capacity_factor=factor)
 
     def rounded(self, ideal: float, e: int) -> int:
         """Rounds a fractional number of slots to an integer, then up to a multiple.
@@ -59,9 +56,9 @@ class Capacity(Checked):
             return self.capacity
         slots = math.ceil(ideal) if self.capacity_rounding == "ceil" else round(ideal)
         if slots < 1:
-            raise UsageError(
-                f"this leaves {ideal:.3g} slots for each of {e} experts: raise it, use larger "
-                "groups or capacity_rounding=ceil",
-                **{f"{self.section}.capacity_factor": self.capacity_factor},
-            )
+            in_evaluation = self.capacity_factor == self.eval_capacity_factor
+            name = "eval_capacity_factor" if in_evaluation else "capacity_factor"
+            remedy = "raise it, use larger groups or capacity_rounding=ceil"
+            problem = f"this leaves {ideal:.3g} slots for each of {e} experts: {remedy}"
+            self.require(False, problem, name)
         return -(-slots // self.capacity_multiple) * self.capacity_multiple

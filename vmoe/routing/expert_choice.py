@@ -41,10 +41,6 @@ class ExpertChoice(Capacity, AnyRouter):
     gates that it took in training, as far as it has slots; this is the weight of a step in that
     mean. None: experts choose as in training (arXiv 2503.14487)."""
 
-    @property
-    def takes(self) -> tuple[str, ...]:
-        return () if self.threshold_rate is None else ("draw",)  # None in evaluation
-
     def slots(self, s: int, e: int) -> int:
         """s * capacity_factor / e, rounded; at most s."""
         return min(s, self.rounded(s * self.capacity_factor / e, e))
@@ -52,10 +48,10 @@ class ExpertChoice(Capacity, AnyRouter):
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         noisy, valid, sums = inputs.noisy_logits, inputs.valid, None
         gates = gates_of(noisy)
-        if inputs.state is not None and inputs.draw is None:
+        if inputs.state is not None and not inputs.training:
             valid = valid[..., None] & self._taken(inputs)
         routing = assign(gates, valid, c=c)
-        if inputs.state is not None and inputs.draw is not None:
+        if inputs.state is not None and inputs.training:
             smallest = jnp.where(routing.kept, jax.lax.stop_gradient(gates), jnp.inf).min(1)  # g e
             sums = threshold_sums(smallest, valid)
         return self.decision(inputs, noisy, gates, routing, sums=sums)

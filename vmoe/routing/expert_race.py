@@ -40,8 +40,6 @@ class ExpertRace(TargetK):
     """Weight of a step of training in the mean that is the threshold in evaluation."""
     aux_loss: AuxLossWeights = AuxLossWeights(load=0.0)
 
-    takes = ("draw",)  # which is None in evaluation
-
     limitable = False  # an expert takes its largest winners, of any rank
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
@@ -50,12 +48,12 @@ class ExpertRace(TargetK):
         logits = inputs.noisy_logits
         scores, gates = scores_and_gates(logits, self.scores)
         allowed = choosable(inputs)
-        if inputs.draw is None:
-            won = allowed & (scores >= inputs.state["threshold"][:, None, None])
-            sums = {}
-        else:
+        if inputs.training:
             won, smallest = race(scores, allowed, inputs.valid, k=self.k)
             sums = threshold_sums(smallest, inputs.valid)
+        else:
+            won = allowed & (scores >= inputs.state["threshold"][:, None, None])
+            sums = {}
         routing = assign(scores, won, c=c)
         e = logits.shape[-1]
         wanted = jnp.where(won, jnp.arange(e), e)  # also the winners without a slot

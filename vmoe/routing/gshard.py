@@ -33,7 +33,6 @@ class GShard(Router):
     aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
 
     k = 2
-    takes = ("draw",)
     normalized = True
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:

@@ -35,7 +35,6 @@ class Hash(Router):
     """Determines the experts of each position."""
 
     logits_per = None
-    takes = ("positions",)
     normalized = True
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vmoe.axes import Routing, SoftRouting
 from vmoe.errors import UsageError
 from vmoe.reverse_mode import reverse_only
+from vmoe.routing.queues import invert
 
 
 @jax.named_scope("dispatch")
@@ -99,8 +100,10 @@ def in_turn(real: Bool[Array, "*b x"]) -> Int[Array, "*b x"]:
 
     Place 0 if none is real.
     """
-    places, rank = jnp.arange(real.shape[-1]), jnp.cumsum(real, axis=-1)
-    order = jnp.argsort(~real, axis=-1, stable=True)  # the real ones first
+    x = real.shape[-1]
+    places, rank = jnp.arange(x), jnp.cumsum(real, axis=-1)
+    numbered = jnp.where(real, rank - 1, x).reshape(-1, x)
+    order = jax.vmap(functools.partial(invert, size=x))(numbered).reshape(real.shape) % x
     turn = (places - rank) % jnp.maximum(rank[..., -1:], 1)
     return jnp.where(real, places, jnp.take_along_axis(order, turn, axis=-1))
 

@@ -28,7 +28,6 @@ class Random(Router):
     """Experts per token."""
 
     logits_per = None
-    takes = ("draw", "positions")
     normalized = True
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:

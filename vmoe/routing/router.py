@@ -39,11 +39,6 @@ class AnyRouter(Checked):
     """The name of the router in configs."""
 
     @property
-    def takes(self) -> tuple[str, ...]:
-        """The ``RouterInputs`` that the layer makes for this router: "draw", "positions"."""
-        return ("draw",) if self.priority == "random" else ()
-
-    @property
     def k(self) -> int:
         """Choices of each token; a capacity factor counts slots per token and choice."""
         return 1
@@ -67,10 +62,14 @@ class AnyRouter(Checked):
         """The router as it is in evaluation, if its settings differ there."""
         return self
 
-    def with_slots(self, c: int) -> "AnyRouter":
-        """The router with c slots of each expert in every group."""
-        fixed = {"capacity": c, "eval_capacity_factor": None, "dropless": False}
-        return replace(self, **{name: x for name, x in fixed.items() if self.has(name)})
+    def with_slots(self, **setting: Any) -> "AnyRouter":
+        """The router with other slots, in training and evaluation.
+
+        Args:
+            setting: ``capacity_factor``, ``capacity`` or ``dropless``, which replaces the others.
+        """
+        every = {"eval_capacity_factor": None, "capacity": None, "dropless": False} | setting
+        return replace(self, **{name: x for name, x in every.items() if self.has(name)})
 
     @property
     def images_per_group(self) -> int:

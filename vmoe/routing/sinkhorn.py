@@ -44,7 +44,6 @@ class Sinkhorn(Router):
     iterations: Count = 20
     """Iterations of Sinkhorn's algorithm in training."""
 
-    takes = ("draw",)  # there is one in training alone
     balanced_by = "number of Sinkhorn iterations"
 
     @property
@@ -53,7 +52,7 @@ class Sinkhorn(Router):
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         logits = scores = inputs.noisy_logits
-        if inputs.draw is not None:
+        if inputs.training:
             scores = jax.lax.stop_gradient(logits)
             scores = plan(scores, inputs.valid, iterations=self.iterations)
         _, experts = top_k(scores, self.k)

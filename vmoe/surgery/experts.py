@@ -285,7 +285,7 @@ def _regroup(
     """Makes expert i of a block the mean of the experts in ``groups[block][i]``."""
     layers = dict(config.moe_blocks)
     for block, members in groups.items():
-        layers[block] = _resized(layers[block], len(members), k)
+        layers[block] = _regrouped(layers[block], members, k)
     arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
         is_column = path in _columns(layers[block], block)
@@ -296,13 +296,15 @@ def _regroup(
     return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 
 
-def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
-    require(
-        k is None or moe.router.has("k"),
-        f"router {moe.router.kind} has no experts per token; leave k out",
-        k=k,
-    )
-    return replace(moe, num_experts=num_experts, router={} if k is None else dict(k=k))
+def _regrouped(moe: MoEConfig, groups: Sequence[Sequence[int]], k: int | None) -> MoEConfig:
+    """The layer's config; a new expert has the shares of all its members."""
+    router = moe.router
+    without = f"router {router.kind} has no experts per token; leave k out"
+    require(k is None or router.has("k"), without, k=k)
+    changes: dict[str, Any] = {} if k is None else dict(k=k)
+    if router.shares:
+        changes["shares"] = tuple(sum(router.shares[i] for i in group) for group in groups)
+    return replace(moe, num_experts=len(groups), router=changes)
 
 
 def _means(

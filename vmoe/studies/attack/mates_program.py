@@ -73,7 +73,9 @@ def with_room(
 
     def widened(moe: MoEConfig) -> MoEConfig:  # the same for every capacity, to be compiled once
         most = n * moe.router.images_per_group
-        return replace(moe, router=replace(moe.router.with_slots(most), capacity_factor=1.0))
+        return replace(
+            moe, router=replace(moe.router.with_slots(capacity=most), capacity_factor=1.0)
+        )
 
     roomy = roomy.with_layers(widened)
     return models.with_params(roomy, models.params_of(model)), routing

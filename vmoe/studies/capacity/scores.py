@@ -126,7 +126,8 @@ def _widest(model: ViT, slots: Sequence[Mapping[LayerSetting, int]]) -> ViT:
         replace(
             moe,
             router=replace(
-                moe.router.with_slots(max(own.values())), k=max(setting.k for setting in own)
+                moe.router.with_slots(capacity=max(own.values())),
+                k=max(setting.k for setting in own),
             ),
         )
         for moe, own in zip(model.config.moe_blocks.values(), slots, strict=True)

@@ -147,7 +147,9 @@ def _capacity_curves(routing: MeasuredRouting) -> Figure:
 
     def flops(number: int) -> float:
         return flops_to_logits(
-            config.with_layers(lambda moe: replace(moe, router=moe.router.with_slots(number)))
+            config.with_layers(
+                lambda moe: replace(moe, router=moe.router.with_slots(capacity=number))
+            )
         )
 
     even = {_even(config, moe) for moe in config.moe_blocks.values()}
