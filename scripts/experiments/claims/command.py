@@ -1,4 +1,4 @@
-"""Checks claims on sparse models at a small scale: Fashion-MNIST, 18 models, three seeds each.
+"""Checks claims on sparse models at a small scale: Fashion-MNIST, 20 models, three seeds each.
 
     python -m scripts.experiments claims        # trains and measures what is missing; prints
     python -m scripts.experiments results       # then writes docs/results
@@ -7,7 +7,7 @@ The models are in variants.py, the figures in measure.py, the claims and the rul
 verdicts.py. A run's figures, and which images are correct for the figures that claims compare, are
 a line of scripts/experiments/rows/claims.jsonl. A run with such a line is neither trained nor
 measured again. A line of an earlier version, which does not say which images are correct, is
-replaced. All runs take about four hours on two cores.
+replaced. All runs take about four and a half hours on two cores.
 
 The command can be stopped at any time and started again: training resumes.
 """
