@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from scripts.experiments.framework.differences import order
-from scripts.experiments.framework.pages import jax_versions, markdown_table
+from scripts.experiments.framework.pages import jax_versions, markdown_table, wrapped
 from scripts.experiments.framework.plots import COLORS, dots
 from scripts.experiments.framework.runs import (
     ROOT,
@@ -131,7 +131,7 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
         dict(experts=ExpertList(each=(MlpExpert(),) * 7 + (ZeroExpert(),))),
     ),
     "moe_plus_plus": (
-        "MoE++: 5 MLPs, a zero, an identity and a constant expert",
+        "MoE++: 5 MLPs, zero, identity, constant",
         dict(
             experts=ExpertList(
                 each=(*(MlpExpert(),) * 5, ZeroExpert(), IdentityExpert(), ConstantExpert())
@@ -215,7 +215,7 @@ def sections(rows: Rows, times: Mapping[str, float], machine: str) -> dict[str, 
         machine: where and when the rows and the times were made.
     """
     how = f"`python -m scripts.experiments routers`, {machine}, {jax_versions(rows)}."
-    return {"digits": table(rows, times), "how digits": how}
+    return {"digits": table(rows, times), "how digits": wrapped(how)}
 
 
 def read_times(rows: Path = ROWS) -> dict[str, float]:
@@ -256,7 +256,8 @@ def ranked(rows: Rows) -> list[str]:
 def plot(rows: Rows, times: Mapping[str, float]) -> Any:
     """Accuracy, load and time of the models, the best on validation at the top."""
     names = ranked(rows)[::-1]
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 5.2), layout="constrained", sharey=True)
+    size = 12, 0.4 + 0.3 * len(names)
+    figure, axes = pyplot.subplots(1, 3, figsize=size, layout="constrained", sharey=True)
     for y, name in enumerate(names):
         color = COLORS[0] if MODELS[name][1] is not None else COLORS[4]
         for ax, own in (
@@ -269,9 +270,10 @@ def plot(rows: Rows, times: Mapping[str, float]) -> Any:
     axes[0].set_yticks(range(len(names)), [MODELS[name][0] for name in names], fontsize=9)
     axes[0].set(xlabel="test accuracy in percent")
     axes[1].set(xlabel="load of the busiest expert / mean")
-    axes[2].set(xlabel="time of a training step / token choice")
+    axes[2].set(xlabel="time of a step / token choice")
     for ax in axes:
         ax.grid(axis="y", alpha=0.3)
+    axes[0].set_ylim(-0.7, len(names) - 0.3)
     axes[0].set_title("dots are seeds, bars are means", fontsize=10)
     axes[1].set_title("dots are seeds and layers", fontsize=10)
     return figure
