@@ -52,7 +52,7 @@ from vmoe.passes import in_batches
 from vmoe.routing.load import expert_use
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.optim import optimizer
-from vmoe.train.state import abstract_state, init_state
+from vmoe.train.state import abstract_state, init_state, state_shardings
 from vmoe.train.status import make_reduction
 from vmoe.train.step import make_train_step
 
@@ -79,7 +79,8 @@ OTHERS = (
     *(Transport(), TransportExpertChoice(), ReLU(coefficient=0.1), TopP()),
 )
 ROUTERS: dict[str, Router] = {
-    **{p: TokenChoice(priority=p) for p in ("order", "largest_gate", "sum_of_gates", "random")},
+    "order": SPARSE.router,
+    **{p: TokenChoice(priority=p) for p in ("largest_gate", "sum_of_gates", "random")},
     "all_losses": TokenChoice(
         k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
     ),
@@ -155,8 +156,7 @@ def assert_close(ours: Any, oracle: Any, mesh: str = "") -> None:
 
 
 @functools.cache
-def compiled_training(mesh: str, pooling: str) -> jax.stages.Compiled:
-    config = replace(CONFIG, pooling=pooling)
+def compiled_training(config: ViTConfig, mesh: str) -> jax.stages.Compiled:
     placement, params = on(mesh), params_of(config)
     shardings = placement.params(params)
     batch = placement.make_global_array((images(16), np.ones(16, bool)))
@@ -186,7 +186,7 @@ def test_an_moe_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     counts = collectives(program)
     assert counts["all-to-all"] == 2 * sends
     assert set(counts) <= {"all-to-all", "all-reduce"}  # all-reduce sums the losses
-    counts = collectives(compiled_training(mesh, pooling))
+    counts = collectives(compiled_training(config, mesh))
     assert counts["all-to-all"] == 4 * sends
     assert set(counts) <= {"all-to-all", "all-reduce"}
 
@@ -196,7 +196,7 @@ def test_gradients_of_experts_are_summed_over_data_and_all_others_over_all_devic
     mesh: str,
 ) -> None:
     placement, params = on(mesh), params_of(CONFIG)
-    text = compiled_training(mesh, CONFIG.pooling).as_text()
+    text = compiled_training(CONFIG, mesh).as_text()
     summed = {}  # the number of devices, by the sizes of a device's part of an array
     for instruction in Program(text).instructions.values():
         if instruction.name.startswith("all-reduce"):
@@ -226,7 +226,9 @@ def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -
     one_of_its_kind = router in (ROUTERS["order"], ROUTERS["expert_choice"], ROUTERS["soft"])
     for mesh in ("expert=4", "expert=8") if one_of_its_kind else ("expert=4",):
         placement = on(mesh)
-        assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
+        sharded = jax.device_put(params, placement.params(params))
+        ours = compiled_training(config, mesh)(sharded, *placement.make_global_array(batch))
+        assert_close(ours, oracle, mesh)
 
 
 @pytest.mark.parametrize("router", [ROUTERS["largest_gate"], ROUTERS["expert_choice"], OVER_DEVICE])
@@ -284,6 +286,13 @@ def update_of_one_device() -> tuple[Any, Any, Any]:
     return on_host, *jax.device_get(make_train_step(UPDATED)(before, batch_of_16()))
 
 
+@functools.cache
+def compiled_update(placement: Placement) -> jax.stages.Compiled:
+    batch = placement.make_global_array(batch_of_16())
+    step = make_train_step(UPDATED, placement)
+    return step.lower(abstract_state(UPDATED, placement), batch).compile()
+
+
 @pytest.mark.parametrize(
     ("mesh", "fsdp"),
     [
@@ -301,8 +310,7 @@ def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
     start = init_state(UPDATED, ours)
     before, expected, measured = update_of_one_device()
     assert_close(start, before)
-    step = make_train_step(UPDATED, ours)
-    state, metrics = step(start, ours.make_global_array(batch_of_16()))
+    state, metrics = compiled_update(ours)(start, ours.make_global_array(batch_of_16()))
     assert_close(state, expected)
     assert_close(metrics, measured)
     expected = abstract_state(UPDATED, ours)
@@ -322,14 +330,16 @@ def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_
     """
     config = replace(UPDATED, model=dict(moe=dict(router=grouped(router, 2))))
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2")
-    expected = make_train_step(config)(init_state(config), batch_of_16())
+    before = jax.device_get(init_state(config))
+    expected = make_train_step(config)(before, batch_of_16())
     step = make_train_step(replace(config, accumulate=2), ours)
-    start, batch = init_state(config, ours), ours.make_global_array(batch_of_16())
+    start = jax.device_put(before, state_shardings(before, ours))
+    batch = ours.make_global_array(batch_of_16())
     compiled = step.lower(start, batch).compile()
     assert set(collectives(compiled)) <= {"all-to-all", "all-reduce"}
     assert_close(compiled(start, batch), expected)
-    for name, before in router.initial_state(SPARSE.num_experts).items():
-        assert np.any(expected[0].params["blocks"][0]["mlp"]["state"][name] != before)
+    for name, initial in router.initial_state(SPARSE.num_experts).items():
+        assert np.any(expected[0].params["blocks"][0]["mlp"]["state"][name] != initial)
 
 
 @pytest.mark.parametrize(("mesh", "fsdp"), [("expert=4", True), ("expert=8", False)])
@@ -457,10 +467,7 @@ def test_an_indivisible_batch_size_is_refused_with_the_nearest_divisible_ones() 
 def test_fsdp_gathers_only_the_parameters_that_it_splits(mesh: str) -> None:
     placement = on(mesh, fsdp=True)
     target = abstract_state(UPDATED, placement)
-    step = make_train_step(UPDATED, placement).lower(
-        target, placement.make_global_array(batch_of_16())
-    )
-    text = step.compile().as_text()
+    text = compiled_update(placement).as_text()
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text)
     shards = on(mesh).params(target.params)  # without FSDP: split over experts alone
     without_fsdp = {
