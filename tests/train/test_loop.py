@@ -372,7 +372,7 @@ from vmoe.config import DataConfig, load, replace
 config = replace(
     load(Path({tiny!r})), data=DataConfig("folder:{folder}"), steps=10_000, log_every=1,
     evaluate_every=10_000, checkpoint_every=10_000, batch_size=8,
-    model=dict(depth=1, sparse_blocks=(0,), num_classes=2),
+    model=dict(depth=1, sparse_blocks=(), num_classes=2),
 )
 """
 
