@@ -17,7 +17,7 @@ import pytest
 import vmoe
 from tests.command import ROOT, TIMEOUT, Process, forked, free_port, start
 from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving
-from tests.run_folder import TABLES, assert_close, differences, last_step, parameters, rows
+from tests.run_folder import assert_close, differences, parameters, rows
 from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
 from vmoe.checkpoints.restore import sha256_of
@@ -182,30 +182,6 @@ def test_a_run_of_two_processes_resumes_in_one_and_evaluates_every_image_once(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_after_the_same_step(
-    recipe: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "run"
-    run = start_two(recipe, workdir)
-    run[0].wait_until(lambda: last_step(workdir) >= 5)
-    run[1].send_signal(signal.SIGTERM)
-    first, other = end(run)
-    assert first.returncode == other.returncode == 75, first.stderr + other.stderr
-    assert "a signal to another process: checkpoint saved at step" in first.stderr.splitlines()[-1]
-    assert "SIGTERM: checkpoint saved at step" in other.stderr.splitlines()[-1]
-    step = first.stderr.split("checkpoint saved at step ")[1].split()[0]
-    assert f"checkpoint saved at step {step} " in other.stderr
-    first, other = end(start_two(recipe, workdir))
-    assert (
-        f"resumed from step {step} of 20" in first.stderr
-        and first.returncode == other.returncode == 0
-    )
-    assert_close(uninterrupted, workdir, atol=0)
-    for name in TABLES:
-        assert rows(uninterrupted, name) == rows(workdir, name)
-
-
-@pytest.mark.slow
 def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_another_config(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -252,10 +228,10 @@ def test_different_numbers_of_devices_are_refused(recipe: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
+def test_a_killed_or_signaled_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """The first kill comes before the first checkpoint, the second during a save.
+    """A kill before the first checkpoint, a signal, and a kill during a save.
 
     ``python -m tests.hostility kill --processes 2`` kills more often.
     """
@@ -267,7 +243,17 @@ def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
             return kill_once(run, workdir, phase, 5, 0.5, victim)
 
     assert kill(evaluating, victim=0).unfinished_evaluation
+    run = start_two(recipe, workdir)
+    run[0].wait_until(lambda: "step 5/20" in run[0].stderr)
+    run[1].send_signal(signal.SIGTERM)
+    first, other = end(run)
+    assert first.returncode == other.returncode == 75, first.stderr + other.stderr
+    assert "a signal to another process: checkpoint saved at step" in first.stderr.splitlines()[-1]
+    assert "SIGTERM: checkpoint saved at step" in other.stderr.splitlines()[-1]
+    step = first.stderr.split("checkpoint saved at step ")[1].split()[0]
+    assert f"checkpoint saved at step {step} " in other.stderr
     assert kill(saving, victim=1).unfinished_checkpoint
+    assert f"resumed from step {step} of 20" in log_of(workdir, 0).read_text()
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "corrupt" not in first.stderr
