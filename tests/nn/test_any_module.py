@@ -65,11 +65,16 @@ def forward(layer: MoE, tokens: jax.Array) -> jax.Array:
     return layer(tokens)
 
 
+@nnx.jit
+def on_same(experts: Any, rows: jax.Array) -> jax.Array:
+    return experts.on_same(rows)
+
+
 def test_each_expert_has_masks_and_statistics_of_its_own_as_if_called_alone() -> None:
     """With room for every token each module gets all rows, as it would by itself."""
     rngs = nnx.Rngs(0)
     layer = MoE([Block(rngs) for _ in range(E)], gate(), ALL)
-    alone = [layer.experts[i] for i in range(E)]
+    alone, call = [layer.experts[i] for i in range(E)], nnx.jit(lambda m, x: m(x))
     for _ in range(2):
         outputs, record = nnx.jit(MoE.forward)(layer, TOKENS)
         order, chosen, weights = (
@@ -78,7 +83,7 @@ def test_each_expert_has_masks_and_statistics_of_its_own_as_if_called_alone() ->
         )
         expected = np.zeros((B * N, D))
         for i, (module, tokens) in enumerate(zip(alone, order, strict=True)):
-            rows = nnx.jit(lambda m, x: m(x))(module, TOKENS.reshape(-1, D)[tokens])
+            rows = call(module, TOKENS.reshape(-1, D)[tokens])
             weight = (weights * (chosen == i)).sum(-1)[tokens]
             expected[tokens] += weight[:, None] * rows
         np.testing.assert_allclose(outputs.reshape(-1, D), expected, atol=1e-5)
@@ -192,7 +197,7 @@ def test_modules_and_variables_that_experts_share_stay_one() -> None:
 
     ours = gradients(layer)["experts"]["stacked"]
     graph, state = nnx.split(nnx.List([gate(), nnx.List(experts)]))
-    oracle = jax.grad(lambda s: loss(tuple(nnx.merge(graph, s))))(state)
+    oracle = jax.jit(jax.grad(lambda s: loss(tuple(nnx.merge(graph, s)))))(state)
     np.testing.assert_allclose(
         ours["base"]["kernel"][...], oracle[1][0]["base"]["kernel"][...], rtol=1e-4, atol=1e-5
     )
@@ -233,7 +238,7 @@ def test_what_experts_share_with_the_gate_the_shared_expert_or_a_head_stays_one(
 
     ours = nnx.jit(nnx.grad(lambda layer: (layer(TOKENS) ** 2).sum()))(layer)
     graph, state = nnx.split(nnx.List([BaseGate(base), nnx.List(experts), shared]))
-    oracle = jax.grad(lambda s: loss(*nnx.merge(graph, s)))(state)
+    oracle = jax.jit(jax.grad(lambda s: loss(*nnx.merge(graph, s))))(state)
     np.testing.assert_allclose(
         ours["experts"]["kinds"][0]["stacked"]["base"]["kernel"][...],
         oracle[0]["base"]["kernel"][...],
@@ -275,7 +280,7 @@ def test_modules_may_hold_anything_and_sow() -> None:
         np.testing.assert_allclose(forward(layer, TOKENS), TOKENS, rtol=1e-5)
     layer = MoE([Sowing(nnx.Rngs(i)) for i in range(E)], gate(), ALL)
     outputs = forward(layer, TOKENS)
-    again, sown = nnx.capture(layer, nnx.Intermediate)(TOKENS)
+    again, sown = nnx.jit(lambda m, x: nnx.capture(m, nnx.Intermediate)(x))(layer, TOKENS)
     np.testing.assert_allclose(outputs, again, rtol=1e-5, atol=1e-6)
     assert sown["experts"]["stacked"]["features"][0].shape == (E, B * N, D)
 
@@ -317,7 +322,7 @@ def test_a_module_that_is_not_finite_at_zero_has_finite_gradients(padded: bool) 
         return nnx.grad(lambda layer: (layer(tokens, mask=mask) ** 2).sum())(layer)
 
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients(layer)))
-    record = capture_records(layer, tokens, mask=mask)[1][()][0]
+    record = nnx.jit(MoE.forward)(layer, tokens, mask=mask)[1]
     assert (np.asarray(record.routing.tokens) == B * N).any()  # empty slots
 
 
@@ -444,11 +449,11 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
     with jax.set_mesh(mesh):
         layer = MoE(made[kind](), gate(), ALL)
         rows = TOKENS.reshape(-1, D)
-        expected = layer.experts.on_same(rows)
+        expected = on_same(layer.experts, rows)
         experts = [layer.experts[i] for i in range(E)]
         for expert, outputs in zip(experts, expected, strict=True):
             np.testing.assert_allclose(expert(rows), outputs, rtol=1e-4, atol=1e-5)
-        again = MoE(experts, gate(), ALL).experts.on_same(rows)
+        again = on_same(MoE(experts, gate(), ALL).experts, rows)
         np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
         if kind == "annotated":
             assert experts[3].kernel.get_metadata()["out_sharding"] == (None, "model")
@@ -459,7 +464,7 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
             layer.experts[E]
         nnx.update(experts[3], jax.tree.map(jnp.zeros_like, nnx.state(experts[3])))
         if kind != "base":
-            np.testing.assert_array_equal(layer.experts.on_same(rows), expected)
+            np.testing.assert_array_equal(on_same(layer.experts, rows), expected)
 
 
 def test_the_axis_of_experts_comes_first_in_annotated_shardings() -> None:
@@ -506,7 +511,7 @@ def test_equal_modules_are_computed_at_once_in_any_order() -> None:
     assert isinstance(experts, MixedExperts) and len(experts.kinds) == 2
     rows = TOKENS.reshape(-1, D)
     expected = np.stack([module(rows) for module in modules])
-    np.testing.assert_allclose(experts.on_same(rows), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(on_same(experts, rows), expected, rtol=1e-4, atol=1e-5)
     layer = MoE(experts, gate(6), TokenChoice(k=1, normalize_weights=True))
     outputs, record = nnx.jit(MoE.forward)(layer, TOKENS)
     chosen = np.asarray(record.routing.experts)[0, :, 0]
@@ -745,7 +750,7 @@ def test_all_shared_experts_are_added_and_padding_stays_zero() -> None:
     layer = MoE([Scaled()] * E, gate(), ALL, shared=StackedMlps(2, D, 5, rngs=nnx.Rngs(0)))
     mask = jnp.broadcast_to(jnp.array([[True], [False]]), (B, N))
     outputs = nnx.jit(lambda layer, x: layer(x, mask=mask))(layer, TOKENS)
-    both = np.asarray(layer.shared.on_same(jnp.asarray(TOKENS.reshape(-1, D)))).sum(0)
+    both = np.asarray(on_same(layer.shared, jnp.asarray(TOKENS.reshape(-1, D)))).sum(0)
     expected = (TOKENS.reshape(-1, D) + both).reshape(TOKENS.shape)
     np.testing.assert_allclose(outputs[0], expected[0], rtol=1e-4, atol=1e-5)
     assert (outputs[1] == 0).all()

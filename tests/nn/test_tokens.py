@@ -335,13 +335,12 @@ def test_statistics_of_an_expert_are_those_of_its_tokens() -> None:
     def ours(layer: MoE, rows: jax.Array) -> Any:
         return nnx.grad(lambda layer, x: (layer(x) * target).sum(), argnums=(0, 1))(layer, rows)
 
+    @nnx.jit
+    def theirs(module: Normed, x: jax.Array, own: jax.Array) -> Any:
+        return nnx.grad(lambda m, x: (m(x) * own).sum(), argnums=(0, 1))(module, x)
+
     by_layer, by_rows = ours(layer, rows)
     for i, module in enumerate(copies):
-
-        @nnx.jit
-        def theirs(module: Normed, x: jax.Array, own: jax.Array) -> Any:
-            return nnx.grad(lambda m, x: (m(x) * own).sum(), argnums=(0, 1))(module, x)
-
         kernel, tokens = theirs(module, rows[i::E], target[i::E])
         stacked = layer.experts.stacked
         np.testing.assert_allclose(stacked.norm.mean[i], module.norm.mean[...], atol=1e-5)

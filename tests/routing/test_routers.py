@@ -200,7 +200,7 @@ def test_sinkhorns_evaluation_is_token_choice_and_no_gradient_passes_through_its
         weights = jnp.take_along_axis(gates, routing.experts, axis=-1, mode="clip")
         return (weights * routing.kept).sum()
 
-    gradients = (jax.grad(f)(trained.logits, trained) for f in (total, of_the_gates))
+    gradients = (jax.jit(jax.grad(f))(trained.logits, trained) for f in (total, of_the_gates))
     np.testing.assert_allclose(*gradients, atol=1e-6)
 
 
