@@ -58,6 +58,12 @@ def model(architecture: str = "mmoe", **settings: Any) -> MultiTaskEstimator:
     return MultiTaskEstimator(architecture, **{**defaults, "learning_rate": 0.01, **settings})
 
 
+def plain(**settings: Any) -> MultiTaskEstimator:
+    """A model whose programs are small, for what is decided before and after it."""
+    small = {"max_epochs": 1, "expert_units": (4,), "tower_units": (), "validation_fraction": 0}
+    return model("shared_bottom", **{**small, **settings})
+
+
 @pytest.fixture(scope="module")
 def fitted() -> MultiTaskEstimator:
     return model(max_epochs=60, kinds=KINDS).fit(X, Y)
@@ -103,7 +109,6 @@ def test_every_architecture_learns(architecture: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_learns(weighting: str) -> None:
     targets = {name: Y[name] for name in ("positive", "sum")}
@@ -123,15 +128,14 @@ def test_a_target_may_be_missing_in_any_way() -> None:
     values[::2] = np.nan
     texts[1::2] = None
     y = {"sum": values, "positive": texts}
-    with_gaps = model(validation_fraction=0).fit(X, y)
+    with_gaps = plain().fit(X, y)
     assert with_gaps.tasks_["positive"].classes.tolist() == ["no", "yes"]
     assert with_gaps.scores(X, y).keys() == {"sum", "positive"}
     integers = pd.array(np.where(np.arange(300) % 2, Y["place"], 0), dtype="Int64")
     integers[::2] = pd.NA
     floats = np.where(np.arange(300) % 2, Y["place"], np.nan)
     first, second = (
-        model(validation_fraction=0).fit(X, {"place": given, "sum": Y["sum"]}).predict(X)
-        for given in (integers, floats)
+        plain().fit(X, {"place": given, "sum": Y["sum"]}).predict(X) for given in (integers, floats)
     )
     np.testing.assert_array_equal(first["sum"], second["sum"])
 
@@ -139,7 +143,7 @@ def test_a_target_may_be_missing_in_any_way() -> None:
 def test_the_mean_loss_of_an_epoch_is_that_of_the_labeled_rows() -> None:
     """With a learning rate of almost 0, it is the loss before and after the epoch."""
     place = np.where(FEW, Y["place"], np.nan)
-    learned = model(max_epochs=1, learning_rate=1e-9, validation_fraction=0, batch_size=7)
+    learned = plain(learning_rate=1e-9, batch_size=7)
     learned.fit(X, {"place": place, "sum": Y["sum"]})
     probabilities = learned.predict_proba(X)["place"][FEW]
     codes = np.searchsorted(learned.tasks_["place"].classes, place[FEW])
@@ -211,7 +215,7 @@ def split_of(learned: MultiTaskEstimator, targets: dict[str, Any]) -> Data:
 
 def test_losses_are_those_of_the_predictions() -> None:
     targets = {name: Y[name] for name in ("sum", "place", "visits")}
-    learned = model(max_epochs=1, kinds=KINDS).fit(X, targets)
+    learned = plain(kinds=KINDS).fit(X, targets)
     data = split_of(learned, targets)
     labeled = jnp.asarray(np.arange(len(X)) % 3 == 0)
     data = data._replace(labeled=(labeled, *data.labeled[1:]))
@@ -258,7 +262,7 @@ def test_each_label_counts_alike_in_an_epoch_however_it_is_cut_into_batches() ->
 )
 def test_two_steps_follow_the_gradients_with_the_weights_of_each_step(weighting: str) -> None:
     targets = {name: Y[name] for name in ("sum", "place")}
-    learned = model(max_epochs=1).fit(X, targets)
+    learned = plain().fit(X, targets)
     data, (graph, params) = split_of(learned, targets), nnx.split(learned.model_)
     weigh = WEIGHTINGS[weighting]([0.5, 2.0])
     trainer = Trainer(graph, tuple(learned.tasks_.values()), weigh, optax.sgd(0.1))
@@ -326,9 +330,9 @@ def test_rows_that_fill_the_last_batch_are_no_copies_of_one_row() -> None:
 
 def test_the_validation_loss_in_parts_is_that_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     split = (X[:130], {"sum": np.where(FEW, np.nan, Y["sum"])[:130]})
-    whole = model(max_epochs=1).fit(X, {"sum": Y["sum"]}, validation=split)
+    whole = plain().fit(X, {"sum": Y["sum"]}, validation=split)
     monkeypatch.setattr(training, "EVAL_BATCH_SIZE", 32)
-    parts = model(max_epochs=1).fit(X, {"sum": Y["sum"]}, validation=split)
+    parts = plain().fit(X, {"sum": Y["sum"]}, validation=split)
     assert parts.history_[0]["validation"]["sum"] == pytest.approx(
         whole.history_[0]["validation"]["sum"], rel=1e-5
     )
@@ -355,7 +359,7 @@ def test_training_ends_when_the_validation_loss_rises_and_keeps_the_best_epoch()
 
 def test_the_given_validation_split_is_used() -> None:
     split = (X[:50], {"sum": Y["sum"][:50]})
-    learned = model().fit(X[50:], {"sum": Y["sum"][50:]}, validation=split)
+    learned = plain(max_epochs=3).fit(X[50:], {"sum": Y["sum"][50:]}, validation=split)
     errors = (learned.predict(X[:50])["sum"] - Y["sum"][:50]) / learned.tasks_["sum"].std
     best = learned.history_[learned.n_epochs_ - 1]["validation"]["sum"]
     assert best == pytest.approx(np.mean(errors**2), rel=1e-4)
@@ -379,7 +383,7 @@ def test_a_category_that_is_unseen_or_missing_has_the_vector_zero_unless_it_was_
     work = pd.Series(np.where(X[:, 1] > 0, "office", "field"), dtype=object)
     frame = pd.DataFrame({"age": X[:, 0], "work": work})
     target = {"office": (work == "office").to_numpy()}
-    learned = model(max_epochs=2).fit(frame, target)
+    learned = plain(max_epochs=2).fit(frame, target)
     vectors = learned.model_.inputs.vectors.embedding[...]
     np.testing.assert_array_equal(vectors[2], 0)
     first, second, third = (
@@ -388,7 +392,7 @@ def test_a_category_that_is_unseen_or_missing_has_the_vector_zero_unless_it_was_
     )
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, third)
-    with_gaps = model(max_epochs=2).fit(frame.assign(work=work.where(X[:, 0] > 0)), target)
+    with_gaps = plain(max_epochs=2).fit(frame.assign(work=work.where(X[:, 0] > 0)), target)
     assert np.abs(with_gaps.model_.inputs.vectors.embedding[...][2]).min() > 0
 
 
@@ -397,7 +401,7 @@ def test_a_category_that_is_unseen_or_missing_has_the_vector_zero_unless_it_was_
 )
 def test_columns_of_pandas_own_types_are_categories(values: Any) -> None:
     frame = pd.DataFrame({"age": X[:, 0], "column": values})
-    learned = model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+    learned = plain().fit(frame, {"sum": Y["sum"]})
     assert learned._encoder.num_categories == [2]
     assert np.isfinite(learned.predict(frame)["sum"]).all()
 
@@ -502,7 +506,7 @@ def test_a_classifier_takes_fractions_as_classes_and_is_as_good_as_a_plain_model
 
 
 def test_a_failed_fit_leaves_the_model_of_the_last_one() -> None:
-    learned = model(max_epochs=1).fit(X, {"sum": Y["sum"]})
+    learned = plain().fit(X, {"sum": Y["sum"]})
     before = learned.predict(X)["sum"]
     with pytest.raises(ValueError, match="all targets are missing"):
         learned.fit(X[:, :4], {"place": Y["place"], "none": np.full(300, np.nan)})
@@ -512,7 +516,7 @@ def test_a_failed_fit_leaves_the_model_of_the_last_one() -> None:
 
 
 def test_rows_are_predicted_in_parts_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    learned = model(max_epochs=1).fit(X, {"sum": Y["sum"]})
+    learned = plain().fit(X, {"sum": Y["sum"]})
     whole = learned.predict(X)["sum"]
     monkeypatch.setattr(estimator, "EVAL_BATCH_SIZE", 128)
     np.testing.assert_allclose(learned.predict(X)["sum"], whole, rtol=1e-5)
@@ -544,7 +548,7 @@ def test_a_table_of_arrow_is_read_with_its_names() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "work": Y["positive"]})
     targets = pd.DataFrame({"place": Y["place"], "sum": Y["sum"]})
     rows, y = pyarrow.Table.from_pandas(frame), pyarrow.Table.from_pandas(targets)
-    learned = model(max_epochs=1).fit(rows, y)
+    learned = plain().fit(rows, y)
     assert learned.feature_names_in_.tolist() == ["age", "work"]
     assert list(learned.tasks_) == ["place", "sum"]
     predicted = learned.predict(frame)
@@ -576,7 +580,7 @@ def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
 
 def test_many_classes_of_few_rows_get_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"MultiTaskEstimator\(kinds={'a': \"regression\"}\)"):
-        model(max_epochs=1).fit(X, {"a": np.arange(300)})
+        plain().fit(X, {"a": np.arange(300)})
 
 
 WRONG: list[tuple[str, Any, dict[str, Any]]] = [
@@ -740,7 +744,7 @@ def test_scores_are_of_the_given_tasks_and_count_new_classes_as_errors(
 
 def test_masked_targets_are_missing() -> None:
     place = np.ma.masked_array(np.where(FEW, 9, Y["place"]), mask=FEW)
-    learned = model(max_epochs=1).fit(X, {"place": place})
+    learned = plain().fit(X, {"place": place})
     assert learned.tasks_["place"].classes.tolist() == [0, 1, 2]
 
 
@@ -749,12 +753,12 @@ def test_columns_of_one_value_get_a_warning_that_names_them() -> None:
     with pytest.warns(
         UserWarning, match="these columns have one value only: leave them out: 'year', 'place'"
     ):
-        model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+        plain().fit(frame, {"sum": Y["sum"]})
 
 
 def test_categories_of_another_type_than_in_fit_are_refused() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "code": pd.Categorical(Y["place"])})
-    learned = model(max_epochs=1, categorical=["code"]).fit(frame, {"sum": Y["sum"]})
+    learned = plain(categorical=["code"]).fit(frame, {"sum": Y["sum"]})
     message = "column 'code': categories of type str, and in fit they were of type number"
     with pytest.raises(ValueError, match=message):
         learned.predict(frame.assign(code=[str(code) for code in Y["place"]]))
@@ -762,9 +766,7 @@ def test_categories_of_another_type_than_in_fit_are_refused() -> None:
 
 def test_dates_are_equal_in_any_unit_and_never_numbers() -> None:
     dates = pd.Series(np.datetime64("2020-01-01") + np.arange(300) % 5)
-    learned = model(max_epochs=1).fit(
-        pd.DataFrame({"age": X[:, 0], "day": dates}), {"sum": Y["sum"]}
-    )
+    learned = plain().fit(pd.DataFrame({"age": X[:, 0], "day": dates}), {"sum": Y["sum"]})
     for same in (*(dates.astype(f"datetime64[{unit}]") for unit in ("s", "ns")), list(dates)):
         codes = learned._encoder.transform(pd.DataFrame({"age": X[:, 0], "day": same})).codes
         np.testing.assert_array_equal(codes[:, 0], np.arange(300) % 5)
@@ -775,7 +777,7 @@ def test_dates_are_equal_in_any_unit_and_never_numbers() -> None:
 @pytest.mark.parametrize("unit", ["D", "ns"])
 def test_classes_that_are_dates_keep_their_unit(unit: str) -> None:
     days = (np.datetime64("2020-01-01") + Y["place"]).astype(f"datetime64[{unit}]")
-    learned = model(max_epochs=1).fit(X, {"day": days})
+    learned = plain().fit(X, {"day": days})
     predicted = learned.predict(X)["day"]
     assert predicted.dtype == days.dtype
     assert learned.scores(X, {"day": list(pd.Series(days))})["day"] == np.mean(predicted == days)
@@ -783,7 +785,7 @@ def test_classes_that_are_dates_keep_their_unit(unit: str) -> None:
 
 def test_rows_without_any_category_are_predicted_as_missing() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "work": Y["positive"]})
-    learned = model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+    learned = plain().fit(frame, {"sum": Y["sum"]})
     expected = learned.predict(frame.assign(work=None).iloc[:1])["sum"]
     for missing in (np.nan, pd.NA, pd.NaT):
         one = pd.DataFrame([{"age": X[0, 0], "work": missing}])
@@ -793,10 +795,10 @@ def test_rows_without_any_category_are_predicted_as_missing() -> None:
 def test_what_pandas_calls_a_category_is_one_even_if_it_is_a_number() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "place": pd.Series(Y["place"]).astype("category")})
     halves = pd.Series(Y["place"] / 2).astype("category")
-    learned = model(max_epochs=1).fit(frame, {"half": halves, "sum": Y["sum"]})
+    learned = plain().fit(frame, {"half": halves, "sum": Y["sum"]})
     assert learned._encoder.num_categories == [3]
     assert [type(task) for task in learned.tasks_.values()] == [Classification, Regression]
-    named = model(max_epochs=1, kinds={"half": "regression"}).fit(frame, {"half": halves})
+    named = plain(kinds={"half": "regression"}).fit(frame, {"half": halves})
     assert isinstance(named.tasks_["half"], Regression)
 
 
@@ -804,8 +806,8 @@ def test_decimals_are_numbers() -> None:
     decimals = pd.Series([Decimal(str(round(x, 4))) for x in X[:, 0]])
     tenths = pd.Series([Decimal(int(place)) / 10 for place in Y["place"]])
     frame = pd.DataFrame({"a": decimals, "tenths": tenths})
-    named = model(max_epochs=1, categorical=["tenths"])
-    for learned in (model(max_epochs=1), named):
+    named = plain(categorical=["tenths"])
+    for learned in (plain(), named):
         learned.fit(frame, {"sum": decimals})
         assert isinstance(learned.tasks_["sum"], Regression)
         np.testing.assert_array_equal(
@@ -818,8 +820,8 @@ def test_numbers_that_are_text_get_a_warning_unless_they_are_named() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "text": X[:, 1].astype(str), "few": Y["positive"]})
     message = "more categories than half the number of rows: .* in categorical: 'text'$"
     with pytest.warns(UserWarning, match=message):
-        model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
-    model(max_epochs=1, categorical=["text", "few"]).fit(frame, {"sum": Y["sum"]})
+        plain().fit(frame, {"sum": Y["sum"]})
+    plain(categorical=["text", "few"]).fit(frame, {"sum": Y["sum"]})
 
 
 def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets() -> None:
@@ -849,9 +851,7 @@ def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets()
 def test_a_column_without_a_category_in_fit_has_none_later() -> None:
     empty = pd.Series([None] * 300).astype("category")
     with pytest.warns(UserWarning, match="one value only"):
-        learned = model(max_epochs=1).fit(
-            pd.DataFrame({"age": X[:, 0], "work": empty}), {"sum": Y["sum"]}
-        )
+        learned = plain().fit(pd.DataFrame({"age": X[:, 0], "work": empty}), {"sum": Y["sum"]})
     for work in (Y["place"], Y["positive"]):
         codes = learned._encoder.transform(pd.DataFrame({"age": X[:, 0], "work": work})).codes
         np.testing.assert_array_equal(codes, 0)
@@ -859,7 +859,7 @@ def test_a_column_without_a_category_in_fit_has_none_later() -> None:
 
 @pytest.mark.slow
 def test_a_trained_model_leaves_no_program_behind() -> None:
-    learned = model(max_epochs=1)
+    learned = plain()
     trainers = []
     for _ in range(2):
         learned.fit(X, {"sum": Y["sum"]})
@@ -881,5 +881,5 @@ def test_a_classifier_refuses_other_kinds() -> None:
 @pytest.mark.slow
 def test_a_search_chooses_the_setting_that_learns() -> None:
     frame = pd.DataFrame({"sum": Y["sum"]})
-    search = GridSearchCV(model(max_epochs=20), {"learning_rate": [1e-6, 0.01]}, cv=2)
+    search = GridSearchCV(plain(max_epochs=20), {"learning_rate": [1e-6, 0.01]}, cv=2)
     assert search.fit(X, frame).best_params_ == {"learning_rate": 0.01}
