@@ -73,13 +73,19 @@ EVERY = ExpertList(
         *(IdentityExpert(), ZeroExpert(), ConstantExpert()),
     )
 )
-MODELS: dict[str, list[dict[str, Any]]] = {
-    **{router.kind: [dict(router=router)] for router in ROUTERS},
-    "gates": [dict(gate=NoisyGate()), dict(gate=MlpGate())],
-    "experts": [dict(experts=EVERY, num_experts=7, shared_experts=2, gate=CosineGate())],
+MODELS: dict[str, dict[str, Any]] = {
+    **{router.kind: dict(router=router) for router in ROUTERS},
+    "gshard": dict(router=GShard(), gate=NoisyGate()),
+    "bias_balanced": dict(router=BiasBalanced(), gate=MlpGate()),
+    "experts": dict(experts=EVERY, num_experts=7, shared_experts=2, gate=CosineGate()),
 }
-"""The layers of each model, all sparse. The other tests of each command have token choice with a
-linear gate and MLPs."""
+"""The layer of each model, in its only block; gates are with routers, on which they do not depend.
+The other tests of each command have token choice with a linear gate and MLPs."""
+WITH_PLOTS = {
+    *("expert_choice", "gshard", "top_p", "bias_balanced", "sinkhorn", "transport", "random"),
+    "soft",
+}
+"""One router of each form of routing with each set of figures, which are drawn from these forms."""
 
 NEITHER = "block 0: router {} has no k and no priority to choose"
 NO_PRIORITY = "block 0: router {} has no priority to choose"
@@ -116,7 +122,6 @@ REFUSED = {
     },
     "convert --format published": {
         **dict.fromkeys(("gshard", "bias_balanced", *FREE, "random", "hash"), UNSTORED),
-        "gates": "model.moe.gate.kind=noisy with block=0: published checkpoints have no gate other",
         "experts": "model.moe.shared_experts=2 with block=0: published checkpoints have no shared",
     },
 }
@@ -124,14 +129,12 @@ REFUSED = {
 
 
 def config_of(name: str) -> ViTConfig:
-    """A model all of whose blocks are sparse; its layers lack slots."""
-    layers = tuple(MoEConfig(**(dict(num_experts=3) | fields)) for fields in MODELS[name])
+    """A model whose only block is sparse; its layer lacks slots."""
+    layer = MoEConfig(**(dict(num_experts=3) | MODELS[name]))
     scarce = dict(capacity_factor=0.7, capacity_multiple=1, images_per_group=4)
-    own = [{x: scarce[x] for x in scarce if layer.router.has(x)} for layer in layers]
-    layers = tuple(replace(x, router=router) for x, router in zip(layers, own, strict=True))
+    layer = replace(layer, router={x: scarce[x] for x in scarce if layer.router.has(x)})
     size = dict(patch_size=4, width=8, mlp_dim=8, num_heads=1, image_size=8, num_classes=10)
-    blocks = tuple(range(len(layers)))
-    return ViTConfig(**size, depth=len(layers), pooling="mean", sparse_blocks=blocks, moe=layers)
+    return ViTConfig(**size, depth=1, pooling="mean", sparse_blocks=(0,), moe=layer)
 
 
 def not_finite(constant: str) -> NoReturn:
@@ -204,8 +207,7 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     config = config_of(name)
     stored = stored_of(config)._replace(class_names=tuple("0123456789"))
     write(stored, tmp_path / "model", format="vmoe")
-    n = config.depth
-    write(stored_of(replace(config, depth=n + 1)), tmp_path / "with_dense", format="vmoe")
+    write(stored_of(replace(config, depth=2)), tmp_path / "with_dense", format="vmoe")
     data = ("--data", "digits:test", "--batch-size", "4", "--json")
     sample = ("--checkpoint", "model", *data, "--images", str(IMAGES))
     page = ("--out", "page.html", "--page-images", "4", "--export", "routing.safetensors")
@@ -216,13 +218,14 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
         "attack": (*sample, "--steps", "1", "--epsilon", "8"),
         "prune": ("model", "pruned", "--num-experts", "2", *data),
         "prune --rule average": ("model", "dense", "--num-experts", "0", *data),
-        "upcycle": ("with_dense", "upcycled", "--blocks", str(n), "--num-experts", "2"),
+        "upcycle": ("with_dense", "upcycled", "--blocks", "1", "--num-experts", "2"),
         "convert --format published": ("model", "published"),
         "convert --format jax": ("model", "jax"),
         "convert --format vmoe": ("model", "copy"),
     }
-    if name not in ("gates", "experts"):  # what follows depends on the router
+    if name in WITH_PLOTS:
         commands["routing"] += ("--plots", "plots")
+    if name != "experts":  # what follows depends on the router
         commands["mates"] = (*sample, "--steps", "1", *mates.split())
     reports = {}
     for text, arguments in commands.items():
@@ -243,3 +246,12 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     check_written(tmp_path, stored, reports)
     if "--plots" in commands["routing"]:
         assert {file.stem for file in (tmp_path / "plots").iterdir()} == plots_of(config).keys()
+
+
+def test_the_published_format_has_no_other_gates(tmp_path: Path) -> None:
+    for gate in (NoisyGate(), MlpGate(), CosineGate()):
+        config = config_of("switch")
+        write(stored_of(replace(config, moe=dict(gate=gate))), tmp_path / gate.kind, format="vmoe")
+        result = vmoe("convert", gate.kind, "published", "--format", "published", cwd=tmp_path)
+        reason = f"gate.kind={gate.kind} with block=0: published checkpoints have no gate other"
+        assert result.returncode == 2 and reason in result.stderr, result.stderr
