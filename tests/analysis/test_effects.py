@@ -77,6 +77,7 @@ def silenced(model: ViT, block: int, experts: list[int]) -> ViT:
     return models.with_params(model.config, jax.device_put(params))
 
 
+@pytest.mark.slow
 def test_every_expert_is_removed_in_both_ways() -> None:
     model, steps = model_of(), []
     which = removals(model.config)

@@ -338,6 +338,7 @@ def test_of_two_numbers_of_slots_as_near_the_larger_is_shown_and_a_computed_one_
     assert_whole_model(browser, model, 8, "order", image=0, which="")
 
 
+@pytest.mark.slow
 def test_the_grid_is_dense_at_few_slots_and_has_the_models_own_and_enough_for_every_choice() -> (
     None
 ):

@@ -121,6 +121,7 @@ def test_a_run_is_converted_and_split_into_files(tiny_run: Path, tmp_path: Path)
         assert json.loads(result.stdout)[name] == json.loads(expected.stdout)[name]
 
 
+@pytest.mark.slow
 def test_a_model_trained_with_the_sigmoid_loss_predicts_by_it_also_when_converted(
     tiny_run: Path, tmp_path: Path
 ) -> None:

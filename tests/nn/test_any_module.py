@@ -427,6 +427,7 @@ def test_kinds_of_experts_get_what_they_ask_for_and_the_inputs_of_the_caller() -
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long_after(3)
 @pytest.mark.parametrize("kind", ["copies", "mixed", "mlps", "config", "vmap", "base", "annotated"])
 def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
     """Its outputs are those of the layer; what is done to it changes nothing in the layer."""

@@ -290,6 +290,7 @@ def test_a_step_without_tokens_changes_no_state(router: Any) -> None:
     assert any(np.any(after[name] != before[name]) for name in after)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_threshold_needs_the_routing_of_a_training_step() -> None:
     layer = MoE(linears(), gate(), ExpertRace())
     with pytest.raises(UsageError, match="of evaluation: give the layer a key in training"):

@@ -189,6 +189,7 @@ def test_losses_over_the_batch_equal_their_formulas_for_the_tokens_of_all_groups
         assert float(ours[name]) == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize("over", ["device", "batch"])
 def test_losses_over_the_batch_and_their_gradients_are_those_of_one_group_of_all_tokens(
     over: aux_losses.Over,

@@ -356,7 +356,7 @@ def assert_equal_to_einsums(
     )
 
 
-@pytest.mark.long_after(2)
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "name", dict.fromkeys(("random_first", "switch", "gshard", "random", *KINDS))
 )

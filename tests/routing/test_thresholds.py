@@ -105,6 +105,7 @@ def test_the_threshold_is_the_mean_over_all_steps_and_then_an_exponential_one() 
         assert float(state["threshold"]) == pytest.approx(expected)
 
 
+@pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "router",
     [ExpertRace(capacity_factor=1.0), ExpertChoice(capacity_factor=1.0, threshold_rate=1.0)],

@@ -254,6 +254,7 @@ def test_the_rate_has_the_lowest_validation_loss(monkeypatch: pytest.MonkeyPatch
     assert found["trials"]["0.01"] == np.mean(found["validation"]) < found["trials"]["1e-09"]
 
 
+@pytest.mark.slow
 def test_training_at_once_ends_when_no_seed_improves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "PATIENCE", 1)
     found = synthetic.train("shared_bottom", 0.5, 1.0, range(2), synthetic.Size(512, 64, 20, 2))

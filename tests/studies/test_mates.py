@@ -49,6 +49,7 @@ def images() -> np.ndarray:
     return random_images(b=12)
 
 
+@pytest.mark.slow
 def test_the_worst_draw_equals_a_loop_that_calls_the_model_on_every_group() -> None:
     model, setting = model_of(2), RoutingOverrides(capacity_factor=0.5, priority="largest_gate")
     steps: list[None] = []
