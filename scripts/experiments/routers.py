@@ -69,25 +69,25 @@ from vmoe.config import (
 )
 from vmoe.costs.flops import cost
 from vmoe.data.pipeline import ORDER, Batch
+from vmoe.routing.aux_losses import NO_LOSSES
 from vmoe.train.state import init_state
 from vmoe.train.step import make_train_step
 from vmoe.workdir.layout import replace_text
 
 CONFIG = ROOT / "configs" / "digits.py"
-NO_LOSS = AuxLossWeights(importance=0.0, load=0.0)
 MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "token_choice": ("token choice, k = 2", {}),
     "naive": (
         "naive top-2: no noise, loss or capacity",
         dict(
             router=TokenChoice(
-                noise_std=0.0, normalize_weights=True, aux_loss=NO_LOSS, dropless=True
+                noise_std=0.0, normalize_weights=True, aux_loss=NO_LOSSES, dropless=True
             )
         ),
     ),
     "unbalanced": (
         "token choice without losses and noise",
-        dict(router=TokenChoice(noise_std=0.0, aux_loss=NO_LOSS)),
+        dict(router=TokenChoice(noise_std=0.0, aux_loss=NO_LOSSES)),
     ),
     "batch_loss": (
         "token choice, losses over the batch",

@@ -477,4 +477,5 @@ def test_a_group_is_a_number_of_tokens_and_none_of_a_soft_router() -> None:
 def test_a_batch_without_tokens_has_outputs_without_tokens() -> None:
     layer = MoE([Unit(nnx.Rngs(i)) for i in range(E)], gate())
     for shape in ((0, D), (0, 5, D), (3, 0, D)):
-        assert forward(layer, jnp.ones(shape))[0].shape == shape
+        for mask in (None, jnp.ones(shape[:-1], bool)):
+            assert forward(layer, jnp.ones(shape), mask=mask)[0].shape == shape

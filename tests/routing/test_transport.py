@@ -67,7 +67,7 @@ def test_combine_weights_are_those_of_the_authors_sparse_routers(name: str, rout
 
 
 @pytest.mark.parametrize(
-    ("name", "experts_choose", "k", "steps", "atol"),
+    ("name", "by_experts", "k", "steps", "atol"),
     [
         ("ksparse_item_k2", False, 2, 20, 1e-5),
         ("ksparse_item_k1_plan", False, 1, 20, 1e-5),
@@ -77,11 +77,11 @@ def test_combine_weights_are_those_of_the_authors_sparse_routers(name: str, rout
     ],
 )
 def test_plans_are_those_of_the_authors_routers(
-    name: str, experts_choose: bool, k: int, steps: int, atol: float
+    name: str, by_experts: bool, k: int, steps: int, atol: float
 ) -> None:
     logits, expected, combined = stored(name)
     gates, lines, others = jax.nn.softmax(logits), 1.0, S / E
-    if experts_choose:
+    if by_experts:
         gates, expected, lines, others = gates.mT, expected.transpose(0, 2, 1), S / E, 1.0
     ours = jax.jit(functools.partial(transport.plan, k=k, steps=steps, rate=0.01))(
         gates, jnp.ones(gates.shape, bool), jnp.full((G, 1), lines), jnp.full((G, 1), others)
@@ -95,7 +95,7 @@ def test_plans_are_those_of_the_authors_routers(
         np.testing.assert_array_equal(np.asarray(ours) >= np.sort(ours)[..., -4:-3], chosen)
 
 
-def test_experts_choose_by_a_float64_loop_over_the_plan_without_padding() -> None:
+def test_by_experts_by_a_float64_loop_over_the_plan_without_padding() -> None:
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(G, S, E)), jnp.float32)
     valid = rng.random((G, S)) < 0.8

@@ -10,7 +10,6 @@ Sources: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 220
 """
 
 import dataclasses
-import functools
 from typing import Annotated, Literal
 
 import jax
@@ -88,8 +87,7 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s *e"], *, c: int
     g, s, e = gates.shape
     top_gates, tokens = top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
     choices = jnp.where(top_gates >= 0, tokens * e + jnp.arange(e)[:, None], s * e)
-    slots = jax.vmap(functools.partial(invert, size=s * e))(choices.reshape(g, -1))
-    slots = slots.reshape(g, s, e)
+    slots = invert(choices.reshape(g, -1), s * e).reshape(g, s, e)
     chosen = slots < e * c
     experts = jnp.where(chosen, jnp.arange(e), e)
     return Routing(experts, slots, choices, jnp.where(chosen, gates, 0.0))

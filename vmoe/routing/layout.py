@@ -102,8 +102,7 @@ def in_turn(real: Bool[Array, "*b x"]) -> Int[Array, "*b x"]:
     """
     x = real.shape[-1]
     places, rank = jnp.arange(x), jnp.cumsum(real, axis=-1)
-    numbered = jnp.where(real, rank - 1, x).reshape(-1, x)
-    order = jax.vmap(functools.partial(invert, size=x))(numbered).reshape(real.shape) % x
+    order = invert(jnp.where(real, rank - 1, x), x) % max(1, x)  # the real ones first
     turn = (places - rank) % jnp.maximum(rank[..., -1:], 1)
     return jnp.where(real, places, jnp.take_along_axis(order, turn, axis=-1))
 

@@ -8,7 +8,6 @@ room. So the first k ranks are those of token choice, and no moved choice takes 
 To pool the slots of several groups is to make one larger group of them (``images_per_group``).
 """
 
-import functools
 from typing import Literal
 
 import jax
@@ -70,6 +69,4 @@ def to_next_experts(
     later = jnp.moveaxis(wanted[..., k:], -1, 0)
     start = (routing.experts, routing.slots, used)
     (experts, slots, _), _ = jax.lax.scan(one_rank, start, later)
-    choices = jax.vmap(functools.partial(invert, size=e * c))(slots.reshape(g, -1))
-    choices = choices.reshape(g, e, c)
-    return experts, slots, choices
+    return experts, slots, invert(slots.reshape(g, -1), e * c).reshape(g, e, c)

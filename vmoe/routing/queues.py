@@ -25,7 +25,7 @@ def queue(
     return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
 
 
-def invert(places: Int[Array, "x"], size: int) -> Int[Array, "size"]:
+def invert(places: Int[Array, "*g x"], size: int) -> Int[Array, "*g size"]:
     """What is at each of ``size`` places, from the place of each thing; x where there is none.
 
     Slots are the inverse of choices, and choices of slots.
@@ -33,8 +33,12 @@ def invert(places: Int[Array, "x"], size: int) -> Int[Array, "size"]:
     Args:
         places: all different, but for things at no place, whose number is at least ``size``.
     """
-    numbers = jnp.arange(len(places), dtype=jnp.int32)
-    return jnp.full(size, len(places), jnp.int32).at[places].set(numbers, mode="drop")
+
+    def of_group(places: Int[Array, "x"]) -> Int[Array, "size"]:
+        numbers = jnp.arange(len(places), dtype=jnp.int32)
+        return jnp.full(size, len(places), jnp.int32).at[places].set(numbers, mode="drop")
+
+    return jnp.vectorize(of_group, signature="(x)->(y)")(places)
 
 
 def _queue(

@@ -5,7 +5,6 @@ from typing import Any
 
 from scripts.experiments.framework.runs import ROOT, in_steps
 from vmoe.config import (
-    AuxLossWeights,
     BiasBalanced,
     CosineGate,
     ExpertChoice,
@@ -18,6 +17,7 @@ from vmoe.config import (
 )
 from vmoe.costs.flops import cost
 from vmoe.models import block_numbers, model_config
+from vmoe.routing.aux_losses import NO_LOSSES
 
 RECIPE = ROOT / "configs" / "fashion_mnist.py"
 STEPS = 4_000
@@ -68,7 +68,7 @@ VARIANTS = {
     ),
     "unbalanced": Variant(
         "token choice without losses and noise",
-        _moe(router=TokenChoice(noise_std=0.0, aux_loss=AuxLossWeights(importance=0.0, load=0.0))),
+        _moe(router=TokenChoice(noise_std=0.0, aux_loss=NO_LOSSES)),
     ),
     "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
     "hash": Variant("hash of the position", _moe(router=Hash())),
