@@ -95,6 +95,7 @@ def test_every_expert_is_removed_in_both_ways() -> None:
     assert np.abs(first - result[Removal(0, 0, "masked")]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_logits_at_other_capacities_equal_a_model_with_that_capacity() -> None:
     model = model_of(router=dict(capacity=11), experts=MlpExpert())
     result = at_capacities(model, batches(), [0, 8], ["order", "largest_gate"])

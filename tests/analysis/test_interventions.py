@@ -155,7 +155,7 @@ def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.long_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 def test_no_bias_lifts_a_masked_expert(scores: Any) -> None:
     router = BiasBalanced(k=2, scores=scores, normalize_weights=True)

@@ -67,6 +67,7 @@ def test_upcycling_says_why_logits_change(tmp_path: Path) -> None:
     assert again.returncode == 2 and "is sparse already" in again.stderr
 
 
+@pytest.mark.slow
 def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path: Path) -> None:
     result = vmoe("prune", tiny_run, tmp_path / "two", "--num-experts", "2", "--json")
     assert result.returncode == 0, result.stderr

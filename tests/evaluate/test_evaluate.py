@@ -162,6 +162,7 @@ def by_class(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"folder:{folder}"
 
 
+@pytest.mark.slow
 def test_a_folder_is_evaluated_in_mixed_groups_and_its_results_are_in_its_own_order(
     by_class: str,
 ) -> None:
@@ -436,6 +437,7 @@ def test_nan_logits_raise_a_failure_that_names_the_image_and_give_no_prediction(
         next(predict(loaded, [tmp_path / "a.png"]))
 
 
+@pytest.mark.slow
 def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = TrainConfig(

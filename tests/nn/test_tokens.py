@@ -225,6 +225,7 @@ class Scaled(nnx.Module):
         return self.linear(tokens) * scale["by"]
 
 
+@pytest.mark.slow
 def test_gates_get_the_inputs_per_token_that_they_name_and_experts_the_others() -> None:
     """FastMoE's layers with several inputs."""
     experts = [Scaled(nnx.Rngs(i)) for i in range(E)]

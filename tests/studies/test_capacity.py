@@ -53,7 +53,7 @@ def batches() -> list[Batch]:
     return [Batch(random_images(b=B)[part], LABELS[part], valid[part]) for part in parts]
 
 
-@pytest.mark.long_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers",
     [

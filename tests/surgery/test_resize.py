@@ -64,6 +64,7 @@ def test_half_pixel_centered_positions_equal_an_interpolation_by_hand() -> None:
     np.testing.assert_allclose(ours[0, :, 0], [9, 0, 0.25, 0.75, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_fitted_to_another_image_size_has_the_logits_of_its_parent_there() -> None:
     params = random_params(TINY)
     target = replace(TINY, image_size=48)
