@@ -31,7 +31,7 @@ from vmoe.routing import aux_losses
 from vmoe.routing.groups import Groups
 from vmoe.routing.layout import combine, dispatch, dispatch_rows, fill_empty, fill_padding, scaled
 from vmoe.routing.load import expert_totals, group_sums
-from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
+from vmoe.routing.rows import block_size, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
 FINITE_PARTS = (StackedMlps, nnx.Linear, type(None), *GATES.values())
@@ -293,25 +293,23 @@ class MoE(nnx.Module):
             inputs: the inputs per token of the gate, (b, n, ...), by name.
         """
         router = self.router.in_evaluation() if key is None else self.router
-        gate, e, noise = self.gate, self.experts.num_experts, None
+        gate, e = self.gate, self.experts.num_experts
+        noise = noise_std = draw = state = None
         groups = groups or Groups(*valid.shape)
         noise_key, draw_key = keys.split(key, 2)
         if gate is None:
-            made, noise_std = jnp.zeros((groups.g, groups.s, e), jnp.float32), None
+            made, std = jnp.zeros((groups.g, groups.s, e), jnp.float32), None
         else:
             known = about_tokens(gate, valid, groups, noise_key) | dict(inputs or {})
-            made, noise_std = logits_of(gate, router, e, images, noise_key, known)
+            made, std = logits_of(gate, router, e, images, noise_key, known)
             made = groups.split(made)
-        if isinstance(noise_std, jax.Array):
-            noise_std = groups.split(noise_std, 1)
-        if noise_std is not None and noise_key is not None:
-            noise = jax.random.normal(noise_key, made.shape, jnp.float32) * noise_std
+        if isinstance(std, jax.Array):  # the gate determines it
+            std = noise_std = groups.split(std, 1)
+        if std is not None and noise_key is not None:
+            noise = jax.random.normal(noise_key, made.shape, jnp.float32) * std
         valid = groups.split(valid)
-        draw = state = None
         if draw_key is not None:
             draw = jax.random.uniform(draw_key, valid.shape, jnp.float32)
-        if isinstance(noise_std, float):
-            noise_std = None
         if self.state is not None:
             of_groups = {
                 x: jnp.broadcast_to(v[...], (groups.g, *v.shape)) for x, v in self.state.items()
@@ -404,7 +402,8 @@ class MoE(nnx.Module):
         assert isinstance(routing, Routing)  # soft routing is always batched
         block = None if implementation == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
-        sorted_rows = dispatch(flatten(rows), routing)[0, 0].astype(dtype)  # r d
+        one_group = rows.reshape(1, -1, rows.shape[-1])  # 1 gs d
+        sorted_rows = dispatch(one_group, routing)[0, 0].astype(dtype)  # r d
         assert isinstance(self.experts, StackedMlps)
         outputs = self.experts.on_rows(sorted_rows, sizes, slots, key, *args, block=block, **kwargs)
         return combine(self._transfer(outputs)[None, None], routing).reshape(rows.shape)

@@ -23,7 +23,7 @@ from vmoe.routing.one_hot import one_hot_routing
 from vmoe.routing.queues import invert
 from vmoe.routing.router import AnyRouter, State
 from vmoe.routing.thresholds import next_threshold, no_threshold, threshold_sums
-from vmoe.routing.top_k import gates_of, mask_gates, top_k
+from vmoe.routing.top_k import gates_of, top_k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +82,12 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s *e"], *, c: int
 
     Args:
         gates: in [0, 1].
-        valid: False for padding, which is never chosen; see ``mask_gates``.
+        valid: False for padding, which is never chosen; with an axis e, for choices that are not
+            allowed.
     """
     g, s, e = gates.shape
-    top_gates, tokens = top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
+    allowed = valid if valid.ndim == 3 else valid[..., None]
+    top_gates, tokens = top_k(jnp.swapaxes(jnp.where(allowed, gates, -1.0), 1, 2), c)
     choices = jnp.where(top_gates >= 0, tokens * e + jnp.arange(e)[:, None], s * e)
     slots = invert(choices.reshape(g, -1), s * e).reshape(g, s, e)
     chosen = slots < e * c

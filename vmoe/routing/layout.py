@@ -127,11 +127,6 @@ def rows_at(rows: Shaped[Array, "g r ..."], index: Int[Array, "g ..."]) -> Shape
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 
 
-def _flat(slots: Float[Array, "g e c d"]) -> Float[Array, "g ec d"]:
-    g, e, c, d = slots.shape
-    return slots.reshape(g, e * c, d)
-
-
 def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool:
     """Whether fewer than half of the choices can have a slot, as with expert choice (k = e).
 
@@ -183,7 +178,8 @@ def _combine_backward(saved, gradient):
         grad_by_slot = (outputs * grad_slots).sum(axis=-1).reshape(g, -1, 1)  # g ec 1
         grad_weights = rows_at(grad_by_slot, slots)[..., 0]  # g s k
     else:
-        products = [(rows_at(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
+        rows = outputs.reshape(g, -1, outputs.shape[-1])  # g ec d
+        products = [(rows_at(rows, slots[..., i]) * gradient).sum(-1) for i in range(k)]
         grad_weights = jnp.stack(products, axis=-1)  # g s k
     return grad_outputs.astype(outputs.dtype), grad_weights.astype(weights.dtype), None, None
 
@@ -202,7 +198,7 @@ def _add_up(
     In float32 at least.
     """
     g, s, k = slots.shape
-    rows = _flat(outputs)  # g ec d
+    rows = outputs.reshape(g, -1, outputs.shape[-1])  # g ec d
     if _few_slots(slots, choices):
         flat = choices.reshape(g, -1)  # g ec
         if weights is not None:

@@ -6,7 +6,6 @@ multiple of the block size, so each block belongs to one expert.
 """
 
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vmoe.axes import Routing, SoftRouting
@@ -90,8 +89,3 @@ def keep_class_tokens(
     order = jnp.broadcast_to(jnp.arange(i), experts.shape[:2])
     slots, choices = queue(experts, order, e=e, c=min(c, i))
     return groups[:, ::n], Routing(experts, slots, choices, routing.weights[:, ::n])
-
-
-def flatten(groups: Float[Array, "g s d"]) -> Float[Array, "1 gs d"]:
-    """The tokens of all groups as one group, in the numbering of ``sort_rows``."""
-    return rearrange(groups, "g s d -> 1 (g s) d")

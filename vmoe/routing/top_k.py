@@ -3,7 +3,6 @@
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import RouterInputs
@@ -45,12 +44,3 @@ def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
     largest, indices = jax.lax.top_k(values, k)
     barrier = jax.lax.optimization_barrier  # one per array: a joint one crashes XLA in shard_map
     return barrier(largest), barrier(indices)
-
-
-def mask_gates(gates: Float[Array, "g s e"], valid: Bool[Array, "g s *e"]) -> Float[Array, "g s e"]:
-    """The gates with -1 for padding, so that padding is chosen last.
-
-    Args:
-        valid: False for padding; with an axis e, also for choices that are not allowed.
-    """
-    return jnp.where(valid if valid.ndim == 3 else valid[..., None], gates, -1.0)
