@@ -22,7 +22,7 @@ EXPERTS: list[tuple[Any, Any]] = [
     ("student_t", problems.two_planes),
     (StudentT(df=2.5), problems.two_planes),
     ("poisson", problems.counts),
-    (["linear", "student_t", "poisson"], problems.counts),
+    (["linear", "student_t", "linear"], problems.two_planes),
     ("logistic", problems.crossed),
 ]
 

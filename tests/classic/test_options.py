@@ -428,6 +428,8 @@ def test_criteria_choose_the_number_of_planes() -> None:
         ({"experts": "logistic"}, "other task"),
         ({"experts": LogisticRegression()}, "expected a regressor"),
         ({"experts": ["linear"]}, "1 entries, expected 2"),
+        ({"experts": ["linear", "poisson"]}, "a count and a density cannot be compared"),
+        ({"experts": ["poisson", Ridge()]}, "a count and a density cannot be compared"),
         ({"n_experts": 0}, "n_experts"),
         ({"n_experts": True}, "n_experts=True: expected an integer"),
         ({"n_experts": 100}, "n_samples=80"),

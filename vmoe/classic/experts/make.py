@@ -18,12 +18,23 @@ KINDS = {kind.name: kind for kind in (Linear, Poisson, StudentT, Logistic)}
 
 
 def make_experts(wanted: Any, sizes: Sizes) -> Experts:
-    """The experts that ``experts=`` asks for, before their first fit."""
+    """The experts that ``experts=`` asks for, before their first fit.
+
+    Raises:
+        ValueError: there are no such experts, or a list has too few, too many, or some of counts
+            beside others. A Gaussian at a common count would get any density.
+    """
     classify = sizes.classes is not None
     if isinstance(wanted, list | tuple):
         if len(wanted) != sizes.n_experts:
             raise ValueError(f"experts has {len(wanted)} entries, expected {sizes.n_experts}")
-        experts = Mixed([kind_of(one, classify) for one in wanted])
+        parts = [kind_of(one, classify) for one in wanted]
+        if len({part.counts for part in parts}) > 1:
+            raise ValueError(
+                f"experts={wanted!r}: the probability of a count and a density cannot be compared: "
+                "take 'poisson' for all experts or for none"
+            )
+        experts = Mixed(parts)
     else:
         experts = kind_of(wanted, classify)
     experts.allocate(sizes)

@@ -20,6 +20,7 @@ class Poisson(Experts):
     """Poisson experts, a log-linear model of counts each; ``experts="poisson"``."""
 
     name = "poisson"
+    counts = True
 
     def check_targets(self, y: np.ndarray) -> None:
         if np.any(y < 0):
