@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
+from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.tree import DecisionTreeRegressor
 
 from tests.classic import problems
 from vmoe.classic import MixtureOfExpertsRegressor
+from vmoe.classic.experts.estimators import folds_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -73,3 +77,33 @@ def test_a_quantile_of_no_probability_is_a_value_error(probability: Any) -> None
     found = MixtureOfExpertsRegressor(2, max_iter=1).fit(x, y).predict_dist(x)
     with pytest.raises(ValueError, match="probability"):
         found.quantile(probability)
+
+
+@pytest.mark.parametrize("expert", [DecisionTreeRegressor(), KNeighborsRegressor(1)])
+def test_an_interval_of_experts_that_remember_their_rows_covers_others(expert: Any) -> None:
+    """In-sample residuals would be zero; the oracle is the share of new targets inside."""
+    x, y = problems.two_planes(0, rows=600)
+    model = MixtureOfExpertsRegressor(2, experts=expert, max_iter=5, random_state=0)
+    low, high = model.fit(x[:300], y[:300]).predict_dist(x[300:]).quantile([0.05, 0.95])
+    assert np.mean((y[300:] >= low) & (y[300:] <= high)) == pytest.approx(0.9, abs=0.07)
+
+
+def test_noise_of_estimators_is_that_of_rows_left_out() -> None:
+    """Of one expert, by a loop over the folds; equal rows are in the same fold."""
+    x, y = problems.two_planes(0)
+    x, y = np.repeat(x, 2, axis=0), np.repeat(y, 2)
+    model = MixtureOfExpertsRegressor(1, experts=DecisionTreeRegressor(random_state=0)).fit(x, y)
+    for form in (x, csr_array(x)):
+        rows = model._labeled_rows(form, y)
+        folds = folds_of(rows)
+        assert np.array_equal(folds[::2], folds[1::2])
+        assert np.bincount(folds).tolist() == [32] * 5
+    left = np.empty(160)
+    folds = folds_of(model._labeled_rows(x, y))
+    for fold in range(5):
+        out = folds == fold
+        tree = DecisionTreeRegressor(random_state=model.experts_[0].random_state)
+        left[out] = y[out] - tree.fit(x[~out], y[~out]).predict(x[out])
+    assert_allclose(model.predict_dist(x).std(), np.sqrt(np.mean(left**2)))
+    shuffled = np.random.default_rng(0).permutation(160)
+    assert np.array_equal(folds_of(model._labeled_rows(x[shuffled], y[shuffled])), folds[shuffled])

@@ -106,6 +106,8 @@ class MixtureEstimator(BaseEstimator):
             rows = self._training_rows(X, y, sample_weight)
             fits = self._fits(rows, self.start)
         fit = _best(fits)
+        posterior, _ = fit.mixture.posterior(rows)
+        fit.mixture.experts.finish(rows, posterior * rows.weight[:, None])
         for problem in self._problems(fit, rows):
             warnings.warn(problem, stacklevel=3)  # fit, scikit-learn's check of settings, the user
         self._keep(fit, rows)

@@ -1,7 +1,12 @@
 """Experts that are estimators of scikit-learn, fitted again in every M-step.
 
-A regressor gets Gaussian noise of its own around its predictions. The M-step is not exact, so the
-log-likelihood may fall. It is a weighted fit, also of an estimator that takes no weights:
+A regressor gets Gaussian noise of its own around its predictions. During EM its variance is that of
+the residuals. A flexible model has small ones for the rows that it has seen, so after the last step
+the variance is that of rows which were left out: every expert is fitted once more to all folds but
+one, for each of five folds.
+
+The M-step is not exact, so the log-likelihood may fall. It is a weighted fit, also of an estimator
+that takes no weights:
 
 - Estimators whose fit names ``sample_weight``, and pipelines that end in one, get the weights.
 - A Gaussian process gets them as noise, alpha / weight, which is exact for a fixed kernel.
@@ -9,11 +14,15 @@ log-likelihood may fall. It is a weighted fit, also of an estimator that takes n
   whose fit passes on any parameter, and Gaussian processes in a pipeline.
 """
 
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.dummy import DummyClassifier
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -26,6 +35,7 @@ from vmoe.classic.experts.linear import squared_noise, std_from
 from vmoe.classic.rows import Rows
 
 LEAST = np.finfo(float).eps  # the least probability of a class, since trees predict zeros
+FOLDS = 5  # parts of the rows; each is left out once
 
 
 class Estimators(Experts):
@@ -43,19 +53,32 @@ class Estimators(Experts):
         self.std = np.ones((sizes.n_experts, sizes.n_outputs))
 
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+        for e in np.flatnonzero(alive(mass)):
+            self.models[e] = self._fitted(self.new[e], rows, mass[:, e])
+        if self.sizes.classes is None:
+            self._update_std(rows, mass, self.means(rows))
+
+    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+        if self.sizes.classes is not None:
+            return
+        means, folds = self.means(rows), folds_of(rows)
+        for e in np.flatnonzero(alive(mass)):
+            for out in (folds == fold for fold in np.unique(folds)):
+                seen = mass[:, e] * ~out
+                if seen.sum() > DEAD * mass[:, e].sum():  # otherwise nothing is left to learn from
+                    model = self._fitted(self.new[e], rows, seen)
+                    means[out, e] = self._mean(model, rows.expert_given[out])
+        self._update_std(rows, mass, means)
+
+    def _fitted(self, new: Any, rows: Rows, mass: Float[np.ndarray, "n"]) -> Any:
+        """A clone of an expert, fitted to the rows that have a mass."""
         y = rows.y if self.sizes.classes is None else self.sizes.classes[rows.y]
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        for e in np.flatnonzero(alive(mass)):
-            model = clone(self.new[e])
-            self.models[e] = fit_weighted(
-                model, rows.expert_given, y, mass[:, e], self.sizes.random
-            )
-        if self.sizes.classes is None:
-            self._update_std(rows, mass)
+        return fit_weighted(clone(new), rows.expert_given, y, mass, self.sizes.random)
 
-    def _update_std(self, rows: Rows, mass: np.ndarray) -> None:
+    def _update_std(self, rows: Rows, mass: np.ndarray, means: np.ndarray) -> None:
         keep = alive(mass)
-        squares = squared_noise(mass, rows.y[:, None] - self.means(rows))
+        squares = squared_noise(mass, rows.y[:, None] - means)
         self.std[keep] = std_from(squares[keep], mass.sum(axis=0)[keep], self.sizes.floor)
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
@@ -65,14 +88,14 @@ class Estimators(Experts):
         return stats.norm.logpdf(rows.y[:, None], means, self.std).sum(axis=-1)
 
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
-        return np.stack([self._mean(model, rows) for model in self.models], axis=1)
+        return np.stack([self._mean(model, rows.expert_given) for model in self.models], axis=1)
 
-    def _mean(self, model: Any, rows: Rows) -> np.ndarray:
+    def _mean(self, model: Any, x: Any) -> Float[np.ndarray, "n q"]:
         if self.sizes.classes is None:
-            return np.asarray(model.predict(rows.expert_given), float).reshape(len(rows), -1)
-        result = np.zeros((len(rows), self.sizes.n_outputs))
+            return np.asarray(model.predict(x), float).reshape(x.shape[0], -1)
+        result = np.zeros((x.shape[0], self.sizes.n_outputs))
         known = np.searchsorted(self.sizes.classes, model.classes_)
-        result[:, known] = model.predict_proba(rows.expert_given)
+        result[:, known] = model.predict_proba(x)
         return result
 
     def penalty(self) -> float:
@@ -95,6 +118,23 @@ class Estimators(Experts):
 
     def fitted(self, design: Design | None) -> list[Any]:
         return list(self.models)
+
+
+def folds_of(rows: Rows) -> Int[np.ndarray, "n"]:
+    """A fold of each row, by chance; equal rows share one, whatever their number and order."""
+    y = np.ascontiguousarray(rows.y)
+    keys = [x + target.tobytes() for x, target in zip(_contents(rows.expert_given), y, strict=True)]
+    shuffled = sorted(set(keys), key=lambda key: (zlib.crc32(key), key))
+    fold = {key: i % FOLDS for i, key in enumerate(shuffled)}
+    return np.array([fold[key] for key in keys])
+
+
+def _contents(x: Any) -> Iterator[bytes]:
+    """What each row of an array or of a sparse matrix in CSR form has."""
+    if not issparse(x):
+        return (row.tobytes() for row in np.ascontiguousarray(x))
+    x = x.sorted_indices()
+    return (x.indices[a:b].tobytes() + x.data[a:b].tobytes() for a, b in pairwise(x.indptr))
 
 
 def seeded(estimator: BaseEstimator, random: np.random.RandomState) -> Any:

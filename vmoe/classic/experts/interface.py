@@ -90,6 +90,10 @@ class Experts(ABC):
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
         """Each expert's mean, or its probabilities of the classes."""
 
+    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+        """What follows the last M-step, for the masses after it."""
+        return
+
     def penalty(self) -> float:
         """What is subtracted from the log-likelihood, besides the gates' penalty."""
         return 0.5 * self.sizes.penalty * float(np.sum(self.coef[..., 1:] ** 2))

@@ -35,6 +35,10 @@ class Mixed(Experts):
             if mass[:, e].sum() > DEAD * total:
                 part.update(rows, mass[:, e : e + 1])
 
+    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+        for e, part in enumerate(self.parts):
+            part.finish(rows, mass[:, e : e + 1])
+
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         return np.concatenate([part.log_density(rows) for part in self.parts], axis=1)
 
