@@ -209,6 +209,13 @@ def test_the_arms_energy_changes_by_the_work_of_its_torques_alone() -> None:
         np.testing.assert_allclose(power, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_first_batch_on_line_is_larger_and_each_pass_has_every_row() -> None:
+    batches = list(methods.Online(passes=2, batch_size=50)._batches(1_120))
+    assert list(map(len, batches)) == [1_000, 50, 50, 20, *[50] * 22, 20]
+    for one_pass in (batches[:4], batches[4:]):
+        assert sorted(np.concatenate(one_pass)) == list(range(1_120))
+
+
 def test_the_chosen_settings_have_the_least_error_on_validation_rows() -> None:
     found = methods.measure("cart", 0, 0.1, None)
     settings, errors = zip(*found["validation"], strict=True)

@@ -28,10 +28,13 @@ HIDDEN = 60  # units of the network
 BRANCHING = (2, 2, 2, 2)  # 15 gates and 16 experts
 TRAINED, TESTED = 15_000, 5_000  # rows
 VALIDATED = 0.2  # of the training rows
+FIRST = 1_000  # rows of the first batch on line; for an output, 16 experts have 208 coefficients
 
 
 class Online(RegressorMixin, BaseEstimator):
     """The hierarchy with one update for each batch of rows, in an order that is drawn anew.
+
+    The first batch, which is fitted as a whole, has ``FIRST`` rows.
 
     Args:
         passes: through the rows.
@@ -53,8 +56,8 @@ class Online(RegressorMixin, BaseEstimator):
 
     def _batches(self, n: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(self.random_state)
-        for _ in range(self.passes):
-            yield from np.array_split(rng.permutation(n), max(1, n // self.batch_size))
+        for size in (FIRST, *[self.batch_size] * (self.passes - 1)):
+            yield from np.split(rng.permutation(n), range(size, n, self.batch_size))
 
 
 class Method(NamedTuple):
