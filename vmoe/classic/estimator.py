@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from vmoe.classic import em, online
+from vmoe.classic.degenerate import DegenerateExperts, degenerate_experts
 from vmoe.classic.design import Design, moments, select_columns
 from vmoe.classic.experts.interface import Sizes, alive, in_shape
 from vmoe.classic.experts.make import is_named, make_experts
@@ -174,6 +175,8 @@ class MixtureEstimator(BaseEstimator):
                 else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
                 "use a variance_floor above 0"
             )
+        for message in degenerate_experts(fit.mixture, rows).messages():
+            yield ConvergenceWarning(message)
         total, experts = rows.weight.sum(), fit.mixture.experts.sizes.n_experts
         if total < experts and max(self.gate_penalty, self.expert_penalty):
             yield UserWarning(
@@ -377,6 +380,11 @@ class MixtureEstimator(BaseEstimator):
         """The probability of every expert given the row and its target."""
         rows = self._labeled_rows(X, y)
         return self._mixture.posterior(rows)[0]
+
+    def degenerate_experts(self, X: Any, y: Any, sample_weight: Any = None) -> DegenerateExperts:
+        """The experts that are copies of others, have no rows, or have no noise of their own."""
+        rows = self._labeled_rows(X, y, sample_weight)
+        return degenerate_experts(self._mixture, rows)
 
     def aic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better."""

@@ -47,8 +47,8 @@ class RegressionMethods(RegressorMixin):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """On-line EM: the first batch is fitted as a whole, later ones move the mixture once.
 
-        The first batch should have many more rows than the experts together have coefficients for an
-        output: later ones hardly mend what it gets wrong.
+        The first batch should have many more rows than the experts together have coefficients for
+        an output: later ones hardly mend what it gets wrong.
 
         Only estimators with linear experts have this method. ``n_iter_``, ``history_``,
         ``lower_bound_`` and ``converged_`` describe the first batch, or the last ``fit``, whose
@@ -102,8 +102,8 @@ class ClassificationMethods(ClassifierMixin):
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
         """On-line EM: the first batch is fitted as a whole, later ones move the mixture once.
 
-        The first batch should have many more rows than the experts together have coefficients for a
-        class: later ones hardly mend what it gets wrong.
+        The first batch should have many more rows than the experts together have coefficients for
+        a class: later ones hardly mend what it gets wrong.
 
         Only estimators with logistic experts have this method. ``n_iter_``, ``history_``,
         ``lower_bound_`` and ``converged_`` describe the first batch, or the last ``fit``. Later

@@ -98,6 +98,9 @@ class Estimators(Experts):
         result[:, known] = model.predict_proba(x)
         return result
 
+    def variances(self) -> Float[np.ndarray, "e q"]:
+        return self.std**2
+
     def penalty(self) -> float:
         return 0.0
 

@@ -94,6 +94,10 @@ class Experts(ABC):
         """What follows the last M-step, for the masses after it."""
         return
 
+    def variances(self) -> Float[np.ndarray, "e q"]:
+        """The variance, or the squared scale, of each expert's noise; inf if it has no bound."""
+        return np.full((self.sizes.n_experts, self.sizes.n_outputs), np.inf)
+
     def penalty(self) -> float:
         """What is subtracted from the log-likelihood, besides the gates' penalty."""
         return 0.5 * self.sizes.penalty * float(np.sum(self.coef[..., 1:] ** 2))

@@ -50,6 +50,9 @@ class Linear(Experts):
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
         return linear(rows, self.coef)
 
+    def variances(self) -> Float[np.ndarray, "e q"]:
+        return self.std**2
+
     def penalty(self) -> float:
         if not self.sizes.penalty:
             return 0.0  # where a standard deviation is almost 0, the sum is infinite

@@ -45,6 +45,9 @@ class Mixed(Experts):
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
         return np.concatenate([part.means(rows) for part in self.parts], axis=1)
 
+    def variances(self) -> Float[np.ndarray, "e q"]:
+        return np.concatenate([part.variances() for part in self.parts])
+
     def penalty(self) -> float:
         return sum(part.penalty() for part in self.parts)
 

@@ -1,0 +1,83 @@
+"""Experts that a mixture has for nothing: copies of others, experts without rows or without noise.
+
+EM moves experts that start alike in the same way, so they stay copies of one another. An expert
+without noise fits a few rows exactly, and the likelihood then depends on the bound on its variance.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from vmoe.classic.design import moments
+from vmoe.classic.mixture import Mixture
+from vmoe.classic.rows import Rows
+
+SAME = 1e-6  # the largest difference of logarithms between copies
+NO_NOISE = 1e-20  # a variance below this part of y's is rounding, also if no floor was set
+NEAR = 1 + 1e-9  # a variance up to this multiple of the floor is at it
+
+
+@dataclass(frozen=True)
+class DegenerateExperts:
+    """The experts, by their indices, that should make a user think.
+
+    Attributes:
+        copies: experts with the same density as an earlier one for every row.
+        empty: experts whose load, the sum of their responsibilities, is less than a row.
+        at_floor: experts that have the least variance that ``variance_floor`` allows.
+    """
+
+    copies: list[int]
+    empty: list[int]
+    at_floor: list[int]
+
+    def messages(self) -> list[str]:
+        """What there is to say about them, a line for each kind, with a remedy."""
+        found = []
+        if self.copies:
+            found.append(
+                f"experts {self.copies} are copies of others: use fewer experts or another start"
+            )
+        if self.empty:
+            found.append(f"experts {self.empty} have less than one row: use fewer experts")
+        if self.at_floor:
+            found.append(
+                f"experts {self.at_floor} have the least variance, on which the likelihood then "
+                "depends: use fewer experts or a larger variance_floor"
+            )
+        return found
+
+
+def degenerate_experts(mixture: Mixture, rows: Rows) -> DegenerateExperts:
+    """The degenerate experts of a fitted mixture, given its rows."""
+    posterior, _ = mixture.posterior(rows)
+    load = rows.weight @ posterior
+    row = min(1.0, float(rows.weight[rows.weight > 0].mean()))
+    return DegenerateExperts(
+        copies=_copies(mixture, rows),
+        empty=np.flatnonzero(load < row).tolist(),
+        at_floor=np.flatnonzero(_at_floor(mixture, rows)).tolist(),
+    )
+
+
+def _copies(mixture: Mixture, rows: Rows) -> list[int]:
+    density = mixture.experts.log_density(rows)[rows.weight > 0]
+    found: list[int] = []
+    for first, second in itertools.combinations(range(density.shape[1]), 2):
+        if first not in found and second not in found:
+            with np.errstate(invalid="ignore"):  # -inf minus -inf, which makes no copy
+                apart = np.abs(density[:, first] - density[:, second]).max()
+            if apart < SAME:
+                found.append(second)
+    return sorted(found)
+
+
+def _at_floor(mixture: Mixture, rows: Rows) -> Bool[np.ndarray, "e"]:
+    experts = mixture.experts
+    if experts.sizes.classes is not None:
+        return np.zeros(experts.sizes.n_experts, bool)
+    _, variance = moments(rows.y, rows.weight, "y")
+    least = np.maximum(NEAR * experts.sizes.floor, NO_NOISE * variance)
+    return np.any(experts.variances() <= least, axis=1)
