@@ -11,6 +11,7 @@ intercept, e experts, k children of a gate, q outputs (or classes, for a classif
 MixtureOfExpertsRegressor(n_experts=3)
 """
 
+from vmoe.classic.degenerate import DegenerateExperts
 from vmoe.classic.experts.linear import Linear
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.experts.poisson import Poisson
@@ -18,17 +19,21 @@ from vmoe.classic.experts.student_t import StudentT
 from vmoe.classic.flat import MixtureOfExpertsClassifier, MixtureOfExpertsRegressor
 from vmoe.classic.hierarchy import HierarchicalMixtureClassifier, HierarchicalMixtureRegressor
 from vmoe.classic.partition import PartitionGate
+from vmoe.classic.path import MixturePath, mixture_path
 from vmoe.classic.plot import plot_tree
 
 __all__ = [
+    "DegenerateExperts",
     "HierarchicalMixtureClassifier",
     "HierarchicalMixtureRegressor",
     "Linear",
     "Logistic",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "MixturePath",
     "PartitionGate",
     "Poisson",
     "StudentT",
+    "mixture_path",
     "plot_tree",
 ]

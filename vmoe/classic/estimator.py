@@ -220,6 +220,12 @@ class MixtureEstimator(BaseEstimator):
         tree = fresh if isinstance(fresh, FixedGate) else copy.deepcopy(old.tree)
         return Mixture(tree, experts, self.gate_penalty)
 
+    _size: ClassVar[str]  # the setting that is the number of experts
+
+    def _least_size(self) -> int:
+        """The least number of experts that this setting can have."""
+        raise NotImplementedError
+
     def _n_leaves(self) -> int:
         """The number of experts of the tree before growth."""
         raise NotImplementedError

@@ -26,6 +26,11 @@ class FlatMixture(MixtureEstimator):
         "gate": [StrOptions({"softmax"}), PartitionGate],
     }
 
+    _size: ClassVar[str] = "n_experts"
+
+    def _least_size(self) -> int:
+        return 1
+
     def _n_leaves(self) -> int:
         if isinstance(self.n_experts, bool):  # which scikit-learn's check takes for an integer
             raise ValueError(f"n_experts={self.n_experts}: expected an integer")

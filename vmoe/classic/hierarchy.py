@@ -26,6 +26,11 @@ class HierarchicalMixture(MixtureEstimator):
         "growth": [AT_LEAST_1, None],
     }
 
+    _size: ClassVar[str] = "growth"
+
+    def _least_size(self) -> int:
+        return self._n_leaves()
+
     def _branching(self) -> list[int]:
         branching = np.asarray(self.branching)
         if branching.ndim != 1 or not len(branching) or branching.dtype.kind not in "iu":
