@@ -45,6 +45,7 @@ class MixtureEstimator(BaseEstimator):
     experts: Any = None
     gate_features: Any = None
     expert_features: Any = None
+    exposure: Any = None
     gate_penalty: float = 0.01
     expert_penalty: float = 0.01
     variance_floor: float = 1e-4
@@ -63,6 +64,7 @@ class MixtureEstimator(BaseEstimator):
         "experts": "no_validation",  # make_experts
         "gate_features": "no_validation",  # select_columns
         "expert_features": "no_validation",
+        "exposure": "no_validation",
         "gate_penalty": [AT_LEAST_0],
         "expert_penalty": [AT_LEAST_0],
         "variance_floor": [AT_LEAST_0],
@@ -211,7 +213,7 @@ class MixtureEstimator(BaseEstimator):
         experts.keep(grown)
         columns = self._columns(X)
         if not (
-            all(map(np.array_equal, columns, (view.gate_columns, view.expert_columns)))
+            all(map(np.array_equal, columns, view.columns()))
             and 0 < len(grown) <= self._grown_size()
             and experts.types() == old.experts.types()
         ):
@@ -238,6 +240,8 @@ class MixtureEstimator(BaseEstimator):
         sizes = self._sizes(rows, self._grown_size())  # before a tree of any size is built
         tree = self._tree(rows.gate.shape[1] - 1)
         experts = make_experts(self.experts, replace(sizes, n_experts=len(leaves(tree))))
+        if self.exposure is not None and not experts.counts:
+            raise ValueError(f"exposure={self.exposure!r}: only experts='poisson' have an exposure")
         experts.check_targets(rows.y)
         return Mixture(tree, experts, self.gate_penalty)
 
@@ -331,17 +335,26 @@ class MixtureEstimator(BaseEstimator):
         X, y = self._check_data(X, y, reset=True)
         weight = checked_weight(sample_weight, X)
         y = self._encode(y, classes)
-        gate, expert = self._columns(given)
+        gate, expert, exposure = self._columns(given)
         gate_design = Design.of(dense(X[:, gate]), weight, "X")
         named = is_named(self.experts)
         expert_design = Design.of(dense(X[:, expert]), weight, "X") if named else None
-        self._view = ColumnView(gate, expert, gate_design, expert_design)
+        self._view = ColumnView(gate, expert, gate_design, expert_design, exposure)
         return Rows(self._view, X, y, weight)
 
     def _columns(self, given: Any) -> list[Int[np.ndarray, "m"]]:
-        """The columns of X that the gates and the experts see."""
-        names = ("gate_features", "expert_features")
-        return [select_columns(getattr(self, name), given, name) for name in names]
+        """The columns of X that the gates and the experts see, and that of the exposure."""
+        wanted = [] if self.exposure is None else self.exposure
+        exposure = select_columns(wanted, given, "exposure")
+        if self.exposure is not None and len(exposure) != 1:
+            raise ValueError(f"exposure={self.exposure!r}: expected one column")
+        found = []
+        for name in ("gate_features", "expert_features"):
+            columns = select_columns(getattr(self, name), given, name)
+            found.append(
+                np.setdiff1d(columns, exposure) if getattr(self, name) is None else columns
+            )
+        return [*found, exposure]
 
     def _check_data(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         X, y = validate_data(

@@ -68,6 +68,10 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
         gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
             that returns these; None for all, [] for constant mixing proportions.
         expert_features: the columns that the experts see.
+        exposure: the column of X with the exposure of each row, such as a time, an area or a
+            population: a Poisson expert's mean is its rate times this number, in ``fit`` and in
+            every prediction. It is what R gives as ``offset=log(exposure)``. Gate and experts do
+            not see it, unless ``gate_features`` or ``expert_features`` name it.
         gate: "softmax", or a `PartitionGate` that sends rows to experts by a fixed rule.
         gate_penalty: strength of the L2 penalty on the gate's slopes for standardized columns,
             against a log-likelihood that is a sum over the weighted rows.

@@ -39,6 +39,7 @@ class RowArrays(NamedTuple):
     Attributes:
         gate: what the gates see (n, p).
         expert: what the experts see (n, p).
+        log_exposure: the logarithm of the exposure (n,).
         y: targets (n, q), or the index of each row's class.
         weight: the weight of each row (n,).
         fixed: the logarithm of the prior (n, e), if the gate is a given partition.
@@ -46,6 +47,7 @@ class RowArrays(NamedTuple):
 
     gate: Any
     expert: Any
+    log_exposure: Any
     y: Any
     weight: Any
     fixed: Any
@@ -109,7 +111,10 @@ def parts(mixture: Mixture) -> list[Experts]:
 def data_of(mixture: Mixture, rows: Rows) -> RowArrays:
     """The rows as arrays."""
     fixed = mixture.tree.log_probabilities(rows) if isinstance(mixture.tree, FixedGate) else None
-    return jax.tree.map(jnp.asarray, RowArrays(rows.gate, rows.expert, rows.y, rows.weight, fixed))
+    return jax.tree.map(
+        jnp.asarray,
+        RowArrays(rows.gate, rows.expert, rows.log_exposure, rows.y, rows.weight, fixed),
+    )
 
 
 def parameters(mixture: Mixture) -> Parameters:
@@ -178,7 +183,8 @@ def log_density(
     elif isinstance(kind, Linear):
         each = norm.logpdf(y, predictor, std_of(kind, log_std))
     else:
-        each = poisson.logpmf(y, jnp.exp(jnp.minimum(predictor, LARGEST)))
+        log_rate = predictor + data.log_exposure[:, None, None]
+        each = poisson.logpmf(y, jnp.exp(jnp.minimum(log_rate, LARGEST)))
     return each.sum(axis=-1)
 
 

@@ -19,12 +19,18 @@ class ColumnView:
         expert_columns: indices of the columns that the experts see.
         gate_design: how the gates' columns are standardized.
         expert_design: the same for experts; None if all experts are estimators of scikit-learn.
+        exposure_column: the index of the column with the exposure; empty if there is none.
     """
 
     gate_columns: Int[np.ndarray, "_"]
     expert_columns: Int[np.ndarray, "_"]
     gate_design: Design
     expert_design: Design | None
+    exposure_column: Int[np.ndarray, "_"]
+
+    def columns(self) -> list[Int[np.ndarray, "_"]]:
+        """The indices of all three."""
+        return [self.gate_columns, self.expert_columns, self.exposure_column]
 
 
 @dataclass
@@ -64,6 +70,17 @@ class Rows:
         """The columns of the experts as they were given."""
         return self.given[:, self.view.expert_columns]
 
+    @cached_property
+    def log_exposure(self) -> Float[np.ndarray, "n"]:
+        """The logarithm of the exposure; zeros if there is none."""
+        if not len(self.view.exposure_column):
+            return np.zeros(len(self))
+        exposure = dense(self.given[:, self.view.exposure_column])[:, 0]
+        if not np.all(exposure > 0):
+            row = int(np.argmin(exposure))
+            raise ValueError(f"exposure: row {row} has {exposure[row]:g}, expected more than 0")
+        return np.log(exposure)
+
     def inputs(self) -> Float[np.ndarray, "n m"]:
         """Standardized inputs for a start, without columns that only estimators see."""
         new = ~np.isin(self.view.expert_columns, self.view.gate_columns)
@@ -72,8 +89,12 @@ class Rows:
         return np.hstack([self.gate[:, 1:], self.expert[:, 1:][:, new]])
 
     def targets(self) -> Float[np.ndarray, "n m"]:
-        """Standardized targets for a start; with classes, an indicator of each."""
-        targets = self.y if self.y.ndim == 2 else np.eye(self.y.max() + 1)[self.y]
+        """Standardized targets, per exposure, for a start; with classes, an indicator of each."""
+        targets = (
+            self.y / np.exp(self.log_exposure)[:, None]
+            if self.y.ndim == 2
+            else np.eye(self.y.max() + 1)[self.y]
+        )
         return Design.of(targets, self.weight, "y").matrix(targets)[:, 1:]
 
     def __len__(self) -> int:

@@ -68,7 +68,7 @@ class RegressionMethods(RegressorMixin):
         """
         rows = self._rows(X)
         parts = self._mixture.experts.distributions(rows)
-        discrete = all(frozen.dist.name == "poisson" for _, frozen in parts)
+        discrete = self._mixture.experts.counts
         return PredictiveDistribution(self._mixture.prior(rows), parts, self._single, discrete)
 
     def _decide(self, means: Float[np.ndarray, "n q"]) -> np.ndarray:

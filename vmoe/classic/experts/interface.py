@@ -64,7 +64,7 @@ class Experts(ABC):
 
     name: ClassVar[str]
     classifies: ClassVar[bool] = False
-    counts: ClassVar[bool] = False  # whether targets have probabilities instead of densities
+    counts: bool = False  # whether targets have probabilities instead of densities
     learned: ClassVar[tuple[str, ...]] = ("coef",)  # the attributes that a fit changes
     coef: Float[np.ndarray, "e q p"]  # for standardized columns
     sizes: Sizes

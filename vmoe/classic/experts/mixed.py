@@ -19,6 +19,7 @@ class Mixed(Experts):
     def __init__(self, parts: Sequence[Experts]):
         """Args: parts: an entry for each expert, before ``allocate``."""
         self.parts = list(parts)
+        self.counts = all(part.counts for part in parts)
 
     def allocate(self, sizes: Sizes) -> None:
         self.sizes = sizes

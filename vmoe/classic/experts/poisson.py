@@ -1,4 +1,9 @@
-"""Poisson experts for counts, with the logarithm as their link."""
+"""Poisson experts for counts, with the logarithm as their link.
+
+A rate may be per exposure, such as a time, an area or a population: the mean of a count is the
+exposure times exp(linear predictor). The logarithm of the exposure is what generalized linear
+models call an offset.
+"""
 
 from typing import Any, NamedTuple
 
@@ -31,23 +36,28 @@ class Poisson(Experts):
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
         for e in np.flatnonzero(alive(mass)):
             for j, y in enumerate(rows.y.T):
-                function = LogLinear(rows.expert, y, mass[:, e], self.sizes.penalty)
+                data = rows.expert, rows.log_exposure, y, mass[:, e]
+                function = LogLinear(*data, self.sizes.penalty)
                 self.coef[e, j] = maximize(function, self.start(self.coef[e, j], function))
 
     def start(self, coef: np.ndarray, function: "LogLinear") -> np.ndarray:
         """Where Newton's method starts: at a constant rate before the first fit."""
         if coef.any():
             return coef
-        rate = function.mass @ function.y / function.mass.sum()
+        rate = function.mass @ function.y / (function.mass @ np.exp(function.offset))
         return np.r_[np.log(max(rate, 1e-6)), coef[1:]]
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
-        log_rate = np.minimum(linear(rows, self.coef), LARGEST)
+        log_rate = self.log_rate(rows)
         y = rows.y[:, None]
         return (y * log_rate - np.exp(log_rate) - gammaln(y + 1)).sum(axis=-1)
 
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
-        return np.exp(np.minimum(linear(rows, self.coef), LARGEST))
+        return np.exp(self.log_rate(rows))
+
+    def log_rate(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
+        """The logarithm of the mean count."""
+        return np.minimum(linear(rows, self.coef) + rows.log_exposure[:, None, None], LARGEST)
 
     def distributions(self, rows: Rows) -> list[tuple[np.ndarray, Any]]:
         return [(np.arange(len(self.coef)), stats.poisson(self.means(rows)))]
@@ -57,6 +67,7 @@ class LogLinear(NamedTuple):
     """The penalized log-likelihood of one expert and output, without the constant."""
 
     x: np.ndarray
+    offset: np.ndarray
     y: np.ndarray
     mass: np.ndarray
     penalty: float
@@ -66,7 +77,7 @@ class LogLinear(NamedTuple):
         return float(self.mass.sum())
 
     def evaluate(self, coef: np.ndarray) -> tuple[float, np.ndarray]:
-        log_rate = np.minimum(self.x @ coef, LARGEST)
+        log_rate = np.minimum(self.x @ coef + self.offset, LARGEST)
         rate = np.exp(log_rate)
         value = self.mass @ (self.y * log_rate - rate)
         return float(value) - 0.5 * self.penalty * float(coef[1:] @ coef[1:]), rate
