@@ -12,7 +12,13 @@ from jaxtyping import Float, Int
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.utils import (
+    assert_all_finite,
+    check_array,
+    check_consistent_length,
+    check_random_state,
+    column_or_1d,
+)
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -81,7 +87,9 @@ class MixtureEstimator(BaseEstimator):
     }
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MixtureEstimator":
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
+    ) -> "MixtureEstimator":
         """Fits the mixture.
 
         An error while fitting leaves an estimator that is not fitted; with ``warm_start``, it
@@ -95,6 +103,9 @@ class MixtureEstimator(BaseEstimator):
                 there have to be as many rows as experts, whatever their weights. The sum of the
                 weights is therefore the number of rows that the penalties compare with: weights
                 that sum to 1 are like a single row. A mean of 1 keeps the number of rows.
+            groups: the group of each row (n,), such as the person whose repeated measures they are;
+                all rows of a group have the same expert (``| id`` in R's flexmix). The gates may
+                then only see columns that are constant in every group.
 
         Raises:
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
@@ -102,11 +113,11 @@ class MixtureEstimator(BaseEstimator):
         """
         self._random = check_random_state(self.random_state)
         if self.warm_start and hasattr(self, "_mixture"):
-            rows = self._labeled_rows(X, y, sample_weight)
+            rows = self._labeled_rows(X, y, sample_weight, groups)
             sizes = self._sizes(rows, len(leaves(self._mixture.tree)))
             fits = [self._solved(self._continued(X, sizes), rows, None)]
         else:
-            rows = self._training_rows(X, y, sample_weight)
+            rows = self._training_rows(X, y, sample_weight, groups=groups)
             fits = self._fits(rows, self.start)
         fit = _best(fits)
         posterior, _ = fit.mixture.posterior(rows)
@@ -285,8 +296,7 @@ class MixtureEstimator(BaseEstimator):
             check_no_expert_is_empty(posterior, rows)
             return posterior
         if isinstance(start, str):
-            data = rows.inputs(), rows.targets(), rows.weight
-            found = start_posteriors(start, mixture.tree, *data, self._random)
+            found = start_posteriors(start, mixture.tree, rows, self._random)
             if len(found) == 1:
                 return found[0]
             trial = em.Stopping(TRIAL, 0.0, "relative")
@@ -327,7 +337,9 @@ class MixtureEstimator(BaseEstimator):
             raise ValueError("a start from parameters needs named experts of one kind")
         mixture.experts.set_parameters(expert_coef, expert_std, view.expert_design)
 
-    def _training_rows(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Rows:
+    def _training_rows(
+        self, X: Any, y: Any, sample_weight: Any, classes: Any = None, groups: Any = None
+    ) -> Rows:
         """Rows for a first fit, which determine columns, outputs or classes."""
         # A fit that fails leaves no old mixture with a new view.
         self.__dict__.pop("_mixture", None)
@@ -340,7 +352,24 @@ class MixtureEstimator(BaseEstimator):
         named = is_named(self.experts)
         expert_design = Design.of(dense(X[:, expert]), weight, "X") if named else None
         self._view = ColumnView(gate, expert, gate_design, expert_design, exposure)
-        return Rows(self._view, X, y, weight)
+        return self._grouped(Rows(self._view, X, y, weight), groups)
+
+    def _grouped(self, rows: Rows, groups: Any) -> Rows:
+        """The rows in groups, which have to be constant for the gates."""
+        if groups is None:
+            return rows
+        groups = column_or_1d(check_array(groups, ensure_2d=False, dtype=None, input_name="groups"))
+        check_consistent_length(rows.given, groups)
+        _, first, index = np.unique(groups, return_index=True, return_inverse=True)
+        differs = rows.gate_given != rows.gate_given[first][index]
+        if differs.any():
+            row, column = np.argwhere(differs)[0]
+            name = self._names()[self._view.gate_columns[column]]
+            raise ValueError(
+                f"groups: the gate sees {name}, which is not constant in group {groups[row]}: "
+                "set gate_features to columns that are, or to [] for constant proportions"
+            )
+        return replace(rows, groups=index)
 
     def _columns(self, given: Any) -> list[Int[np.ndarray, "m"]]:
         """The columns of X that the gates and the experts see, and that of the exposure."""
@@ -371,7 +400,7 @@ class MixtureEstimator(BaseEstimator):
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float64)
         return Rows(self._view, X, None, checked_weight(sample_weight, X))
 
-    def _labeled_rows(self, X: Any, y: Any, sample_weight: Any = None) -> Rows:
+    def _labeled_rows(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Rows:
         """Rows with targets, after the fit."""
         check_is_fitted(self)
         X, y = self._check_data(X, y, reset=False)
@@ -379,7 +408,8 @@ class MixtureEstimator(BaseEstimator):
         if y.ndim == 2 and y.shape[1] != outputs:
             raise ValueError(f"y has {y.shape[1]} outputs, expected {outputs}")
         self._mixture.experts.check_targets(y)
-        return Rows(self._view, X, y, checked_weight(sample_weight, X))
+        rows = Rows(self._view, X, y, checked_weight(sample_weight, X))
+        return self._grouped(rows, groups)
 
     def _combined(self, X: Any) -> Float[np.ndarray, "n q"]:
         """The experts' predictions as one, as ``combine`` says."""
@@ -395,29 +425,36 @@ class MixtureEstimator(BaseEstimator):
         rows = self._rows(X)
         return self._mixture.prior(rows)
 
-    def responsibilities(self, X: Any, y: Any) -> Float[np.ndarray, "n e"]:
-        """The probability of every expert given the row and its target."""
-        rows = self._labeled_rows(X, y)
+    def responsibilities(
+        self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
+    ) -> Float[np.ndarray, "n e"]:
+        """The probability of every expert given the row and its target, or given its group's.
+
+        Weights matter in groups alone: there, an integer is the same as repeated rows.
+        """
+        rows = self._labeled_rows(X, y, sample_weight, groups)
         return self._mixture.posterior(rows)[0]
 
-    def degenerate_experts(self, X: Any, y: Any, sample_weight: Any = None) -> DegenerateExperts:
+    def degenerate_experts(
+        self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
+    ) -> DegenerateExperts:
         """The experts that are copies of others, have no rows, or have no noise of their own."""
-        rows = self._labeled_rows(X, y, sample_weight)
+        rows = self._labeled_rows(X, y, sample_weight, groups)
         return degenerate_experts(self._mixture, rows)
 
-    def aic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def aic(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
         """Akaike's information criterion: the lower, the better."""
-        rows = self._labeled_rows(X, y, sample_weight)
+        rows = self._labeled_rows(X, y, sample_weight, groups)
         return self._mixture.aic(rows)
 
-    def bic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def bic(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
         """The Bayesian information criterion: the lower, the better."""
-        rows = self._labeled_rows(X, y, sample_weight)
+        rows = self._labeled_rows(X, y, sample_weight, groups)
         return self._mixture.bic(rows)
 
-    def icl(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def icl(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
         """The integrated completed likelihood: BIC plus a term for unsure responsibilities."""
-        rows = self._labeled_rows(X, y, sample_weight)
+        rows = self._labeled_rows(X, y, sample_weight, groups)
         return self._mixture.icl(rows)
 
     def explain(self, x: Any) -> Explanation:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.nn import log_softmax
+from jax.ops import segment_sum
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm, poisson
 from jax.scipy.stats import t as student_t
@@ -42,6 +43,8 @@ class RowArrays(NamedTuple):
         log_exposure: the logarithm of the exposure (n,).
         y: targets (n, q), or the index of each row's class.
         weight: the weight of each row (n,).
+        share: how much each row counts for the gates (n,).
+        groups: the index of each row's group (n,); None without groups.
         fixed: the logarithm of the prior (n, e), if the gate is a given partition.
     """
 
@@ -50,6 +53,8 @@ class RowArrays(NamedTuple):
     log_exposure: Any
     y: Any
     weight: Any
+    share: Any
+    groups: Any
     fixed: Any
 
 
@@ -113,7 +118,16 @@ def data_of(mixture: Mixture, rows: Rows) -> RowArrays:
     fixed = mixture.tree.log_probabilities(rows) if isinstance(mixture.tree, FixedGate) else None
     return jax.tree.map(
         jnp.asarray,
-        RowArrays(rows.gate, rows.expert, rows.log_exposure, rows.y, rows.weight, fixed),
+        RowArrays(
+            rows.gate,
+            rows.expert,
+            rows.log_exposure,
+            rows.y,
+            rows.weight,
+            rows.share,
+            rows.groups,
+            fixed,
+        ),
     )
 
 
@@ -146,7 +160,10 @@ def objective(mixture: Mixture, values: Parameters, data: RowArrays) -> jax.Arra
     density = jnp.concatenate([log_density(*expert, data) for expert in each], axis=1)
     penalty = sum(penalty_of(with_zeros(coef), mixture.gate_penalty) for coef in values.gates)
     penalty += sum(expert_penalty(*expert) for expert in each)
-    return data.weight @ logsumexp(prior + density, axis=1) - penalty
+    if data.groups is not None:
+        weighted = data.weight[:, None] * density
+        density = segment_sum(weighted, data.groups, len(density))[data.groups]
+    return data.share @ logsumexp(prior + density, axis=1) - penalty
 
 
 def with_zeros(coef: jax.Array) -> jax.Array:

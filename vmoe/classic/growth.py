@@ -18,8 +18,10 @@ from vmoe.classic.tree import split_leaf
 def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray, "n e"]]:
     """The mixture with one more expert, and the responsibilities of its first M-step."""
     posterior, _ = mixture.posterior(rows)
-    points = joined(rows.inputs(), rows.targets())
-    halves = [unsure(principal(points, rows.weight * h, 2), 2) for h in posterior.T]
+    points = joined(rows)
+    halves = [
+        unsure(principal(points, rows.sums(rows.weight * h), 2), 2)[rows.unit] for h in posterior.T
+    ]
     gains = [_gain(mixture, rows, e, posterior[:, [e]] * half) for e, half in enumerate(halves)]
     worst = first_largest(gains)
     experts = copy.copy(mixture.experts)

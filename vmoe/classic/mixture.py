@@ -33,22 +33,24 @@ class Mixture:
     def posterior(self, rows: Rows) -> tuple[Float[np.ndarray, "n e"], Float[np.ndarray, "n"]]:
         """The E-step: the responsibilities, and the log-likelihood of every row.
 
+        The rows of a group have the responsibilities of the group, and equal parts by weight of its
+        log-likelihood.
+
         A row that no expert can have made, which takes variances of almost 0, has the
         responsibilities of its prior; its log-likelihood is -inf, but 0 if its weight is.
         """
         prior = self.tree.log_prior(rows)
-        joint = prior + self.experts.log_density(rows)
+        joint = prior + rows.pooled(self.experts.log_density(rows))
         row = logsumexp(joint, axis=1)
         lost = np.isneginf(row)
         joint[lost] = prior[lost]
         posterior = np.exp(joint - np.where(lost, 0.0, row)[:, None])
-        return posterior, np.where(rows.weight > 0, row, 0.0)
+        return posterior, np.where(rows.weight > 0, row, 0.0) / rows.unit_weight
 
     def update(self, rows: Rows, posterior: Float[np.ndarray, "n e"]) -> None:
         """The M-step."""
-        mass = posterior * rows.weight[:, None]
-        self.tree.update(rows, mass, self.gate_penalty)
-        self.experts.update(rows, mass)
+        self.tree.update(rows, posterior * rows.share[:, None], self.gate_penalty)
+        self.experts.update(rows, posterior * rows.weight[:, None])
 
     def penalty(self) -> float:
         """What the penalties subtract from the log-likelihood."""
@@ -96,4 +98,4 @@ class Mixture:
         """
         posterior, _ = self.posterior(rows)
         sure = np.log(posterior.max(axis=1))
-        return self.bic(rows) - 2 * float(rows.weight @ sure)
+        return self.bic(rows) - 2 * float(rows.share @ sure)

@@ -73,9 +73,10 @@ def learn(mixture: Mixture, memory: OnlineMemory, rows: Rows, decay: float, move
     experts = mixture.experts
     posterior, _ = mixture.posterior(rows)
     mass = posterior * rows.weight[:, None]
+    share = posterior * rows.share[:, None]
     memory.decay(decay ** float(rows.weight.sum()))
     batch = _Batch(rows, memory, move)
-    batch.learn_gate(mixture.tree, "gate", mass, mixture.gate_penalty)
+    batch.learn_gate(mixture.tree, "gate", share, mixture.gate_penalty)
     if isinstance(experts, Linear):
         batch.learn_linear(experts, mass)
     elif isinstance(experts, Logistic):

@@ -8,12 +8,13 @@ count of parameters, so it also compares experts that are estimators of scikit-l
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import check_cv
+from sklearn.model_selection import GroupKFold, check_cv
 from sklearn.utils import _safe_indexing
 
 from vmoe.classic.degenerate import degenerate_experts
@@ -124,6 +125,7 @@ def mixture_path(
     *,
     cv: Any = 5,
     sample_weight: Any = None,
+    groups: Any = None,
 ) -> MixturePath:
     """Fits mixtures with several numbers of experts, to choose one of them.
 
@@ -132,9 +134,10 @@ def mixture_path(
 
     Args:
         estimator: a mixture of `vmoe.classic`. A hierarchy grows to the numbers of experts.
-        X, y, sample_weight: as for its ``fit``.
+        X, y, sample_weight, groups: as for its ``fit``.
         n_experts: the numbers; None for six from 1 on, or for a hierarchy from its own tree's on.
         cv: folds for the held-out score: a number or a splitter of scikit-learn; None for no score.
+            A number keeps groups together.
 
     Raises:
         ValueError: it is another estimator, or one of the fits refuses its settings or data.
@@ -152,23 +155,27 @@ def mixture_path(
     if n_experts is None:
         least = estimator._least_size()
         n_experts = range(least, least + 6)
-    folds = list(_folds(estimator, X, y, cv))
+    data = [X, y, sample_weight, groups]
+    folds = list(_folds(estimator, X, y, groups, cv))
     estimators, lines = [], []
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         for number in n_experts:
             new = clone(estimator).set_params(**{estimator._size: number})
-            model = clone(new).fit(X, y, sample_weight)
+            model = clone(new).fit(*data)
             estimators.append(model)
-            line = _described(model, model._labeled_rows(X, y, sample_weight))
-            scores = [_held_out(clone(new), X, y, sample_weight, *fold) for fold in folds]
+            line = _described(model, model._labeled_rows(*data))
+            scores = [_held_out(clone(new), data, *fold) for fold in folds]
             lines.append({"n_experts": number} | line | _averaged(scores))
     return MixturePath(estimators, {name: [line[name] for line in lines] for name in FORMATS})
 
 
-def _folds(estimator: Any, X: Any, y: Any, cv: Any) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def _folds(
+    estimator: Any, X: Any, y: Any, groups: Any, cv: Any
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     if cv is None:
         return []
-    return check_cv(cv, y, classifier=is_classifier(estimator)).split(X, y)
+    cv = GroupKFold(cv) if groups is not None and isinstance(cv, Integral) else cv
+    return check_cv(cv, y, classifier=is_classifier(estimator)).split(X, y, groups)
 
 
 def _described(model: Any, rows: Rows) -> dict[str, Any]:
@@ -188,12 +195,14 @@ def _described(model: Any, rows: Rows) -> dict[str, Any]:
 
 
 def _held_out(
-    model: Any, X: Any, y: Any, sample_weight: Any, train: np.ndarray, test: np.ndarray
+    model: Any, data: list[Any], train: np.ndarray, test: np.ndarray
 ) -> tuple[float, float]:
     """The log-likelihood of the rows of one fold, and their weight."""
-    data = [X, y] if sample_weight is None else [X, y, sample_weight]
-    model.fit(*(_safe_indexing(each, train) for each in data))
-    rows = model._labeled_rows(*(_safe_indexing(each, test) for each in data))
+    seen, left_out = (
+        [None if each is None else _safe_indexing(each, some) for each in data]
+        for some in (train, test)
+    )
+    rows = model.fit(*seen)._labeled_rows(*left_out)
     return model._mixture.log_likelihood(rows), float(rows.weight.sum())
 
 

@@ -42,12 +42,15 @@ class Rows:
         given: all columns, an array or a sparse matrix in CSR form.
         y: targets (n, q), or the index of each row's class; None for rows to predict.
         weight: the weight of each row.
+        groups: the index of each row's group, whose rows have one expert; None if every row has an
+            expert of its own. A *unit* is a group or, without groups, a row.
     """
 
     view: ColumnView
     given: Any
     y: Any
     weight: Float[np.ndarray, "n"]
+    groups: Int[np.ndarray, "n"] | None = None
 
     @cached_property
     def gate(self) -> Float[np.ndarray, "n p"]:
@@ -80,6 +83,39 @@ class Rows:
             row = int(np.argmin(exposure))
             raise ValueError(f"exposure: row {row} has {exposure[row]:g}, expected more than 0")
         return np.log(exposure)
+
+    @property
+    def unit(self) -> Any:
+        """The index of each row's unit."""
+        return slice(None) if self.groups is None else self.groups
+
+    def sums(self, values: Float[np.ndarray, "n *m"]) -> Float[np.ndarray, "u *m"]:
+        """The sum of values over every unit."""
+        if self.groups is None:
+            return values
+        result = np.zeros((self.groups.max() + 1, *values.shape[1:]))
+        np.add.at(result, self.groups, values)
+        return result
+
+    @cached_property
+    def unit_weight(self) -> Float[np.ndarray, "n"]:
+        """The weight of each row's group, 1 if it has none; ones without groups."""
+        if self.groups is None:
+            return np.ones(len(self))
+        total = self.sums(self.weight)
+        return np.where(total > 0, total, 1.0)[self.groups]
+
+    @cached_property
+    def share(self) -> Float[np.ndarray, "n"]:
+        """How much each row counts for the gates: its weight; together, a group counts once."""
+        return self.weight / self.unit_weight
+
+    def pooled(self, log_density: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n e"]:
+        """The log density of each row's unit, in which a row's counts with its weight."""
+        if self.groups is None:
+            return log_density
+        some = self.weight[:, None] > 0  # another row may be one that no expert can have made
+        return self.sums(self.weight[:, None] * np.where(some, log_density, 0.0))[self.groups]
 
     def inputs(self) -> Float[np.ndarray, "n m"]:
         """Standardized inputs for a start, without columns that only estimators see."""

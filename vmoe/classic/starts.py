@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
 
+from vmoe.classic.rows import Rows
 from vmoe.classic.tree import TreeGate, leaves
 
 LLOYD_STEPS = 10
@@ -27,36 +28,32 @@ Grouping = Callable[[np.ndarray, np.ndarray, int, np.random.RandomState], np.nda
 
 
 def start_posteriors(
-    kind: str,
-    tree: TreeGate,
-    inputs: Float[np.ndarray, "n d"],
-    targets: Float[np.ndarray, "n q"],
-    weight: Float[np.ndarray, "n"],
-    random: np.random.RandomState,
+    kind: str, tree: TreeGate, rows: Rows, random: np.random.RandomState
 ) -> list[Float[np.ndarray, "n e"]]:
     """The responsibilities of a start by name: one or more to choose from.
 
     Args:
         kind: "principal", "kmeans", or "random" (the nearest of randomly drawn rows).
         tree: the gates, whose experts get the groups.
-        inputs: the standardized inputs.
-        targets: the standardized targets.
-        weight: the weight of each row.
+        rows: the rows, with targets and weights.
         random: the source of random numbers.
     """
-    points = [joined(inputs, targets)]
+    points = [joined(rows)]
     if kind == "principal":
-        points.append(residuals(inputs, targets, weight))
-    group, experts = GROUPINGS[kind], len(leaves(tree))
+        points.append(residuals(rows))
+    group, experts, weight = GROUPINGS[kind], len(leaves(tree)), rows.sums(rows.weight)
     found = [assign(tree, z, weight, lambda z, w, k: group(z, w, k, random)) for z in points]
-    return [unsure(expert, experts) for expert in found]
+    return [unsure(expert, experts)[rows.unit] for expert in found]
 
 
-def joined(
-    inputs: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n q"]
-) -> Float[np.ndarray, "n m"]:
-    """The points in which groups are found: standardized inputs beside smaller targets."""
-    return np.hstack([inputs, TARGETS * targets])
+def joined(rows: Rows) -> Float[np.ndarray, "u m"]:
+    """The points in which groups are found: standardized inputs beside smaller targets.
+
+    Of given groups of rows they are the means, beside ``residuals``, since such groups may differ
+    in the relation of targets and inputs alone.
+    """
+    points = np.hstack([rows.inputs(), TARGETS * rows.targets()])
+    return points if rows.groups is None else np.hstack([_means(rows, points), residuals(rows)])
 
 
 def unsure(group: Int[np.ndarray, "n"], k: int) -> Float[np.ndarray, "n k"]:
@@ -64,15 +61,25 @@ def unsure(group: Int[np.ndarray, "n"], k: int) -> Float[np.ndarray, "n k"]:
     return (1 - UNSURE) * np.eye(k)[group] + UNSURE / k
 
 
-def residuals(
-    inputs: Float[np.ndarray, "n d"],
-    targets: Float[np.ndarray, "n q"],
-    weight: Float[np.ndarray, "n"],
-) -> Float[np.ndarray, "n q"]:
-    """What a ridge regression leaves of the targets; the ridge keeps it from being rounding."""
+def residuals(rows: Rows) -> Float[np.ndarray, "u m"]:
+    """What a ridge regression leaves of the targets; the ridge keeps it from being rounding.
+
+    Of given groups of rows, it is the mean of what is left, and of its products with the inputs:
+    the directions in which the intercept and the slopes of the group differ from those of all.
+    """
+    inputs, targets, weight = rows.inputs(), rows.targets(), rows.weight
     scaled = inputs * (weight / weight.sum())[:, None]
     gram = scaled.T @ inputs + RIDGE * np.eye(inputs.shape[1])
-    return targets - inputs @ np.linalg.solve(gram, scaled.T @ targets)
+    left = targets - inputs @ np.linalg.solve(gram, scaled.T @ targets)
+    if rows.groups is None:
+        return left
+    products = left[:, :, None] * inputs[:, None]
+    return _means(rows, np.hstack([left, products.reshape(len(left), -1)]))
+
+
+def _means(rows: Rows, points: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "u m"]:
+    """The weighted mean of every given group of rows."""
+    return rows.sums(points * rows.share[:, None])
 
 
 def assign(

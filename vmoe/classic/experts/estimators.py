@@ -124,9 +124,16 @@ class Estimators(Experts):
 
 
 def folds_of(rows: Rows) -> Int[np.ndarray, "n"]:
-    """A fold of each row, by chance; equal rows share one, whatever their number and order."""
-    y = np.ascontiguousarray(rows.y)
-    keys = [x + target.tobytes() for x, target in zip(_contents(rows.expert_given), y, strict=True)]
+    """A fold of each row, by chance; equal rows share one, whatever their number and order.
+
+    The rows of a group share one, too.
+    """
+    if rows.groups is None:
+        y = np.ascontiguousarray(rows.y)
+        contents = zip(_contents(rows.expert_given), y, strict=True)
+        keys = [x + target.tobytes() for x, target in contents]
+    else:
+        keys = [group.tobytes() for group in rows.groups]
     shuffled = sorted(set(keys), key=lambda key: (zlib.crc32(key), key))
     fold = {key: i % FOLDS for i, key in enumerate(shuffled)}
     return np.array([fold[key] for key in keys])
