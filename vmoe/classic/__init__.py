@@ -3,8 +3,9 @@
 Flat mixtures (Jacobs et al. 1991) and hierarchical ones (Jordan & Jacobs 1994), fitted by EM in
 numpy and scipy, in float64.
 
-Annotations of this package have axis letters of their own: n rows, d columns, p columns and the
-intercept, e experts, k children of a gate, q outputs (or classes, for a classifier), m any other.
+Annotations of this package have axis letters of their own: n rows, u rows or groups of them, d
+columns, p columns and the intercept, e experts, k children of a gate, q outputs (or classes, for a
+classifier), m any other.
 
 >>> from vmoe.classic import MixtureOfExpertsRegressor
 >>> MixtureOfExpertsRegressor(n_experts=3)

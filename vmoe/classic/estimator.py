@@ -105,7 +105,8 @@ class MixtureEstimator(BaseEstimator):
                 that sum to 1 are like a single row. A mean of 1 keeps the number of rows.
             groups: the group of each row (n,), such as the person whose repeated measures they are;
                 all rows of a group have the same expert (``| id`` in R's flexmix). The gates may
-                then only see columns that are constant in every group.
+                then only see columns that are constant in every group. A group counts once for
+                them, and a weight within its group alone: repeat groups instead.
 
         Raises:
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has

@@ -106,7 +106,7 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
         n_iter_: the number of steps.
         converged_: whether ``tol`` was reached.
         history_: the penalized log-likelihood after each step, summed over the weighted rows.
-        lower_bound_: its last value.
+        lower_bound_: its last value. The noise of regressors is then changed, as said above.
 
     >>> x = np.linspace(-1, 1, 200)[:, None]
     >>> model = MixtureOfExpertsRegressor(2).fit(x, np.abs(x[:, 0]))

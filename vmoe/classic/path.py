@@ -134,10 +134,13 @@ def mixture_path(
 
     Args:
         estimator: a mixture of `vmoe.classic`. A hierarchy grows to the numbers of experts.
-        X, y, sample_weight, groups: as for its ``fit``.
+        X: rows, as for its ``fit``.
+        y: their targets.
         n_experts: the numbers; None for six from 1 on, or for a hierarchy from its own tree's on.
         cv: folds for the held-out score: a number or a splitter of scikit-learn; None for no score.
             A number keeps groups together.
+        sample_weight: weights, as for ``fit``.
+        groups: the group of each row, as for ``fit``.
 
     Raises:
         ValueError: it is another estimator, or one of the fits refuses its settings or data.
