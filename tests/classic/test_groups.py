@@ -138,7 +138,7 @@ def test_searches_and_paths_keep_groups_together() -> None:
     x, y, who, _ = persons()
     model = MixtureOfExpertsRegressor(gate_features=[], max_iter=20)
     path = mixture_path(model, x, y, [1, 2], cv=3, groups=who)
-    splits = GroupKFold(3).split(x, y, who)
+    splits = GroupKFold(3, shuffle=True, random_state=0).split(x, y, who)
     again = mixture_path(model, x, y, [1, 2], cv=list(splits), groups=who)
     assert path.table["held_out"] == again.table["held_out"]
     assert path.table["bic"] == [m.bic(x, y, groups=who) for m in path.estimators]

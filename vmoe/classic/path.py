@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GroupKFold, check_cv
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, check_cv
 from sklearn.utils import _safe_indexing
 
 from vmoe.classic.degenerate import degenerate_experts
@@ -138,7 +138,8 @@ def mixture_path(
         y: their targets.
         n_experts: the numbers; None for six from 1 on, or for a hierarchy from its own tree's on.
         cv: folds for the held-out score: a number or a splitter of scikit-learn; None for no score.
-            A number keeps groups together.
+            By a number, folds are drawn, always the same ones; they keep groups together, and the
+            shares of classes.
         sample_weight: weights, as for ``fit``.
         groups: the group of each row, as for ``fit``.
 
@@ -177,8 +178,11 @@ def _folds(
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     if cv is None:
         return []
-    cv = GroupKFold(cv) if groups is not None and isinstance(cv, Integral) else cv
-    return check_cv(cv, y, classifier=is_classifier(estimator)).split(X, y, groups)
+    if isinstance(cv, Integral):
+        kind = StratifiedKFold if is_classifier(estimator) else KFold
+        kind = kind if groups is None else GroupKFold
+        cv = kind(cv, shuffle=True, random_state=0)  # rows are often sorted
+    return check_cv(cv).split(X, y, groups)
 
 
 def _described(model: Any, rows: Rows) -> dict[str, Any]:
