@@ -8,6 +8,7 @@
     vowels     Jacobs et al. 1991, table 1: experts and networks tell vowels apart, 25 starts
     arm_...    Jordan & Jacobs 1994, table 1: six methods learn a simulated arm, five draws
     tone, no   how many lines two data sets of R's mixtools have, by BIC and ICL
+    noise      how often 90% intervals hold new targets if trees and others are the experts
     stored     the estimators against results of R's flexmix and mixtools on their own data
     trees_...  the soft tree, CART, a forest and boosting: 5x2cv F test and McNemar's test
 
@@ -26,7 +27,7 @@ import sklearn
 
 from scripts.experiments.framework.figures import Part, figures_parser, measured
 from scripts.experiments.framework.runs import ROOT
-from scripts.experiments.mixtures import lines, methods, plots, stored, trees, vowels
+from scripts.experiments.mixtures import lines, methods, noise, plots, stored, trees, vowels
 from scripts.experiments.mixtures.data import checksum
 from scripts.experiments.mixtures.tables import TABLES
 
@@ -40,7 +41,7 @@ class Size(NamedTuple):
         passes: largest number of passes through the vowels.
         starts: number of starts of EM on tone perception and nitrogen oxides.
         steps: largest number of EM steps on these and against R.
-        share: fraction of the arm's rows.
+        share: fraction of the rows of the arm, and of those for the noise.
         settings: how many settings each method tries on the arm; None for all.
         rows: how many rows, or speakers, a data set of the trees has; None for all.
         classifiers: sizes for ``trees.make``.
@@ -126,6 +127,7 @@ PARTS = {
     ),
     **{f"arm_{name}": _arm(name) for name in methods.METHODS},
     **{name: _lines(name) for name in lines.COLUMNS},
+    "noise": _part(5, (), lambda _, seed, size: noise.measure(seed, size.share)),
     "stored": _part(
         1, ("npreg", "no", "tone"), lambda folder, _, size: stored.measure(folder, size.steps)
     ),

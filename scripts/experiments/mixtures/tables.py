@@ -20,6 +20,7 @@ from scripts.experiments.framework.runs import Rows
 from scripts.experiments.mixtures.answer import answer, corrected_tests, passes, runs
 from scripts.experiments.mixtures.lines import COLUMNS, CRITERIA, EXPERTS, GATES
 from scripts.experiments.mixtures.methods import METHODS
+from scripts.experiments.mixtures.noise import EXPERTS as EXPERTS_OF_NOISE
 from scripts.experiments.mixtures.stored import CASES, STATES
 from scripts.experiments.mixtures.trees import LABELS, MODELS
 from scripts.experiments.mixtures.vowels import SYSTEMS
@@ -112,6 +113,21 @@ def lines(rows: Rows) -> str:
     return markdown_table(columns, table)
 
 
+# Noise of estimators
+
+
+def noise(rows: Rows) -> str:
+    """How often intervals hold new targets, by the experts."""
+    table = []
+    for name in EXPERTS_OF_NOISE:
+        own = [figures[name] for figures in figures_of(rows, "noise")]
+        if own:
+            shares = [spread([100 * each[of] for each in own]) for of in ("in_sample", "left_out")]
+            table.append([name, *shares])
+    columns = ["experts", "noise of the rows of the fit, percent", "of rows left out, percent"]
+    return markdown_table(columns, table)
+
+
 # R's results
 
 
@@ -174,6 +190,7 @@ TABLES: Tables = {
     "vowels": ("Vowels by speaker", vowels),
     "arm": ("An arm with four joints", arm),
     "lines": ("Number of experts", lines),
+    "noise": ("Intervals with estimators as experts", noise),
     "stored": ("Largest differences from R", stored),
     "trees": ("The soft tree and other classifiers", trees),
 }
