@@ -92,6 +92,7 @@ def test_a_search_and_a_tree_pass_the_exposure_on() -> None:
     assert tree.score(frame.to_numpy(), y) > 0.8
 
 
+@pytest.mark.slow
 def test_jax_computes_the_log_likelihood_of_em_with_an_exposure() -> None:
     frame, y = observed()
     model = poisson(max_iter=3).fit(frame, y)

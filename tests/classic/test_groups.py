@@ -122,6 +122,7 @@ def test_a_tree_grows_in_groups_and_estimators_leave_out_whole_groups() -> None:
     assert np.bincount(folds).tolist() == [20] * 5
 
 
+@pytest.mark.slow
 def test_jax_computes_the_log_likelihood_of_groups() -> None:
     x, y, who, _ = persons()
     model = MixtureOfExpertsRegressor(gate_features=[], max_iter=3).fit(x, y, groups=who)
@@ -136,7 +137,7 @@ def test_jax_computes_the_log_likelihood_of_groups() -> None:
 
 def test_searches_and_paths_keep_groups_together() -> None:
     x, y, who, _ = persons()
-    model = MixtureOfExpertsRegressor(gate_features=[], max_iter=20)
+    model = MixtureOfExpertsRegressor(gate_features=[], max_iter=5)
     path = mixture_path(model, x, y, [1, 2], cv=3, groups=who)
     splits = GroupKFold(3, shuffle=True, random_state=0).split(x, y, who)
     again = mixture_path(model, x, y, [1, 2], cv=list(splits), groups=who)
