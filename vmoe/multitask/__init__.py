@@ -23,6 +23,7 @@ from vmoe.multitask.bodies import (
 from vmoe.multitask.estimator import MultiTaskClassifier, MultiTaskEstimator
 from vmoe.multitask.expert_use import plot_expert_use
 from vmoe.multitask.gates import DSelectK, Gated, Softmax, TaskGate
+from vmoe.multitask.history import plot_history
 from vmoe.multitask.model import MultiTask
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "SharedBottom",
     "Softmax",
     "plot_expert_use",
+    "plot_history",
 ]

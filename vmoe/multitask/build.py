@@ -21,20 +21,31 @@ from vmoe.nn.experts import Experts, experts_of
 
 
 class ReluLayers(nnx.Module):
-    """Linear layers, each followed by a ReLU, and a last one without, if ``outputs`` is given."""
+    """Linear layers, each followed by a ReLU, and a last one without, if ``outputs`` is given.
+
+    In training, dropout follows each ReLU.
+    """
 
     def __init__(
-        self, width: int, units: Sequence[int], outputs: int | None = None, *, rngs: nnx.Rngs
+        self,
+        width: int,
+        units: Sequence[int],
+        outputs: int | None = None,
+        *,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
     ):
         sizes = [width, *units]
         self.hidden = nnx.List(
             [nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)]
         )
         self.last = None if outputs is None else nnx.Linear(sizes[-1], outputs, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, rows: Float[Array, "b d"]) -> Float[Array, "b f"]:
         for layer in self.hidden:
             rows = jax.nn.relu(layer(rows))
+            rows = rows if self.dropout is None else self.dropout(rows)
         return rows if self.last is None else self.last(rows)
 
 
@@ -51,6 +62,7 @@ class BodyConfig(NamedTuple):
         k: number of selectors of "dselect_k".
         entropy_weight: weight of the entropy of "dselect_k" in the loss.
         expert: makes an expert for rows of a width; None for layers of ``units``.
+        dropout: rate of dropout after each layer of ``units`` and of the towers, in training.
     """
 
     tasks: int
@@ -62,10 +74,11 @@ class BodyConfig(NamedTuple):
     k: int = 0
     entropy_weight: float = 0.0
     expert: Callable[..., nnx.Module] | None = None
+    dropout: float = 0.0
 
     def new_expert(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         if self.expert is None:
-            return ReluLayers(width, self.units, rngs=rngs)
+            return ReluLayers(width, self.units, dropout=self.dropout, rngs=rngs)
         return self.expert(width, rngs=rngs)
 
     def new_experts(self, n: int, width: int, rngs: nnx.Rngs) -> Experts:
@@ -96,7 +109,9 @@ def mmoe(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
 def cross_stitch(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
     widths = [width, *config.units]
     layers = [
-        experts_of([ReluLayers(a, (b,), rngs=rngs) for _ in range(config.tasks)])
+        experts_of(
+            [ReluLayers(a, (b,), dropout=config.dropout, rngs=rngs) for _ in range(config.tasks)]
+        )
         for a, b in zip(widths, widths[1:], strict=False)
     ]
     return CrossStitch(layers)
@@ -110,7 +125,7 @@ def ple(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
     layers = []
     for i in range(config.layers):
         layers.append(ple_layer(config, width, rngs, last=i == config.layers - 1))
-        width = width_after(layers[-1].shared.on_same, width)
+        width = width_after(layers[-1].shared, lambda experts, rows: experts.on_same(rows), width)
     return Ple(layers)
 
 
@@ -153,14 +168,25 @@ def new_model(
         inputs: makes the rows.
     """
     body = ARCHITECTURES[architecture](config, width, rngs)
-    features = width_after(lambda rows: body(rows).features, width)
+    features = width_after(body, lambda body, rows: body(rows).features, width)
     towers = {
-        name: ReluLayers(features, tuple(tower_units), size, rngs=rngs)
+        name: ReluLayers(features, tuple(tower_units), size, dropout=config.dropout, rngs=rngs)
         for name, size in outputs.items()
     }
     return MultiTask(body, towers, inputs)
 
 
-def width_after(function: Callable[[jax.Array], jax.Array], width: int) -> int:
-    """The size of the last axis of a function's output for rows f[b width]."""
-    return jax.eval_shape(function, jax.ShapeDtypeStruct((1, width), "float32")).shape[-1]
+def width_after(
+    module: nnx.Module, apply: Callable[[nnx.Module, jax.Array], jax.Array], width: int
+) -> int:
+    """The size of the last axis of what a module makes of rows f[b width].
+
+    Args:
+        apply: calls the module, whose random streams stay as they are.
+    """
+    graph, state = nnx.split(module, graph=True)
+    shape = jax.eval_shape(
+        lambda rows: apply(nnx.merge(graph, state, copy=True), rows),
+        jax.ShapeDtypeStruct((1, width), "float32"),
+    )
+    return shape.shape[-1]

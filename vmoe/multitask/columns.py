@@ -49,10 +49,13 @@ class TableEncoder:
             default and have more categories than half the number of rows.
     """
 
-    def fit_transform(self, X: Any, categorical: Any = None) -> Table:
+    def fit_transform(
+        self, X: Any, categorical: Any = None, sample_weight: np.ndarray | None = None
+    ) -> Table:
         """Learns scales and categories; returns the rows.
 
         Args:
+            sample_weight: how much each row counts in the scales; None for 1.
             categorical: names or indices of the categorical columns. By default those columns of a
                 DataFrame that are not numbers, or have pandas' type "category".
         """
@@ -85,7 +88,7 @@ class TableEncoder:
         if not self.categorical.all():
             numbers = self._numbers(columns)
             with np.errstate(over="ignore", invalid="ignore"):
-                self._scaler.fit(numbers)
+                self._scaler.fit(numbers, sample_weight=sample_weight)
             differ[~self.categorical] = np.ptp(numbers, axis=0) > 0
         self.problems = [
             f"X: these columns have {problem}: {', '.join(repr(self.names[i]) for i in chosen)}"

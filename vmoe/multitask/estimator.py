@@ -1,19 +1,19 @@
 """Models of several tasks for tables, with the methods of scikit-learn's estimators."""
 
 import copy
+import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -21,25 +21,33 @@ from vmoe import forks
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
 from vmoe.multitask.columns import Table, TableEncoder, TableRows, is_category, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
+from vmoe.multitask.history import Watch, line_of, metrics_of, score_of
 from vmoe.multitask.model import MultiTask
+from vmoe.multitask.splits import Split, data_at, row_weights, split_of, strata_of
 from vmoe.multitask.tasks import (
     KINDS,
+    LEAST,
+    UNBOUNDED,
     Classification,
     Task,
-    check_labeled,
     kind_of,
     labels_of,
     targets_of,
+    task_named,
 )
 from vmoe.multitask.training import (
     EVAL_BATCH_SIZE,
+    SCHEDULES,
     Data,
+    Epoch,
     Trainer,
-    decayed,
+    adamw,
     forward,
+    with_numbers,
+    without_streams,
 )
 from vmoe.multitask.values import as_pandas, is_numeric
-from vmoe.multitask.weighting import WEIGHTINGS
+from vmoe.multitask.weighting import WEIGHTINGS, new_weighting
 
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
@@ -75,15 +83,28 @@ class MultiTaskEstimator(BaseEstimator):
             DataFrame that are not numbers, or have pandas' type "category". Dates are categories.
         weighting: how the tasks' losses are weighted: "fixed", "uncertainty" (Kendall et al. 2018),
             "gradnorm" (Chen et al. 2018) or "dynamic_average" (Liu et al. 2019).
+        weighting_params: settings of the weighting by name: "learning_rate" of the weights of
+            "uncertainty" and "gradnorm", "alpha" of "gradnorm", "temperature" of "dynamic_average".
         task_weights: a factor of the loss by name of the task; 1 for all others.
-        learning_rate: learning rate of Adam.
+        class_weight: weights of classes in the losses, of training and validation: by name of the
+            task "balanced" or a dict by class; or "balanced" for all classifications.
+        dropout: rate of dropout after each layer of ``expert_units`` and ``tower_units``.
+        learning_rate: learning rate of Adam, at the start.
+        schedule: how the learning rate goes on over ``max_epochs``: "constant", or to 0 by "cosine"
+            or "linear".
+        ema_decay: decay at each step of an exponential moving average of the parameters, such as
+            0.999, which is then evaluated and kept; None for no average.
         weight_decay: as in AdamW, of the kernels of experts, networks and towers. Biases,
             embeddings, gates and cross-stitch matrices have none.
         batch_size: rows of a training step.
         max_epochs: passes over the rows at most.
-        patience: epochs without a lower validation loss after which training ends. The validation
-            loss is the sum of the tasks' mean losses, times ``task_weights``. The parameters of the
-            best epoch are kept.
+        monitor: what chooses the epoch whose parameters are kept: "loss", the sum of the tasks'
+            mean losses on the validation rows, times ``task_weights``; or a tuple of a task and a
+            metric of it, "loss" or one of ``scoring``.
+        patience: epochs in which ``monitor`` does not become better, after which training ends.
+        scoring: the metric of a task by its name: the name of a scorer of scikit-learn, such as
+            "roc_auc" or "neg_mean_absolute_error", or "d2_poisson". By default "accuracy" for
+            classifications, "r2" for regressions, and "d2_poisson", D², for counts.
         validation_fraction: share of the rows of ``fit`` that is drawn as the validation split, if
             none is given; 0 to train for ``max_epochs`` without one. The draw is stratified by the
             classes and missing targets of the first task, within them by those of the second, and
@@ -95,8 +116,10 @@ class MultiTaskEstimator(BaseEstimator):
         tasks_: the tasks by name; a classification has ``classes``.
         model_: the trained `MultiTask`, a module of Flax NNX.
         n_parameters_: number of parameters.
-        history_: for each epoch "epoch", "train" and "validation", mean losses by task, and
-            "gates", the mean loss of the gates.
+        history_: for each epoch "epoch", "seconds" since training began, "gates", the mean loss of
+            the gates, and "train", the mean losses by task; of the validation rows "validation",
+            the mean losses by task, "scores", the metrics by task, NaN where one is undefined, and
+            "monitor". See `plot_history`.
         n_epochs_: number of epochs after which the parameters were kept.
         expert_names_: the experts in the order of ``expert_use``: "0", "1", ...; for "cgc" and
             "ple" those of the last layer: "income 0", ..., "shared 0", ...; none without gates.
@@ -120,12 +143,19 @@ class MultiTaskEstimator(BaseEstimator):
     embedding_size: int = 8
     categorical: Any = None
     weighting: str = "fixed"
+    weighting_params: Mapping[str, float] | None = None
     task_weights: Mapping[str, float] | None = None
+    class_weight: Any = None
+    dropout: Any = 0.0
     learning_rate: Any = 1e-3
+    schedule: str = "constant"
+    ema_decay: float | None = None
     weight_decay: Any = 0.0
     batch_size: int = 256
     max_epochs: int = 100
+    monitor: Any = "loss"
     patience: int = 10
+    scoring: Mapping[str, str] | None = None
     validation_fraction: Any = 0.1
     random_state: Any = None
     verbose: int = 0
@@ -145,12 +175,19 @@ class MultiTaskEstimator(BaseEstimator):
         "embedding_size": [AT_LEAST_1],
         "categorical": ["array-like", None],
         "weighting": [StrOptions(set(WEIGHTINGS))],
+        "weighting_params": [Mapping, None],
         "task_weights": [Mapping, None],
+        "class_weight": [StrOptions({"balanced"}), Mapping, None],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
         "learning_rate": [POSITIVE],
+        "schedule": [StrOptions(set(SCHEDULES))],
+        "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
         "weight_decay": [AT_LEAST_0],
         "batch_size": [AT_LEAST_1],
         "max_epochs": [AT_LEAST_1],
+        "monitor": [StrOptions({"loss"}), "array-like"],
         "patience": [AT_LEAST_1],
+        "scoring": [Mapping, None],
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -160,14 +197,30 @@ class MultiTaskEstimator(BaseEstimator):
     """As many whole numbers are classes by default without a warning."""
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, *, validation: Any = None) -> "MultiTaskEstimator":
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: Any = None,
+        callbacks: Iterable[Callable[[dict[str, Any]], Any]] = (),
+    ) -> "MultiTaskEstimator":
         """Trains the model.
 
         Args:
             X: rows (b, columns): a DataFrame, a table or record batch of pyarrow, or an array.
             y: the targets of each task by name: a dict of arrays (b,), a DataFrame, or a table of
                 pyarrow. A target that is NaN, None or NA is missing, and counts in no loss.
-            validation: a tuple of X and y of a validation split; by default some of the rows.
+            sample_weight: how much each row (b,) counts, from 0 on; None for 1. An integer counts
+                as the row that often, in the losses, the scales and the scores; but an epoch has
+                the steps of the rows that there are, the loss of "dselect_k" has no weights, and a
+                row is in one split. So models are equal only if a batch has all rows. A row of
+                weight 0 is left out.
+            validation: a tuple of X and y of a validation split, and sample weights if they differ;
+                by default some of the rows.
+            callbacks: functions that get the row of ``history_`` after each epoch. If any of them
+                returns a true value, training ends.
 
         Raises:
             ValueError: an argument is wrong; the message names the task or the column. Or this
@@ -178,31 +231,21 @@ class MultiTaskEstimator(BaseEstimator):
         X, y = rows_of(X), as_pandas(y)
         new = copy.copy(self)  # what was fitted before stays until this fit succeeds
         validate_data(new, X, reset=True, skip_check_array=True)
-        targets = targets_of(y, len(X))
+        given = split_of(X, targets_of(y, len(X)), sample_weight)
         random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         tasks, problems = self._make_tasks(
-            targets, {name for name in targets if is_category(y[name])}
+            given.targets,
+            {name for name in given.targets if is_category(y[name])},
+            given.sample_weight,
         )
         weights = self._weights(tasks)
-        labels, held_out = _labels(tasks, targets, "training"), None
-        if validation is not None:
-            if not isinstance(validation, tuple) or len(validation) != 2:
-                raise ValueError("validation: give a tuple of X and y")
-            other = new._known(validation[0])
-            targets = targets_of(validation[1], len(other))
-            held_out = other, _labels(tasks, targets, "validation")
-        elif self.validation_fraction:
-            rows, others = self._split(tasks, labels, random)
-            (X, labels), held_out = (
-                (_safe_indexing(X, each), _labels_at(each, tasks, labels, split))
-                for each, split in ((rows, "training"), (others, "validation"))
-            )
+        given, train, held_out, validated = new._splits(given, validation, tasks, random)
+        watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
         encoder = TableEncoder()
-        train = labels._replace(inputs=encoder.fit_transform(X, self.categorical))
-        train, validated = jax.device_put(train), None
-        if held_out is not None:
-            other, labels = held_out
-            validated = labels._replace(inputs=encoder.transform(other))
+        inputs = encoder.fit_transform(given.X, self.categorical, given.sample_weight)
+        train = jax.device_put(train._replace(inputs=inputs))
+        if held_out is not None and validated is not None:
+            validated = validated._replace(inputs=encoder.transform(held_out.X))
             validated = jax.device_put(validated)
         model = self._new_model(encoder, tasks, int(random.integers(2**31)))
         found = list(equal_experts(model))
@@ -211,28 +254,93 @@ class MultiTaskEstimator(BaseEstimator):
         graph, params = nnx.split(model, graph=True)
         trainer = Trainer(
             graph,
-            tuple(tasks.values()),
-            WEIGHTINGS[self.weighting](weights),
-            optax.adamw(self.learning_rate, weight_decay=self.weight_decay, mask=decayed),
+            tuple(task.loss for task in tasks.values()),
+            new_weighting(self.weighting, self.weighting_params),
+            adamw(self.schedule),
         )
-        params, new.history_, new.n_epochs_ = trainer.fit(
-            params,
-            train,
-            validated,
-            random,
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
-            on_epoch=self._check_and_report,
-        )
-        new.model_ = nnx.merge(graph, params)
-        new.n_parameters_ = sum(x.size for x in jax.tree.leaves(params))
+        state = trainer.init(params, weights, self.ema_decay)
+        steps = self.max_epochs * -(-len(given.X) // self.batch_size)
+        state = with_numbers(state, self.learning_rate, self.weight_decay, steps)
+        epochs = trainer.epochs(state, train, validated, random, self.batch_size)
+        params, new.history_, new.n_epochs_ = self._train(epochs, watch, list(callbacks))
+        new.model_ = without_streams(nnx.merge(graph, params))
+        new.n_parameters_ = sum(x.size for x in jax.tree.leaves(nnx.state(new.model_, graph=True)))
         new._encoder, new.tasks_, new.findings_ = encoder, tasks, found
         new.expert_names_ = new._expert_names()
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
         new._experts_seen = own + self.n_experts  # by the gate of a task
         self.__dict__ = new.__dict__
         return self
+
+    def _splits(
+        self,
+        given: Split,
+        validation: Any,
+        tasks: Mapping[str, Task],
+        random: np.random.Generator,
+    ) -> tuple[Split, Data, Split | None, Data | None]:
+        """The rows to train with and those of validation, each with their encoded targets."""
+        class_weights = self._class_weights(tasks, given)
+        data = given.data(tasks, class_weights, "training")
+        if validation is not None:
+            if not isinstance(validation, tuple) or len(validation) not in (2, 3):
+                raise ValueError(
+                    "validation: give a tuple of X and y, or of X, y and sample weights"
+                )
+            X = self._known(validation[0])
+            weight = validation[2] if len(validation) == 3 else None
+            held_out = split_of(X, targets_of(validation[1], len(X)), weight)
+            return given, data, held_out, held_out.data(tasks, class_weights, "validation")
+        if not self.validation_fraction:
+            return given, data, None, None
+        rows, others = self._split(tasks, data, random)
+        return (
+            given.at(rows),
+            data_at(rows, tasks, data, "training"),
+            given.at(others),
+            data_at(others, tasks, data, "validation"),
+        )
+
+    def _class_weights(self, tasks: Mapping[str, Task], given: Split) -> dict[str, np.ndarray]:
+        """The weights of the classes, for the tasks that have some."""
+        if self.class_weight is None:
+            return {}
+        wanted = self.class_weight
+        if isinstance(wanted, str):
+            wanted = {k: wanted for k, task in tasks.items() if isinstance(task, Classification)}
+        found = {}
+        for name, of_class in wanted.items():
+            task = task_named("class_weight", name, tasks)
+            if not isinstance(task, Classification):
+                raise ValueError(f"class_weight: task {name!r} is no classification: leave it out")
+            found[name] = task.class_weights(of_class, given.targets[name], given.sample_weight)
+        return found
+
+    def _train(
+        self,
+        epochs: Iterable[Epoch],
+        watch: Watch,
+        callbacks: Sequence[Callable[[dict[str, Any]], Any]],
+    ) -> tuple[nnx.State, list[dict[str, Any]], int]:
+        """Trains until ``monitor`` does not become better.
+
+        Returns:
+            the parameters of the best epoch, the history, and the number of the best epoch.
+        """
+        started = time.perf_counter()
+        history: list[dict[str, Any]] = []
+        best, kept, at = -np.inf, None, 0
+        for number, epoch in enumerate(epochs, 1):
+            row = {"epoch": number, **watch.row_of(epoch)}
+            row["seconds"] = time.perf_counter() - started
+            history.append(row)
+            self._check_and_report(row)
+            if kept is None or watch.goodness(row) > best:
+                best, kept, at = watch.goodness(row), epoch.params, number
+            stops = [callback(row) for callback in callbacks]
+            if any(stops) or number - at >= self.patience or number == self.max_epochs:
+                break
+        return kept, history, at
 
     def _known(self, X: Any) -> Any:
         """X, with the columns of ``fit``."""
@@ -241,7 +349,10 @@ class MultiTaskEstimator(BaseEstimator):
         return X
 
     def _make_tasks(
-        self, targets: Mapping[str, np.ndarray], categories: Collection[str]
+        self,
+        targets: Mapping[str, np.ndarray],
+        categories: Collection[str],
+        sample_weight: np.ndarray | None = None,
     ) -> tuple[dict[str, Task], list[str]]:
         """The tasks, and those of whole numbers that look like regressions, to warn of.
 
@@ -260,7 +371,7 @@ class MultiTaskEstimator(BaseEstimator):
                 choices = ", ".join(self._kinds)
                 other = " or MultiTaskEstimator" if kind in list(KINDS) else ""
                 raise ValueError(f"kinds: task {name!r}: {kind!r}: use {choices}{other}")
-            task = found[name] = KINDS[kind](name, targets[name], labeled)
+            task = found[name] = KINDS[kind](name, targets[name], labeled, sample_weight)
             if name in kinds or not is_numeric(targets[name]):
                 continue
             n = int(labeled.sum())
@@ -281,8 +392,7 @@ class MultiTaskEstimator(BaseEstimator):
         """The factor of each task's loss."""
         given = self.task_weights or {}
         for name, weight in given.items():
-            if name not in tasks:
-                raise ValueError(f"task_weights: there is no task {name!r}, only {sorted(tasks)}")
+            task_named("task_weights", name, tasks)
             if not (isinstance(weight, Real) and 0 < weight < np.inf):
                 raise ValueError(f"task_weights: task {name!r}: {weight}: use a positive number")
         return [float(given.get(name, 1.0)) for name in tasks]
@@ -295,12 +405,7 @@ class MultiTaskEstimator(BaseEstimator):
         The rows are sorted by their classes and cut into blocks; a random one of each is a
         validation row.
         """
-        strata = [
-            np.where(labeled, codes if isinstance(task, Classification) else 0, -1)
-            for task, codes, labeled in zip(
-                tasks.values(), labels.targets, labels.labeled, strict=True
-            )
-        ]
+        strata = strata_of(tasks, labels)
         rows = len(strata[0])
         n = round(self.validation_fraction * rows)
         if not 0 < n < rows:
@@ -347,6 +452,7 @@ class MultiTaskEstimator(BaseEstimator):
             k=self.k,
             entropy_weight=self.entropy_weight,
             expert=self.expert,
+            dropout=float(self.dropout),
         )
         outputs = {name: task.size for name, task in tasks.items()}
         towers = self._units("tower_units")
@@ -355,21 +461,16 @@ class MultiTaskEstimator(BaseEstimator):
         )
 
     def _check_and_report(self, row: Mapping[str, Any]) -> None:
-        """Prints the losses of an epoch, and refuses any that is not finite."""
-        parts = [f"epoch {row['epoch']}/{self.max_epochs}"]
+        """Prints the line of an epoch, and refuses losses that are not finite."""
         for split in ("train", "validation"):
-            losses = row.get(split, {})
-            for name, loss in losses.items():
+            for name, loss in row.get(split, {}).items():
                 if not np.isfinite(loss):
                     raise ValueError(
                         f"the {split} loss of task {name!r} is {loss} in epoch {row['epoch']}: use "
                         f"a lower learning_rate than {self.learning_rate:g}"
                     )
-            if losses:
-                listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-                parts.append(f"{split} {listed}")
         if self.verbose:
-            print("  ".join(parts), flush=True)
+            print(line_of(row, self.max_epochs), flush=True)
 
     def _expert_names(self) -> list[str]:
         match self.architecture:
@@ -417,31 +518,53 @@ class MultiTaskEstimator(BaseEstimator):
             if isinstance(task := self.tasks_[name], Classification)
         }
 
-    def scores(self, X: Any, y: Any) -> dict[str, float]:
+    def metric_of(self, task: str) -> str:
+        """The name of the metric of a task, see ``scoring``."""
+        check_is_fitted(self, "model_")
+        return metrics_of(self.tasks_, self.scoring)[task]
+
+    def scores(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """The score of each task over the rows with a target.
 
-        Accuracy for classifications, R² for regressions, the explained share of the deviance (D²)
-        for counts. A class that was not in ``fit`` counts as a wrong prediction.
+        By default accuracy for classifications, R² for regressions, the explained share of the
+        deviance (D²) for counts; see ``scoring``. For the accuracy, a class that was not in ``fit``
+        is a wrong prediction.
 
         Args:
             y: the targets of some or all tasks.
+            sample_weight: how much each row counts; None for 1.
 
         Raises:
-            ValueError: there is no such task, or its targets are missing or not of its kind.
+            ValueError: there is no such task, or its targets are missing or not of its kind, or the
+                metric is undefined for them.
         """
-        outputs = self._forward(X)[0]
-        targets = targets_of(y, len(next(iter(outputs.values()))))
+        outputs, metrics = self._forward(X)[0], metrics_of(self.tasks_, self.scoring)
+        X = rows_of(X)
+        targets = targets_of(y, len(X))
         for name in targets:
-            if name not in self.tasks_:
-                raise ValueError(f"y: there is no task {name!r}, only {list(self.tasks_)}")
+            task_named("y", name, self.tasks_)
+        labels_of(targets)
+        split = Split(X, targets, row_weights(sample_weight, X))
         return {
-            name: self.tasks_[name].score(targets[name][labeled], outputs[name][labeled])
-            for name, labeled in labels_of(targets).items()
+            name: score_of(self.tasks_[name], split, outputs[name], metrics[name])
+            for name in targets
         }
 
-    def score(self, X: Any, y: Any) -> float:
-        """The mean of ``scores``."""
-        return float(np.mean(list(self.scores(X, y).values())))
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The mean of ``scores``, where R² and D² count as -1 if they are less.
+
+        They have no lower bound, so that of one bad task would decide the mean.
+        """
+        found = self.scores(X, y, sample_weight)
+        metrics = metrics_of(self.tasks_, self.scoring)
+        return float(
+            np.mean(
+                [
+                    max(score, LEAST) if metrics[name] in UNBOUNDED else score
+                    for name, score in found.items()
+                ]
+            )
+        )
 
     def expert_use(self, X: Any) -> dict[str, Float[np.ndarray, "e"]]:
         """The mean weight of each expert for each task, in the order of ``expert_names_``.
@@ -481,19 +604,3 @@ class MultiTaskClassifier(MultiTaskEstimator):
 
     def _default_kind(self, targets: np.ndarray, labeled: np.ndarray) -> str:
         return "classification"
-
-
-def _labels(tasks: Mapping[str, Task], targets: Mapping[str, np.ndarray], split: str) -> Data:
-    """The encoded targets of a split, without inputs."""
-    if set(targets) != set(tasks):
-        raise ValueError(f"validation: y has the tasks {list(targets)}: expected {list(tasks)}")
-    labeled = labels_of({name: targets[name] for name in tasks}, split)
-    encoded = tuple(task.encode(targets[name], labeled[name]) for name, task in tasks.items())
-    return Data(None, encoded, tuple(labeled.values()))
-
-
-def _labels_at(rows: np.ndarray, tasks: Mapping[str, Task], labels: Data, split: str) -> Data:
-    """The encoded targets of some rows."""
-    found = jax.tree.map(lambda each: each[rows], labels)
-    check_labeled(dict(zip(tasks, found.labeled, strict=True)), split)
-    return found

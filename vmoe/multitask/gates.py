@@ -88,11 +88,6 @@ class DSelectK(TaskGate):
             raise UsageError(f"use 1 to {num_experts}, the number of experts", k=k)
         self.k, self.entropy_weight = k, entropy_weight
         bits = math.ceil(math.log2(num_experts))
-        small = nnx.initializers.uniform(0.02)
-
-        def around_0(key: jax.Array, *args: object) -> jax.Array:
-            return small(key, *args) - 0.01
-
         self.bits = nnx.Linear(width, k * bits, kernel_init=around_0, bias_init=around_0, rngs=rngs)
         self.selectors = nnx.Linear(width, k, rngs=rngs)
         self.codes = tuple(
@@ -109,6 +104,11 @@ class DSelectK(TaskGate):
         if len(codes) < 2 ** codes.shape[1]:
             loss += (1 / jnp.maximum(chosen.sum(-1), 0.01)).sum(-1).mean()
         return Gated(weights, loss)
+
+
+def around_0(key: jax.Array, *args: object) -> jax.Array:
+    """Small initial values. One function for all layers, whose structures can then be equal."""
+    return nnx.initializers.uniform(0.02)(key, *args) - 0.01
 
 
 def smooth_step(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,6 +1,7 @@
 """Kinds of tasks: from targets to numbers, from outputs to losses and predictions."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 from scipy.special import expit, softmax
-from sklearn.metrics import d2_tweedie_score, r2_score
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import d2_tweedie_score, get_scorer, make_scorer
 
 from vmoe.multitask.values import (
     as_list,
@@ -22,6 +24,14 @@ from vmoe.multitask.values import (
     type_of,
 )
 
+D2_POISSON = "d2_poisson"
+"""The share of the Poisson deviance that is explained, for which scikit-learn has no scorer."""
+SCORERS = {D2_POISSON: make_scorer(d2_tweedie_score, power=1)}
+LEAST = -1.0
+"""In the mean of the scores of several tasks, none of the metrics below counts less: R² and D² have
+no lower bound, so that of one bad task would decide it."""
+UNBOUNDED = ("r2", D2_POISSON)
+
 
 class Task:
     """A task with its targets. A subclass is a kind.
@@ -31,17 +41,26 @@ class Task:
     Attributes:
         name: the name of the task, for errors.
         size: number of outputs of the task's tower.
+        metric: the name of the scorer by default.
     """
 
     name: str
     size = 1
+    metric: str
 
-    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+    def __init__(
+        self,
+        name: str,
+        targets: np.ndarray,
+        labeled: np.ndarray,
+        sample_weight: Float[np.ndarray, "b"] | None = None,
+    ):
         """Learns from the targets what the kind needs to know of them.
 
         Args:
             targets: all targets (b,).
             labeled: whether a target is there (b,).
+            sample_weight: how much a row counts in scales of the targets; None for 1.
 
         Raises:
             ValueError: the targets are not of this kind, or all equal.
@@ -68,9 +87,65 @@ class Task:
         """Predictions (b,) in the form of the targets."""
         raise NotImplementedError
 
-    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
-        """How well outputs predict targets, none of which is missing; 1 at best."""
+    def score(
+        self,
+        targets: np.ndarray,
+        outputs: Float[np.ndarray, "b q"],
+        metric: str | None = None,
+        sample_weight: Float[np.ndarray, "b"] | None = None,
+    ) -> float:
+        """How well outputs predict targets, none of which is missing; more is better.
+
+        Args:
+            metric: the name of a scorer of scikit-learn, or "d2_poisson"; None for that of the
+                kind. For those that have a positive class, it is the last one.
+
+        Raises:
+            ValueError: the metric is not for such a task, or is undefined for these targets.
+        """
+        metric = metric or self.metric
+        given = {} if sample_weight is None else {"sample_weight": sample_weight}
+        truth = self.truth(targets, metric)
+        try:
+            scorer = SCORERS[metric] if metric in SCORERS else get_scorer(metric)
+            found = float(scorer(self.predictor(), outputs, truth, **given))
+        except (ValueError, TypeError, AttributeError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise ValueError(f"task {self.name!r}: {metric}: {first}") from error
+        if not np.isfinite(found):
+            raise ValueError(f"task {self.name!r}: {metric} is {found}: use another metric")
+        return found
+
+    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
+        """Targets as a scorer compares them with the predictions of ``predictor``."""
         raise NotImplementedError
+
+    def predictor(self) -> BaseEstimator:
+        """Predicts from outputs f[b q], with the methods that scorers call."""
+        return OutputRegressor(self)
+
+
+class OutputRegressor(RegressorMixin, BaseEstimator):
+    """The predictions of a regression or a count, from its outputs."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def predict(self, X: Float[np.ndarray, "b q"]) -> np.ndarray:
+        return self.task.predict(X)
+
+
+class OutputClassifier(ClassifierMixin, BaseEstimator):
+    """The codes and probabilities of the classes of a classification, from its outputs."""
+
+    def __init__(self, task: "Classification"):
+        self.task, self.classes_ = task, np.arange(len(task.classes))
+
+    def predict_proba(self, X: Float[np.ndarray, "b q"]) -> np.ndarray:
+        return self.task.probabilities(X)
+
+    def predict(self, X: Float[np.ndarray, "b q"]) -> np.ndarray:
+        return self.predict_proba(X).argmax(axis=1)
 
 
 class Classification(Task):
@@ -80,7 +155,15 @@ class Classification(Task):
         classes: the classes, sorted. Two have one output, the logit of the second.
     """
 
-    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+    metric = "accuracy"
+
+    def __init__(
+        self,
+        name: str,
+        targets: np.ndarray,
+        labeled: np.ndarray,
+        sample_weight: Float[np.ndarray, "b"] | None = None,
+    ):
         self.name, self.type = name, type_of(f"task {name!r}", targets)
         self.classes = exact(np.unique(targets[labeled]))
         if len(self.classes) < 2:
@@ -127,19 +210,68 @@ class Classification(Task):
     def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
         return self.classes[self.probabilities(outputs).argmax(axis=1)]
 
-    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
-        """The accuracy."""
-        return float(np.mean(self._codes(targets) == self.probabilities(outputs).argmax(axis=1)))
+    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
+        """The codes of the classes. For the accuracy, a class that is not in fit is a code, -1."""
+        codes = self._codes(targets)
+        if metric != "accuracy" and (unknown := codes < 0).any():
+            first = as_list(targets[unknown])[0]
+            raise ValueError(f"class {first!r} is not in the targets of fit: leave its rows out")
+        return codes
+
+    def predictor(self) -> BaseEstimator:
+        return OutputClassifier(self)
+
+    def class_weights(
+        self, class_weight: Any, targets: np.ndarray, sample_weight: Any
+    ) -> Float[np.ndarray, "q"]:
+        """The weight of each class.
+
+        Args:
+            class_weight: "balanced", for weights in inverse proportion to the classes' frequencies,
+                or a dict of weights by class, 1 for all others.
+            targets: missing ones among them.
+            sample_weight: of the targets; None for 1.
+
+        Raises:
+            ValueError: a class is not in fit, or a weight is no number from 0 on.
+        """
+        place = f"class_weight: task {self.name!r}"
+        if isinstance(class_weight, str) and class_weight == "balanced":
+            labeled = ~is_missing(targets)
+            weight = None if sample_weight is None else sample_weight[labeled]
+            counts = np.bincount(self._codes(targets[labeled]), weight, len(self.classes))
+            return counts.sum() / (len(counts) * counts)
+        if not isinstance(class_weight, Mapping):
+            raise ValueError(f'{place}: {class_weight!r}: use "balanced" or a dict by class')
+        found, known = np.ones(len(self.classes)), as_list(self.classes)
+        for value, weight in class_weight.items():
+            if value not in known:
+                raise ValueError(f"{place}: there is no class {value!r}, only {known}")
+            if not (isinstance(weight, Real) and 0 <= float(weight) < np.inf):
+                raise ValueError(f"{place}: class {value!r}: {weight!r}: use a number from 0 on")
+            found[known.index(value)] = weight
+        return found
 
 
 class Regression(Task):
     """Regression, with the squared error of standardized targets as the loss."""
 
-    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+    metric = "r2"
+
+    def __init__(
+        self,
+        name: str,
+        targets: np.ndarray,
+        labeled: np.ndarray,
+        sample_weight: Float[np.ndarray, "b"] | None = None,
+    ):
         values = target_numbers(name, targets)[labeled]
+        weights = None if sample_weight is None else sample_weight[labeled]
         check_differ(name, values)
         with np.errstate(over="ignore"):
-            self.name, self.mean, self.std = name, float(values.mean()), float(values.std())
+            self.name, self.mean = name, float(np.average(values, weights=weights))
+            variance = np.average((values - self.mean) ** 2, weights=weights)
+            self.std = float(np.sqrt(variance))
         if not 0 < self.std < np.inf:
             raise ValueError(f"task {name!r}: targets of standard deviation {self.std}: scale them")
 
@@ -154,11 +286,11 @@ class Regression(Task):
     def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
         return self.mean + self.std * outputs[:, 0].astype(np.float64)
 
-    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
-        """The coefficient of determination, R²."""
+    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
         values = target_numbers(self.name, targets)
-        check_differ(self.name, values, "R² is undefined: score rows whose targets differ")
-        return float(r2_score(values, self.predict(outputs)))
+        if metric == self.metric:
+            check_differ(self.name, values, "R² is undefined: score rows whose targets differ")
+        return values
 
 
 class Count(Task):
@@ -167,10 +299,19 @@ class Count(Task):
     The mean of a row is the mean of the targets times the exponential of the output.
     """
 
-    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+    metric = D2_POISSON
+
+    def __init__(
+        self,
+        name: str,
+        targets: np.ndarray,
+        labeled: np.ndarray,
+        sample_weight: Float[np.ndarray, "b"] | None = None,
+    ):
         values = target_counts(name, targets)[labeled]
+        weights = None if sample_weight is None else sample_weight[labeled]
         check_differ(name, values)
-        self.name, self.mean = name, float(values.mean())
+        self.name, self.mean = name, float(np.average(values, weights=weights))
 
     def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
         values = target_counts(self.name, targets)
@@ -185,11 +326,11 @@ class Count(Task):
     def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
         return self.mean * np.exp(outputs[:, 0].astype(np.float64))
 
-    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
-        """The share of the Poisson deviance that is explained, D²."""
+    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
         values = target_counts(self.name, targets)
-        check_differ(self.name, values, "D² is undefined: score rows whose targets differ")
-        return float(d2_tweedie_score(values, self.predict(outputs), power=1))
+        if metric == self.metric:
+            check_differ(self.name, values, "D² is undefined: score rows whose targets differ")
+        return values
 
 
 KINDS: dict[str, type[Task]] = {
@@ -197,6 +338,17 @@ KINDS: dict[str, type[Task]] = {
     "regression": Regression,
     "count": Count,
 }
+
+
+def task_named(argument: str, name: str, tasks: Mapping[str, Task]) -> Task:
+    """The task that an argument names.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in tasks:
+        raise ValueError(f"{argument}: there is no task {name!r}, only {list(tasks)}")
+    return tasks[name]
 
 
 def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:

@@ -1,8 +1,8 @@
 """Training on arrays in memory."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.errors import UsageError
-from vmoe.multitask.tasks import Task
+from vmoe.multitask.model import MultiTask
 from vmoe.multitask.weighting import Losses, Weighting
 from vmoe.trees import path_name
 
@@ -24,119 +24,157 @@ class Data(NamedTuple):
     Attributes:
         inputs: the model's inputs, an array or a tree of arrays with an axis b in front.
         targets: the encoded targets (b,) of each task.
-        labeled: whether a row has a target, for each task.
+        weights: how much a row's target counts, for each task; 0 or False if it has none.
     """
 
     inputs: Any
     targets: tuple[Any, ...]
-    labeled: tuple[Bool[Array | np.ndarray, "b"], ...]
+    weights: tuple[Float[Array | np.ndarray, "b"] | Bool[Array | np.ndarray, "b"], ...]
 
 
 EVAL_BATCH_SIZE = 8192  # rows of a forward pass without training
+PROGRAMS = 16  # structures whose compiled programs are kept
+
+SCHEDULES: dict[str, optax.Schedule] = {
+    "constant": optax.constant_schedule(1.0),
+    "cosine": optax.cosine_decay_schedule(1.0, 1),
+    "linear": optax.linear_schedule(1.0, 0.0, 1),
+}
+"""The factor of the learning rate by the share of the steps that are done."""
+
+
+class Average(NamedTuple):
+    """An exponential moving average of the parameters, with its decay, see ``optax.ema``."""
+
+    decay: Float[Array, ""]
+    state: Any
 
 
 class TrainerState(NamedTuple):
-    """What a training step changes."""
+    """What a training step reads, and mostly changes.
+
+    Attributes:
+        params: the parameters, and the random streams of a model that has some.
+        moments: the state of the optimizer.
+        weighting: the state of the weighting.
+        factors: the given factor of each task's loss.
+        average: of the parameters; None for none.
+    """
 
     params: nnx.State
     moments: Any
     weighting: Any
+    factors: Float[Array, "t"]
+    average: Average | None
+
+    @property
+    def evaluated(self) -> nnx.State:
+        """The parameters to evaluate: their average, if there is one."""
+        if self.average is None:
+            return self.params
+        decay, (count, mean) = self.average
+        return nnx.merge_state(self.params, optax.tree.bias_correction(mean, decay, count))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+class Epoch(NamedTuple):
+    """An epoch of training.
+
+    Attributes:
+        params: those to evaluate, see ``TrainerState``.
+        train: the mean losses of its steps.
+        validation: the mean losses of the validation rows after it, and their outputs f[b q] by
+            task; None without validation rows.
+    """
+
+    params: nnx.State
+    train: Losses
+    validation: tuple[Losses, tuple[Float[Array, "b _"], ...]] | None
+
+
+@dataclass(frozen=True)
 class Trainer:
     """Trains models of one structure.
 
-    All methods but ``fit`` are functions of arrays: compile them by ``jax.jit``, and map them over
-    seeds by ``jax.vmap``.
+    All methods but ``epochs`` are functions of arrays: compile them by ``jax.jit``, and map them
+    over seeds by ``jax.vmap``. Trainers are equal if their programs are.
 
     Attributes:
         graph: the structure, see ``nnx.split``.
-        tasks: in the order of the towers.
+        losses_of: the loss of each task, in the order of the towers, see ``Task.loss``.
         weighting: how much the loss of each task counts.
         optimizer: updates the parameters.
     """
 
     graph: nnx.GraphDef
-    tasks: Sequence[Task]
+    losses_of: tuple[Callable[[Any, Any], Array], ...]
     weighting: Weighting
     optimizer: optax.GradientTransformation
 
-    def init(self, params: nnx.State) -> TrainerState:
+    def init(
+        self, params: nnx.State, factors: Any = None, ema_decay: float | None = None
+    ) -> TrainerState:
         """The state before the first step.
 
+        Args:
+            params: the state of the model.
+            factors: of the tasks' losses (t,); None for 1.
+            ema_decay: the decay at each step of an average of the parameters, which is then what is
+                evaluated; None for no average.
+
         Raises:
-            UsageError: the model has state other than parameters.
+            UsageError: the model has state other than parameters and random streams.
         """
         for path, leaf in nnx.to_flat_state(params):
-            if not isinstance(leaf, nnx.Param):
+            if not isinstance(leaf, nnx.Param | nnx.RngState):
                 raise UsageError(
                     f"{path_name(path)} is not a parameter: models cannot have other state here, "
-                    "such as statistics or random streams"
+                    "such as statistics"
                 )
-        return TrainerState(params, self.optimizer.init(params), self.weighting.init())
+        own, average = nnx.filter_state(params, nnx.Param), None
+        if ema_decay is not None:
+            decay = jnp.float32(ema_decay)
+            average = Average(decay, optax.ema(decay).init(own))
+        tasks = len(self.losses_of)
+        factors = jnp.ones(tasks) if factors is None else jnp.asarray(factors, jnp.float32)
+        return TrainerState(
+            params, self.optimizer.init(own), self.weighting.init(tasks), factors, average
+        )
 
-    def fit(
+    def epochs(
         self,
-        params: nnx.State,
+        state: TrainerState,
         train: Data,
         validation: Data | None,
         random: np.random.Generator,
-        *,
         batch_size: int,
-        max_epochs: int,
-        patience: int | float = np.inf,
-        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
-    ) -> tuple[nnx.State, list[dict[str, Any]], int]:
-        """Trains until the validation loss no longer falls.
+    ) -> Iterator[Epoch]:
+        """Trains for an epoch at a time, without an end.
+
+        Trainers that are equal share their compiled programs, one for each shape of data.
 
         Args:
-            params: at the start.
-            validation: None to train for all epochs, the last of which is then the best.
             random: draws the order of the rows.
-            patience: epochs without a lower validation loss after which training ends.
-            on_epoch: gets the row of the history after each epoch.
-
-        Returns:
-            the parameters of the best epoch; the history, for each epoch "epoch", "gates", the mean
-            loss of the gates, "train" and "validation", mean losses by name of the task; and the
-            number of the best epoch.
         """
-        train_epoch, losses_of = jax.jit(self.epoch), jax.jit(self.losses)
-        state = self.init(params)
-        history: list[dict[str, Any]] = []
-        best, kept, at = np.inf, state.params, 0
-        for epoch in range(1, max_epochs + 1):
-            order = jnp.asarray(batches(random, len(train.labeled[0]), batch_size))
+        train_epoch, evaluate = compiled(self)
+        while True:
+            order = jnp.asarray(batches(random, len(train.weights[0]), batch_size))
             state, losses = train_epoch(state, train, order)
-            row = {"epoch": epoch, "gates": float(losses.gates), "train": self._by_task(losses)}
-            loss = -epoch
-            if validation is not None:
-                row["validation"] = self._by_task(losses_of(state.params, validation))
-                loss = float(np.dot(self.weighting.factors, list(row["validation"].values())))
-            on_epoch(row)
-            history.append(row)
-            if loss < best:
-                best, kept, at = loss, state.params, epoch
-            elif epoch - at >= patience:
-                break
-        return kept, history, at
-
-    def _by_task(self, losses: Losses) -> dict[str, float]:
-        names = [task.name for task in self.tasks]
-        return dict(zip(names, np.asarray(losses.tasks).tolist(), strict=True))
+            params = state.evaluated
+            yield Epoch(
+                params, losses, None if validation is None else evaluate(params, validation)
+            )
 
     def epoch(
         self, state: TrainerState, data: Data, order: Int[Array, "_ b"]
     ) -> tuple[TrainerState, Losses]:
         """The state after one training step for each batch of an order, and the mean losses.
 
-        Each label counts alike, however many there are of its task in its batch.
+        Each label counts by its weight, however many there are of its task in its batch.
 
         Args:
             order: see ``batches``.
         """
-        expected = order.shape[1] * jnp.stack([labeled.mean() for labeled in data.labeled])
+        expected = order.shape[1] * jnp.stack([weights.mean() for weights in data.weights])
         state, each = jax.lax.scan(
             lambda state, rows: self.step(state, take(data, rows), expected), state, order
         )
@@ -150,17 +188,21 @@ class Trainer:
         """The state after a training step, and the losses before it.
 
         Args:
-            expected: the number of labels of each task in a batch that counts as a whole step.
+            expected: the sum of each task's weights in a batch that counts as a whole step.
         """
+        params, streams = nnx.split_state(state.params, nnx.Param, ...)
 
-        def every(params: nnx.State) -> tuple[Array, Losses]:
-            losses = self._losses(params, batch)
-            return jnp.append(losses.tasks, losses.gates), losses
+        def every(params: nnx.State) -> tuple[Array, tuple[Losses, nnx.State]]:
+            model = nnx.merge(self.graph, params, streams, copy=True)
+            losses, _ = self._losses(model, batch)
+            drawn = nnx.state(model, nnx.RngState, graph=True)
+            return jnp.append(losses.tasks, losses.gates), (losses, drawn)
 
-        _, pull_back, losses = jax.vjp(every, state.params, has_aux=True)
+        _, pull_back, (losses, streams) = jax.vjp(every, params, has_aux=True)
         norms = jnp.zeros_like(losses.tasks)
         share = losses.labels / jnp.maximum(expected, 1e-12)
-        factors = jnp.append(share * self.weighting.weights(state.weighting), 1.0)
+        learned = self.weighting.weights(state.weighting)
+        factors = jnp.append(share * (state.factors * learned), 1.0)
         if self.weighting.needs_norms:
             (each,) = jax.vmap(pull_back)(jnp.eye(len(factors)))
             squares = [jnp.square(x).reshape(len(x), -1).sum(1) for x in jax.tree.leaves(each.body)]
@@ -168,28 +210,94 @@ class Trainer:
             gradients = jax.tree.map(lambda x: jnp.tensordot(factors, x, 1), each)
         else:
             (gradients,) = pull_back(factors)
-        updates, moments = self.optimizer.update(gradients, state.moments, state.params)
-        weighting = self.weighting.step(state.weighting, losses, norms)
-        return TrainerState(optax.apply_updates(state.params, updates), moments, weighting), losses
+        updates, moments = self.optimizer.update(gradients, state.moments, params)
+        params, average = optax.apply_updates(params, updates), state.average
+        if average is not None:
+            _, after = optax.ema(average.decay).update(params, average.state)
+            average = average._replace(state=after)
+        state = state._replace(
+            params=nnx.merge_state(params, streams),
+            moments=moments,
+            weighting=self.weighting.step(state.weighting, losses, norms),
+            average=average,
+        )
+        return state, losses
 
     def losses(self, params: nnx.State, data: Data) -> Losses:
         """The mean losses over all rows, some of which are computed at a time."""
-        rows = len(data.labeled[0])
+        return self.evaluate(params, data)[0]
+
+    def evaluate(
+        self, params: nnx.State, data: Data
+    ) -> tuple[Losses, tuple[Float[Array, "b _"], ...]]:
+        """The mean losses over all rows, and the outputs of each task."""
+        model = nnx.merge(self.graph, params)
+        model.eval()
+        rows = len(data.weights[0])
         size = min(rows, EVAL_BATCH_SIZE)
         order = np.arange(-(-rows // size) * size)
         order = np.where(order < rows, order, ~(order % rows)).reshape(-1, size)
-        return mean_of(jax.lax.map(lambda rows: self._losses(params, take(data, rows)), order))
+        losses, outputs = jax.lax.map(lambda rows: self._losses(model, take(data, rows)), order)
+        return mean_of(losses), tuple(x.reshape(-1, x.shape[-1])[:rows] for x in outputs)
 
-    def _losses(self, params: nnx.State, data: Data) -> Losses:
-        by_task, _, gates = nnx.merge(self.graph, params).forward(data.inputs)
+    def _losses(
+        self, model: MultiTask, data: Data
+    ) -> tuple[Losses, tuple[Float[Array, "b _"], ...]]:
+        by_task, _, gates = model.forward(data.inputs)
+        outputs = tuple(by_task.values())
         sums = [
-            jnp.where(labeled, task.loss(outputs, targets), 0.0).sum()
-            for task, outputs, targets, labeled in zip(
-                self.tasks, by_task.values(), data.targets, data.labeled, strict=True
+            jnp.where(weights > 0, weights * loss_of(each, targets), 0.0).sum()
+            for loss_of, each, targets, weights in zip(
+                self.losses_of, outputs, data.targets, data.weights, strict=True
             )
         ]
-        labels = jnp.stack([labeled.sum() for labeled in data.labeled]).astype(jnp.float32)
-        return Losses(jnp.stack(sums) / jnp.maximum(labels, 1), gates, labels)
+        labels = jnp.stack([weights.sum() for weights in data.weights]).astype(jnp.float32)
+        tasks = jnp.stack(sums) / jnp.where(labels > 0, labels, 1.0)
+        return Losses(tasks, gates, labels), outputs
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def compiled(trainer: Trainer) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``Trainer.epoch`` and ``Trainer.evaluate``, compiled once for all trainers that are equal."""
+    return jax.jit(trainer.epoch), jax.jit(trainer.evaluate)
+
+
+@functools.cache
+def adamw(schedule: str) -> optax.GradientTransformation:
+    """AdamW with a rate of ``SCHEDULES``, whose numbers are arguments of the programs.
+
+    They are ``hyperparams`` of its state: "learning_rate", "weight_decay", and "steps", after which
+    the schedule ends. One optimizer is made for a schedule, so that trainers can be equal.
+    """
+
+    def of_numbers(
+        learning_rate: Any, weight_decay: Any, steps: Any
+    ) -> optax.GradientTransformation:
+        return optax.adamw(
+            lambda count: learning_rate * SCHEDULES[schedule](count / steps),
+            weight_decay=weight_decay,
+            mask=decayed,
+        )
+
+    return optax.inject_hyperparams(of_numbers)(learning_rate=0.0, weight_decay=0.0, steps=1.0)
+
+
+def with_numbers(
+    state: TrainerState, learning_rate: float, weight_decay: float, steps: int
+) -> TrainerState:
+    """A state with the numbers of ``adamw``."""
+    numbers = {"learning_rate": learning_rate, "weight_decay": weight_decay, "steps": steps}
+    hyperparams = {name: jnp.float32(value) for name, value in numbers.items()}
+    return state._replace(moments=state.moments._replace(hyperparams=hyperparams))
+
+
+def without_streams(model: MultiTask) -> MultiTask:
+    """A model as it is used after training: without dropout and its random streams."""
+    model.eval()
+    for _, module in nnx.iter_modules(model, graph=True):
+        if isinstance(module, nnx.Dropout):
+            module.rngs = nnx.data(None)
+    return model
 
 
 def decayed(params: nnx.State) -> Any:
@@ -227,7 +335,7 @@ def batches(random: np.random.Generator, rows: int, size: int) -> Int[np.ndarray
 def take(data: Data, order: Int[Array, "b"]) -> Data:
     """Some rows, without the targets of those that are marked as ``~row``."""
     taken = jax.tree.map(lambda x: x[jnp.where(order < 0, ~order, order)], data)
-    return taken._replace(labeled=tuple(each & (order >= 0) for each in taken.labeled))
+    return taken._replace(weights=tuple(jnp.where(order < 0, 0, each) for each in taken.weights))
 
 
 def mean_of(losses: Losses) -> Losses:
@@ -237,7 +345,7 @@ def mean_of(losses: Losses) -> Losses:
         losses: with an axis of batches in front.
     """
     labels = losses.labels.sum(0)
-    tasks = (losses.tasks * losses.labels).sum(0) / jnp.maximum(labels, 1)
+    tasks = (losses.tasks * losses.labels).sum(0) / jnp.where(labels > 0, labels, 1.0)
     return Losses(tasks, losses.gates.mean(), labels)
 
 

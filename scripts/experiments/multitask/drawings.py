@@ -8,6 +8,7 @@ image's tokens.
 import functools
 import hashlib
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,10 +172,11 @@ def trained(
     _, n, width = train.tokens.shape
     outputs = {task.name: task.size for task in tasks}
     graph, params = nnx.split(new_model(n, width, outputs, gates, seed))
-    trainer = Trainer(graph, tasks, Weighting([1.0, 1.0]), optax.adamw(RATE, weight_decay=0.01))
+    losses_of = tuple(task.loss for task in tasks)
+    trainer = Trainer(graph, losses_of, Weighting(), optax.adamw(RATE, weight_decay=0.01))
     every = np.ones(len(train.tokens), bool)
     codes = tuple(jnp.asarray(task.encode(train.labels[task.name], every)) for task in tasks)
     data = Data(train.tokens, codes, (jnp.asarray(every),) * 2)
     random = np.random.default_rng(seed)
-    params, _, _ = trainer.fit(params, data, None, random, batch_size=BATCH, max_epochs=epochs)
-    return nnx.merge(graph, params)
+    *_, last = islice(trainer.epochs(trainer.init(params), data, None, random, BATCH), epochs)
+    return nnx.merge(graph, last.params)

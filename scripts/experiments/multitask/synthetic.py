@@ -96,10 +96,7 @@ def train(architecture: str, p: float, rate: float, seeds: range, size: Size) ->
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     graph, _ = new_params(architecture, keys[0])
     params = jax.vmap(lambda key: new_params(architecture, key)[1])(keys)
-    task = Regression(
-        "", np.array([-1.0, 1.0]), np.ones(2, bool)
-    )  # targets are standardized already
-    trainer = Trainer(graph, (task, task), Weighting([1.0, 1.0]), optax.adam(rate))
+    trainer = Trainer(graph, (Regression.loss,) * 2, Weighting(), optax.adam(rate))
     state = jax.vmap(trainer.init)(params)
     train_epoch = jax.jit(jax.vmap(trainer.epoch))
     losses = jax.jit(jax.vmap(trainer.losses))

@@ -1,0 +1,164 @@
+"""The curves of a training run: what is measured after an epoch, and how it is shown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vmoe.multitask.splits import Split
+from vmoe.multitask.tasks import Task, task_named
+from vmoe.multitask.training import Epoch
+from vmoe.multitask.values import is_missing
+
+LOSS = "loss"
+
+
+class Watch:
+    """Measures epochs, and judges them by what is monitored."""
+
+    def __init__(
+        self,
+        monitor: str | Sequence[str],
+        scoring: Mapping[str, str] | None,
+        tasks: Mapping[str, Task],
+        weights: Sequence[float],
+        held_out: Split | None,
+    ):
+        """
+        Args:
+            monitor, scoring: see ``MultiTaskEstimator``.
+            weights: the factor of each task's loss in the sum of losses.
+            held_out: the validation rows; None if there are none, and the last epoch is the best.
+
+        Raises:
+            ValueError: there is no such task, or nothing to monitor it on.
+        """
+        self.tasks, self.weights, self.held_out = tasks, weights, held_out
+        self._metrics = metrics_of(tasks, scoring)
+        self._named, self._task, self._metric = set(scoring or {}), None, LOSS
+        if isinstance(monitor, str):
+            return
+        if len(monitor) != 2 or not all(isinstance(name, str) for name in monitor):
+            raise ValueError(
+                f"monitor={monitor!r}: use {LOSS!r}, or a tuple of a task and a metric"
+            )
+        if held_out is None:
+            raise ValueError(
+                f"monitor={monitor!r} needs validation rows: use a validation_fraction above 0"
+            )
+        self._task, self._metric = monitor
+        task_named("monitor", self._task, tasks)
+
+    def row_of(self, epoch: Epoch) -> dict[str, Any]:
+        """What the history has of an epoch.
+
+        Raises:
+            ValueError: a metric that ``scoring`` or ``monitor`` names is undefined.
+        """
+        row: dict[str, Any] = {
+            "train": self._by_task(epoch.train.tasks),
+            "gates": float(epoch.train.gates),
+        }
+        split = self.held_out
+        if epoch.validation is None or split is None:
+            return row
+        losses, outputs = jax.device_get(epoch.validation)
+        by_name = dict(zip(self.tasks, outputs, strict=True))
+        row["validation"] = self._by_task(losses.tasks)
+        if not np.isfinite(losses.tasks).all():
+            return row  # there is nothing to score, and training ends with an error
+        row["scores"] = {name: self._score(split, name, by_name[name]) for name in self.tasks}
+        if self._task is None:
+            row["monitor"] = float(np.dot(self.weights, list(row["validation"].values())))
+        elif self._metric == LOSS:
+            row["monitor"] = row["validation"][self._task]
+        else:
+            task = self.tasks[self._task]
+            row["monitor"] = score_of(task, split, by_name[self._task], self._metric)
+        return row
+
+    def _by_task(self, losses: Any) -> dict[str, float]:
+        return dict(zip(self.tasks, np.asarray(losses).tolist(), strict=True))
+
+    def _score(self, split: Split, name: str, outputs: np.ndarray) -> float:
+        """The score on the validation rows; NaN for a default metric that is undefined."""
+        try:
+            return score_of(self.tasks[name], split, outputs, self._metrics[name])
+        except ValueError:
+            if name in self._named:
+                raise
+            return np.nan
+
+    def goodness(self, row: Mapping[str, Any]) -> float:
+        """How good an epoch is; more is better. Without validation rows a later one is better."""
+        if self.held_out is None:
+            return row["epoch"]
+        return -row["monitor"] if self._metric == LOSS else row["monitor"]
+
+
+def metrics_of(tasks: Mapping[str, Task], scoring: Mapping[str, str] | None) -> dict[str, str]:
+    """The name of the metric of each task.
+
+    Args:
+        scoring: by name of the task; the others have the metric of their kind.
+    """
+    for name in scoring or {}:
+        task_named("scoring", name, tasks)
+    return {name: task.metric for name, task in tasks.items()} | dict(scoring or {})
+
+
+def score_of(task: Task, split: Split, outputs: np.ndarray, metric: str) -> float:
+    """The score of a task over the rows with a target."""
+    targets, weight = split.targets[task.name], split.sample_weight
+    labeled = ~is_missing(targets)
+    return task.score(
+        targets[labeled], outputs[labeled], metric, None if weight is None else weight[labeled]
+    )
+
+
+def line_of(row: Mapping[str, Any], max_epochs: int) -> str:
+    """The line that is printed for an epoch.
+
+    Args:
+        row: of ``MultiTaskEstimator.history_``.
+    """
+    parts = [f"epoch {row['epoch']}/{max_epochs}"]
+    for name in ("train", "validation", "scores"):
+        if values := row.get(name):
+            listed = ", ".join(f"{task} {value:.4f}" for task, value in values.items())
+            parts.append(f"{name} {listed}")
+    return "  ".join([*parts, f"{row['seconds']:.1f} s"])
+
+
+def plot_history(model: Any, *, axes: Any = None) -> Any:
+    """Draws the losses of each task by epoch, and its score on the validation rows at the right.
+
+    A vertical line is the epoch whose parameters were kept.
+
+    Args:
+        model: a fitted estimator of `vmoe.multitask`.
+        axes: axes of matplotlib, one for each task; new ones if None.
+
+    Returns:
+        the axes of the losses.
+    """
+    tasks, history = list(model.tasks_), model.history_
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        size = (4.2 * len(tasks) + 0.4, 3.2)
+        axes = plt.figure(figsize=size, layout="constrained").subplots(1, len(tasks))
+    epochs = [row["epoch"] for row in history]
+    for name, ax in zip(tasks, np.atleast_1d(axes), strict=True):
+        for split, color in (("train", "C7"), ("validation", "C0")):
+            if split in history[0]:
+                ax.plot(epochs, [row[split][name] for row in history], color, label=split)
+        if "scores" in history[0]:
+            right = ax.twinx()
+            right.plot(epochs, [row["scores"][name] for row in history], "C1--")
+            right.set_ylabel(model.metric_of(name), color="C1")
+        ax.axvline(model.n_epochs_, color="k", linewidth=0.8, linestyle=":")
+        ax.set(title=name, xlabel="epoch", ylabel="loss")
+        ax.legend()
+    return axes

@@ -1,0 +1,100 @@
+"""Rows of a table with targets and weights, which are split for training and validation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import _check_sample_weight
+
+from vmoe.multitask.tasks import Classification, Task, check_labeled, labels_of
+from vmoe.multitask.training import Data
+
+
+class Split(NamedTuple):
+    """Rows of a table with what they are to predict.
+
+    Attributes:
+        X: a DataFrame or an array.
+        targets: by name of the task.
+        sample_weight: how much each row counts, more than 0; None for 1.
+    """
+
+    X: Any
+    targets: dict[str, np.ndarray]
+    sample_weight: Float[np.ndarray, "b"] | None
+
+    def at(self, rows: np.ndarray) -> "Split":
+        """Some of the rows."""
+        weight = self.sample_weight
+        return Split(
+            _safe_indexing(self.X, rows),
+            {name: each[rows] for name, each in self.targets.items()},
+            None if weight is None else weight[rows],
+        )
+
+    def data(self, tasks: Mapping[str, Task], class_weights: Mapping[str, Any], name: str) -> Data:
+        """The encoded targets with their weights, without inputs.
+
+        Args:
+            class_weights: the weights of the classes by name of the task, for some tasks.
+            name: of the split, for errors.
+        """
+        if set(self.targets) != set(tasks):
+            raise ValueError(
+                f"validation: y has the tasks {list(self.targets)}: expected {list(tasks)}"
+            )
+        weights = labels_of({task: self.targets[task] for task in tasks}, name)
+        encoded = {k: task.encode(self.targets[k], weights[k]) for k, task in tasks.items()}
+        if self.sample_weight is not None:
+            weights = {k: each * self.sample_weight for k, each in weights.items()}
+        for k, of_class in class_weights.items():
+            weights[k] = weights[k] * of_class[encoded[k]]
+        return Data(None, tuple(encoded.values()), tuple(map(as_weights, weights.values())))
+
+
+def as_weights(weights: np.ndarray) -> np.ndarray:
+    """Weights as booleans or float32."""
+    return weights if weights.dtype == bool else weights.astype(np.float32)
+
+
+def split_of(X: Any, targets: dict[str, np.ndarray], sample_weight: Any) -> Split:
+    """Rows with their weights, see ``row_weights``; those of weight 0 are left out."""
+    every = Split(X, targets, row_weights(sample_weight, X))
+    weight = every.sample_weight
+    return every if weight is None or weight.all() else every.at(np.flatnonzero(weight))
+
+
+def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
+    """The weight of each row; None for 1.
+
+    Raises:
+        ValueError: ``sample_weight`` is not a number from 0 on for each row, or all are 0.
+    """
+    if sample_weight is None:
+        return None
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
+        raise ValueError("sample_weight: all weights are 0: give some rows more")
+    return weight
+
+
+def data_at(rows: np.ndarray, tasks: Mapping[str, Task], data: Data, name: str) -> Data:
+    """The encoded targets of some rows.
+
+    Raises:
+        ValueError: a task has no target in these rows.
+    """
+    found = jax.tree.map(lambda each: each[rows], data)
+    check_labeled(dict(zip(tasks, found.weights, strict=True)), name)
+    return found
+
+
+def strata_of(tasks: Mapping[str, Task], data: Data) -> Sequence[np.ndarray]:
+    """For each task the classes of all rows, -1 where the target is missing."""
+    return [
+        np.where(weights > 0, codes if isinstance(task, Classification) else 0, -1)
+        for task, codes, weights in zip(tasks.values(), data.targets, data.weights, strict=True)
+    ]
