@@ -328,6 +328,24 @@ def test_each_step_drops_other_features() -> None:
     assert len(losses) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["mmoe", "cross_stitch", "ple"])
+def test_experts_of_every_architecture_may_drop(architecture: str) -> None:
+    def own(width: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.Sequential(nnx.Linear(width, 8, rngs=rngs), nnx.Dropout(0.9, rngs=rngs))
+
+    expert = {"expert": own} if architecture == "mmoe" else {"dropout": 0.9}
+    learned, without = (
+        plain(**settings, n_experts=2, n_task_experts=1, expert_units=(8,), max_epochs=2)
+        .set_params(architecture=architecture, weighting="gradnorm")
+        .fit(*TRAIN)
+        for settings in (expert, {})
+    )
+    assert learned.history_[0]["train"]["sum"] > without.history_[0]["train"]["sum"]
+    np.testing.assert_array_equal(learned.predict(X)["sum"], learned.predict(X)["sum"])
+    assert not jax.tree.leaves(nnx.state(learned.model_, nnx.RngState, graph=True))
+
+
 def test_models_of_equal_structure_share_their_programs(caplog: pytest.LogCaptureFixture) -> None:
     """Rates, decays and weights are numbers of a program, whatever gates there are."""
 

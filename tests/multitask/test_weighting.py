@@ -15,6 +15,7 @@ from vmoe.multitask.weighting import (
     Losses,
     Uncertainty,
     Weighting,
+    new_weighting,
 )
 
 LOSSES, ONES = jnp.array([4.0, 0.25]), jnp.ones(2)
@@ -69,6 +70,18 @@ def test_gradnorm_gives_a_task_that_lags_larger_gradients() -> None:
     weights = after(weighting, first, seen(LOSSES * jnp.array([0.9, 0.3])))
     # the norms shall be in the ratio (0.9 / 0.3) ** 1.5, as far as their sum allows
     assert weights[0] / weights[1] == pytest.approx(3**1.5, rel=0.3)
+
+
+def test_the_settings_of_a_weighting_replace_those_of_its_paper() -> None:
+    """With alpha = 0 gradients are equal whatever the progress; a low temperature is a maximum."""
+    weighting = new_weighting("gradnorm", {"alpha": 1e-9, "learning_rate": 0.01})
+    first = weighting.step(weighting.init(2), *seen(LOSSES))
+    weights = after(weighting, first, seen(LOSSES * jnp.array([0.9, 0.3])))
+    np.testing.assert_allclose(weights, 1, rtol=0.1)
+    weighting = new_weighting("dynamic_average", {"temperature": 0.01})
+    state = weighting.epoch(weighting.init(2), jnp.array([2.0, 2.0]))
+    state = weighting.epoch(state, jnp.array([2.0, 1.0]))
+    np.testing.assert_allclose(weighting.weights(state), [2, 0], atol=1e-6)
 
 
 def test_dynamic_average_weighs_by_the_ratio_of_the_last_two_epochs() -> None:

@@ -147,7 +147,7 @@ def plot_history(model: Any, *, axes: Any = None) -> Any:
     if axes is None:
         import matplotlib.pyplot as plt
 
-        size = (4.2 * len(tasks) + 0.4, 3.2)
+        size = (4.2 * len(tasks) + 0.4, 3.4)
         axes = plt.figure(figsize=size, layout="constrained").subplots(1, len(tasks))
     epochs = [row["epoch"] for row in history]
     for name, ax in zip(tasks, np.atleast_1d(axes), strict=True):
@@ -158,7 +158,9 @@ def plot_history(model: Any, *, axes: Any = None) -> Any:
             right = ax.twinx()
             right.plot(epochs, [row["scores"][name] for row in history], "C1--")
             right.set_ylabel(model.metric_of(name), color="C1")
-        ax.axvline(model.n_epochs_, color="k", linewidth=0.8, linestyle=":")
+        ax.axvline(model.n_epochs_, color="k", linewidth=0.8, linestyle=":", label="kept")
         ax.set(title=name, xlabel="epoch", ylabel="loss")
-        ax.legend()
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        # below the panel, where no curve is
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     return axes
