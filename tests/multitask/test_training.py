@@ -118,8 +118,8 @@ def test_the_curves_have_a_panel_for_each_task(watched: MultiTaskEstimator) -> N
         ("task 'rare': 3: use \"balanced\" or a dict", {"class_weight": {"rare": 3}}),
         ("'fixed' has no setting 'alpha', only ..", {"weighting_params": {"alpha": 1.0}}),
         (
-            "alpha=0: use a positive number",
-            {"weighting": "gradnorm", "weighting_params": {"alpha": 0}},
+            "alpha=0.0: use a positive number",
+            {"weighting": "gradnorm", "weighting_params": {"alpha": 0.0}},
         ),
     ],
 )
@@ -253,10 +253,11 @@ def test_class_weights_are_those_of_the_rows_in_the_loss(given: Any) -> None:
 
 def tiny(dropout: float = 0.0) -> tuple[nnx.GraphDef, nnx.State, Data]:
     rngs = nnx.Rngs(0)
-    layers = [nnx.Linear(4, 3, rngs=rngs), nnx.Linear(3, 1, rngs=rngs)]
+    layers: list[nnx.Module] = [nnx.Linear(4, 3, rngs=rngs)]
     if dropout:
-        layers.insert(1, nnx.Dropout(dropout, rngs=rngs))
-    model = MultiTask(SharedBottom(nnx.Sequential(*layers), 1), {"sum": lambda x: x})
+        layers.append(nnx.Dropout(dropout, rngs=rngs))
+    towers = {"sum": nnx.Linear(3, 1, rngs=rngs)}
+    model = MultiTask(SharedBottom(nnx.Sequential(*layers), 1), towers)
     scaled = (Y["sum"] - Y["sum"].mean()) / Y["sum"].std()
     every = jnp.ones(200, bool)
     data = Data(jnp.asarray(X, jnp.float32), (jnp.asarray(scaled, jnp.float32),), (every,))

@@ -247,7 +247,8 @@ class MultiTaskEstimator(BaseEstimator):
         if held_out is not None and validated is not None:
             validated = validated._replace(inputs=encoder.transform(held_out.X))
             validated = jax.device_put(validated)
-        model = self._new_model(encoder, tasks, int(random.integers(2**31)))
+        seed = int(random.integers(2**31))
+        model = self._new_model(encoder, tasks, seed, float(self.dropout))
         found = list(equal_experts(model))
         for problem in [*problems, *encoder.problems, *found]:
             warnings.warn(problem, UserWarning, stacklevel=3)  # fit, scikit-learn, the user
@@ -426,7 +427,9 @@ class MultiTaskEstimator(BaseEstimator):
             raise ValueError(f"{name}={units}: use integers from 1 on")
         return tuple(int(size) for size in units)
 
-    def _new_model(self, encoder: TableEncoder, tasks: Mapping[str, Task], seed: int) -> MultiTask:
+    def _new_model(
+        self, encoder: TableEncoder, tasks: Mapping[str, Task], seed: int, dropout: float = 0.0
+    ) -> MultiTask:
         units = self._units("expert_units")
         if self.architecture == "cross_stitch" and (self.expert or not units):
             raise ValueError(
@@ -452,7 +455,7 @@ class MultiTaskEstimator(BaseEstimator):
             k=self.k,
             entropy_weight=self.entropy_weight,
             expert=self.expert,
-            dropout=float(self.dropout),
+            dropout=dropout,
         )
         outputs = {name: task.size for name, task in tasks.items()}
         towers = self._units("tower_units")

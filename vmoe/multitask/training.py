@@ -175,9 +175,12 @@ class Trainer:
             order: see ``batches``.
         """
         expected = order.shape[1] * jnp.stack([weights.mean() for weights in data.weights])
-        state, each = jax.lax.scan(
-            lambda state, rows: self.step(state, take(data, rows), expected), state, order
-        )
+
+        def step(state: TrainerState, rows: Int[Array, "b"]) -> tuple[TrainerState, Losses]:
+            state, losses = self.step(state, take(data, rows), expected)
+            return averaged(state), losses
+
+        state, each = jax.lax.scan(step, state, order)
         losses = mean_of(each)
         weighting = self.weighting.epoch(state.weighting, losses.tasks)
         return state._replace(weighting=weighting), losses
@@ -185,7 +188,7 @@ class Trainer:
     def step(
         self, state: TrainerState, batch: Data, expected: Float[Array, "t"]
     ) -> tuple[TrainerState, Losses]:
-        """The state after a training step, and the losses before it.
+        """The state after a training step but for its average, and the losses before it.
 
         Args:
             expected: the sum of each task's weights in a batch that counts as a whole step.
@@ -211,15 +214,10 @@ class Trainer:
         else:
             (gradients,) = pull_back(factors)
         updates, moments = self.optimizer.update(gradients, state.moments, params)
-        params, average = optax.apply_updates(params, updates), state.average
-        if average is not None:
-            _, after = optax.ema(average.decay).update(params, average.state)
-            average = average._replace(state=after)
         state = state._replace(
-            params=nnx.merge_state(params, streams),
+            params=nnx.merge_state(optax.apply_updates(params, updates), streams),
             moments=moments,
             weighting=self.weighting.step(state.weighting, losses, norms),
-            average=average,
         )
         return state, losses
 
@@ -260,6 +258,15 @@ class Trainer:
 def compiled(trainer: Trainer) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``Trainer.epoch`` and ``Trainer.evaluate``, compiled once for all trainers that are equal."""
     return jax.jit(trainer.epoch), jax.jit(trainer.evaluate)
+
+
+def averaged(state: TrainerState) -> TrainerState:
+    """A state whose average has the parameters of one step more, if there is one."""
+    if state.average is None:
+        return state
+    decay, before = state.average
+    _, after = optax.ema(decay).update(nnx.filter_state(state.params, nnx.Param), before)
+    return state._replace(average=Average(decay, after))
 
 
 @functools.cache
