@@ -33,7 +33,7 @@ class Data(NamedTuple):
 
 
 EVAL_BATCH_SIZE = 8192  # rows of a forward pass without training
-PROGRAMS = 16  # structures whose compiled programs are kept
+PROGRAMS = 16  # fits of another structure or number of rows whose compiled programs are kept
 
 SCHEDULES: dict[str, optax.Schedule] = {
     "constant": optax.constant_schedule(1.0),
@@ -150,14 +150,15 @@ class Trainer:
     ) -> Iterator[Epoch]:
         """Trains for an epoch at a time, without an end.
 
-        Trainers that are equal share their compiled programs, one for each shape of data.
+        Trainers that are equal share their compiled programs for one number of rows.
 
         Args:
             random: draws the order of the rows.
         """
-        train_epoch, evaluate = compiled(self)
+        rows = [0 if data is None else len(data.weights[0]) for data in (train, validation)]
+        train_epoch, evaluate = compiled(self, *rows)
         while True:
-            order = jnp.asarray(batches(random, len(train.weights[0]), batch_size))
+            order = jnp.asarray(batches(random, rows[0], batch_size))
             state, losses = train_epoch(state, train, order)
             params = state.evaluated
             yield Epoch(
@@ -255,8 +256,16 @@ class Trainer:
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def compiled(trainer: Trainer) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """``Trainer.epoch`` and ``Trainer.evaluate``, compiled once for all trainers that are equal."""
+def compiled(
+    trainer: Trainer, train: int, validation: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``Trainer.epoch`` and ``Trainer.evaluate``, compiled once for all trainers that are equal.
+
+    Args:
+        train: number of rows. A program for each number would be kept for ever, if these functions
+            did not belong to one.
+        validation: number of validation rows.
+    """
     return jax.jit(trainer.epoch), jax.jit(trainer.evaluate)
 
 
