@@ -64,6 +64,7 @@ def test_the_epoch_with_the_best_metric_of_the_monitored_task_is_kept(
     assert max(monitored) == pytest.approx(roc_auc_score(targets["rare"] == "yes", probability))
 
 
+@pytest.mark.slow
 def test_the_loss_of_one_task_can_be_monitored() -> None:
     learned = plain(monitor=("rare", "loss"), max_epochs=80, patience=4, learning_rate=0.5)
     history = learned.fit(*TRAIN, validation=HELD_OUT).history_
@@ -181,6 +182,7 @@ def test_one_bad_regression_does_not_decide_the_mean_score() -> None:
     assert learned.score(rows, shifted) == pytest.approx((scores["rare"] - 1) / 2)
 
 
+@pytest.mark.slow
 def test_a_search_can_maximize_the_auc() -> None:
     learned = plain(scoring={"rare": "roc_auc"}, max_epochs=20)
     search = GridSearchCV(learned, {"learning_rate": [1e-7, 0.05]}, cv=2)
@@ -231,7 +233,7 @@ def test_equal_weights_are_no_weights() -> None:
     np.testing.assert_allclose(none.predict(X)["sum"], equal.predict(X)["sum"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("given", ["balanced", {"rare": "balanced"}, {"rare": {"yes": 5}}])
+@pytest.mark.parametrize("given", ["balanced", {"rare": {"yes": 5}}])
 def test_class_weights_are_those_of_the_rows_in_the_loss(given: Any) -> None:
     """With a learning rate of almost 0, the loss of the epoch is that of the model after it."""
     rows, targets = TRAIN
@@ -289,6 +291,7 @@ def test_the_schedule_and_the_average_are_those_of_a_plain_loop() -> None:
             np.testing.assert_allclose(a, b / scale, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_decaying_rate_and_an_average_are_what_a_fit_keeps() -> None:
     constant, linear, average = (
         plain(max_epochs=4, learning_rate=0.05, **settings).fit(*TRAIN, validation=HELD_OUT)
@@ -305,9 +308,8 @@ def test_a_decaying_rate_and_an_average_are_what_a_fit_keeps() -> None:
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    settings = {"expert_units": (16,), "tower_units": (8,), "max_epochs": 3}
-    dropped = plain(**settings, dropout=0.5).fit(*TRAIN, validation=HELD_OUT)
-    kept = plain(**settings).fit(*TRAIN, validation=HELD_OUT)
+    dropped = plain(dropout=0.5).fit(*TRAIN, validation=HELD_OUT)
+    kept = plain().fit(*TRAIN, validation=HELD_OUT)
     assert dropped.n_parameters_ == kept.n_parameters_
     assert dropped.history_[0]["train"] != kept.history_[0]["train"]
     rows, targets = HELD_OUT
@@ -317,10 +319,11 @@ def test_dropout_acts_in_training_alone() -> None:
     best = dropped.history_[dropped.n_epochs_ - 1]["validation"]["sum"]
     assert best == pytest.approx(expected, rel=1e-4)
     assert not jax.tree.leaves(nnx.state(dropped.model_, nnx.RngState, graph=True))
-    again = plain(**settings, dropout=0.5).fit(*TRAIN, validation=HELD_OUT)
+    again = plain(dropout=0.5).fit(*TRAIN, validation=HELD_OUT)
     np.testing.assert_array_equal(again.predict(rows)["sum"], dropped.predict(rows)["sum"])
 
 
+@pytest.mark.slow
 def test_each_step_drops_other_features() -> None:
     graph, params, data = tiny(dropout=0.5)
     trainer = Trainer(graph, (Regression.loss,), Weighting(), optax.sgd(0.0))
