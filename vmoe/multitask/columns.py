@@ -1,6 +1,9 @@
-"""Tables: numeric and categorical columns, and their encoding as the rows of a model."""
+"""Tables: numeric and categorical columns, and their encoding for a model."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,46 +11,148 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from scipy.sparse import issparse
-from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import murmurhash3_32
 
 from vmoe.classic.design import select_columns
+from vmoe.multitask.as_json import from_json, to_json
 from vmoe.multitask.values import (
+    Distinct,
     as_array,
     as_list,
     as_numbers,
     as_pandas,
     as_values,
-    is_missing,
+    distinct,
+    is_category,
     is_numeric,
     type_of,
 )
 
+Column = Float[np.ndarray, "b"] | Distinct
 MANY = 10  # as many categories are never too many, however few rows there are
+SIZE = 8  # of an embedding
 
 
 class Table(NamedTuple):
     """Rows of a table as a model reads them.
 
+    A code is a row of a matrix of embeddings.
+
     Attributes:
         numbers: standardized columns.
-        codes: the category of each categorical column; the number of its categories where it is
-            missing or was not seen in ``fit``.
+        codes: the code of each categorical column.
+        lists: for each column of lists the codes of its values; -1 after the last one.
     """
 
     numbers: Float[Any, "b _"]
     codes: Int[Any, "b _"]
+    lists: tuple[Int[Any, "b _"], ...] = ()
+
+
+@dataclass
+class Vocabulary:
+    """Categories of a column, or of several that share their embeddings.
+
+    Attributes:
+        size: size of an embedding.
+        categories: sorted, None with ``buckets``.
+        buckets: number of values of the hash that replaces categories.
+        type: see ``type_of``.
+        matrix: the matrix of the embeddings, one for each size.
+        first: the code of the first category. The codes of the others follow, and then that of
+            missing and unknown ones.
+    """
+
+    size: int
+    buckets: int = 0
+    type: str | None = None
+    categories: Sequence[Any] = ()
+    matrix: int = 0
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.buckets or len(self.categories)
+
+    def learn(self, columns: Mapping[str, Distinct], min_frequency: int) -> None:
+        """Learns the categories of columns.
+
+        Args:
+            columns: by place.
+            min_frequency: the number of values that a category has at least.
+        """
+        counts = Counter[Any]()
+        for place, column in columns.items():
+            self.type = self._checked(place, column) or self.type
+            found = np.bincount(column.index[column.index >= 0], minlength=len(column.values))
+            counts.update(dict(zip(as_list(column.values), found.tolist(), strict=True)))
+        if not self.buckets:
+            self.categories = sorted(x for x, n in counts.items() if n >= min_frequency)
+
+    def _checked(self, place: str, column: Distinct) -> str | None:
+        """The type of a column's values, which is that of the categories."""
+        found = type_of(place, column.values)
+        if found and self.type and found != self.type:
+            raise ValueError(
+                f"{place}: categories of type {found}, and in fit they were of type {self.type}: "
+                "convert them"
+            )
+        return found
+
+    def codes(self, place: str, column: Distinct) -> Int[np.ndarray, "b _"]:
+        """The codes of a column."""
+        self._checked(place, column)
+        values = as_list(column.values)
+        if self.buckets:
+            offsets = [bucket(value, self.buckets) for value in values]
+        else:
+            known = {value: i for i, value in enumerate(self.categories)}
+            offsets = [known.get(value, len(known)) for value in values]
+        codes = self.first + np.array([*offsets, len(self)], np.int32)[column.index]
+        if column.lists:
+            codes[:, 1:][column.index[:, 1:] < 0] = -1
+        return codes
+
+
+def bucket(value: Any, buckets: int) -> int:
+    """MurmurHash3 of a category's text in UTF-8, with seed 0, modulo the number of buckets.
+
+    A whole number has the same text as an integer.
+    """
+    whole = isinstance(value, float) and value.is_integer()
+    return murmurhash3_32(str(int(value) if whole else value), positive=True) % buckets
 
 
 class TableEncoder:
-    """Encodes a DataFrame or an array as a ``Table``, by scikit-learn's encoders.
+    """Encodes a DataFrame or an array as a ``Table``.
 
     Attributes:
         names: the names of the columns, or their indices.
-        categorical: whether a column is categorical.
-        num_categories: number of categories of each categorical column.
+        vocabularies: those of the categorical columns.
+        vocabulary_of: the vocabulary of each categorical column, both by index.
+        lists: the indices of the columns of lists.
+        scaler: of the columns of numbers.
         problems: what to warn of: columns of one value, and columns that are categorical by
             default and have more categories than half the number of rows.
     """
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int | Mapping[Hashable, int] = SIZE,
+        min_frequency: int = 1,
+        hash_buckets: Mapping[Hashable, int] | None = None,
+        shared_embeddings: Sequence[Sequence[Hashable]] | None = None,
+    ):
+        """The arguments are those of ``MultiTaskEstimator``."""
+        self._sizes, self._min_frequency = embedding_size, min_frequency
+        self._buckets, self._shared = hash_buckets or {}, shared_embeddings or ()
+        self.names: list[Hashable] = []
+        self.vocabularies: list[Vocabulary] = []
+        self.vocabulary_of: dict[int, int] = {}
+        self.lists: set[int] = set()
+        self.scaler = StandardScaler()
+        self.problems: list[str] = []
 
     def fit_transform(
         self, X: Any, categorical: Any = None, sample_weight: np.ndarray | None = None
@@ -59,114 +164,189 @@ class TableEncoder:
             categorical: names or indices of the categorical columns. By default those columns of a
                 DataFrame that are not numbers, or have pandas' type "category".
         """
-        is_frame = hasattr(X, "iloc")
-        columns = columns_of(X)
-        self.names = list(X.columns) if is_frame else list(range(len(columns)))
-        self.categorical = np.zeros(len(columns), bool)
+        default = hasattr(X, "iloc") and categorical is None
+        self.names = list(X.columns) if hasattr(X, "iloc") else list(range(X.shape[1]))
+        named: Any = np.full(len(self.names), None) if default else np.zeros(X.shape[1], bool)
         if categorical is not None:
-            self.categorical[select_columns(categorical, X, "categorical")] = True
-        elif is_frame:
-            self.categorical[:] = [
-                is_category(X.iloc[:, i]) or not is_numeric(values)
-                for i, values in enumerate(columns)
-            ]
-        self._codes = OrdinalEncoder(
-            handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1
-        )
-        self._scaler = StandardScaler()
-        self.num_categories: list[int] = []
-        self._types = self._types_of(columns)
-        categories, numbers = self._categories(columns), None
-        differ, nearly_unique = np.zeros((2, len(columns)), bool)
-        if self.categorical.any():
-            known = self._codes.fit(categories).categories_
-            self.num_categories = [len(each) - (each[-1] is None) for each in known]
-            differ[self.categorical] = [len(each) > 1 for each in known]
-            if categorical is None:
-                limit = max(MANY, len(X) / 2)
-                nearly_unique[self.categorical] = np.array(self.num_categories) > limit
-        if not self.categorical.all():
-            numbers = self._numbers(columns)
+            named[select_columns(categorical, X, "categorical")] = True
+        columns = self._columns(X, named.tolist())
+        coded = {i: each for i, each in enumerate(columns) if isinstance(each, Distinct)}
+        self.lists = {i for i, column in coded.items() if column.lists}
+        self._make_vocabularies(list(coded))
+        for at, vocabulary in enumerate(self.vocabularies):
+            own = {self._place(i): coded[i] for i, v in self.vocabulary_of.items() if v == at}
+            vocabulary.learn(own, self._min_frequency)
+        rows: dict[int, int] = {}  # of the matrix of each size
+        for vocabulary in self.vocabularies:
+            vocabulary.first = rows.setdefault(vocabulary.size, 0)
+            rows[vocabulary.size] += len(vocabulary) + 1
+            vocabulary.matrix = list(rows).index(vocabulary.size)
+        if numbers := self._numbers(columns):
             with np.errstate(over="ignore", invalid="ignore"):
-                self._scaler.fit(numbers, sample_weight=sample_weight)
-            differ[~self.categorical] = np.ptp(numbers, axis=0) > 0
-        self.problems = [
-            f"X: these columns have {problem}: {', '.join(repr(self.names[i]) for i in chosen)}"
-            for problem, chosen in (
-                ("one value only: leave them out", np.flatnonzero(~differ)),
+                self.scaler.fit(np.stack(numbers, axis=1), sample_weight=sample_weight)
+        self.problems = self._find_problems(columns, len(X), default)
+        return self._encoded(columns, len(X))
+
+    def _columns(self, X: Any, categorical: Sequence[bool | None]) -> list[Column]:
+        given = [X.iloc[:, i] for i in range(X.shape[1])] if hasattr(X, "iloc") else X.T
+        return [column_of(self._place(i), each, categorical[i]) for i, each in enumerate(given)]
+
+    def _make_vocabularies(self, categorical: Sequence[int]) -> None:
+        """A vocabulary for each group of columns that share one, and for each other column."""
+        sizes = self._sizes if isinstance(self._sizes, Mapping) else {}
+        default = SIZE if isinstance(self._sizes, Mapping) else self._sizes
+        sizes = self._by_index("embedding_size", sizes, categorical)
+        buckets = self._by_index("hash_buckets", self._buckets, categorical)
+        groups = [self._indices("shared_embeddings", names, categorical) for names in self._shared]
+        together = [i for group in groups for i in group]
+        if len(set(together)) < len(together):
+            raise ValueError(f"shared_embeddings={self._shared!r}: name each column once")
+        self.vocabularies, vocabulary_of = [], dict[int, int]()
+        for group in [*groups, *([i] for i in categorical if i not in together)]:
+            ways = {(sizes.get(i, default), buckets.get(i, 0)) for i in group}
+            if len(ways) > 1:
+                raise ValueError(
+                    f"shared_embeddings: {[self.names[i] for i in group]} differ in "
+                    "embedding_size or hash_buckets: give them the same"
+                )
+            vocabulary_of |= dict.fromkeys(group, len(self.vocabularies))
+            self.vocabularies.append(Vocabulary(*ways.pop()))
+        self.vocabulary_of = dict(sorted(vocabulary_of.items()))
+
+    def _by_index(
+        self, setting: str, given: Mapping[Hashable, int], categorical: Sequence[int]
+    ) -> dict[int, int]:
+        """A setting by the index of the column."""
+        for name, value in given.items():
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{setting}: column {name!r}: {value!r}: use an integer from 1 on")
+        indices = self._indices(setting, given, categorical)
+        return dict(zip(indices, map(int, given.values()), strict=True))
+
+    def _indices(
+        self, setting: str, names: Iterable[Hashable], categorical: Sequence[int]
+    ) -> list[int]:
+        known = {self.names[i]: i for i in categorical}
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{setting}: {name!r} is none of the categorical columns {list(known)}: name "
+                    "one of them"
+                )
+        return [known[name] for name in names]
+
+    def _find_problems(self, columns: Sequence[Column], rows: int, default: bool) -> list[str]:
+        constant, unique = [], []
+        for name, column in zip(self.names, columns, strict=True):
+            if not isinstance(column, Distinct):
+                constant += [name] * bool(np.ptp(column) == 0)
+                continue
+            n = len(column.values)
+            constant += [name] * (n + bool((column.index < 0).any()) < 2)
+            unique += [name] * (default and not column.lists and n > max(MANY, rows / 2))
+        return [
+            f"X: these columns have {problem}: {', '.join(map(repr, names))}"
+            for problem, names in (
+                ("one value only: leave them out", constant),
                 (
                     "more categories than half the number of rows: convert them to numbers, or "
                     "name them in categorical",
-                    np.flatnonzero(nearly_unique),
+                    unique,
                 ),
             )
-            if len(chosen)
+            if names
         ]
-        return self._encoded(numbers, categories)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``transform`` needs, for ``json.dumps``; see ``as_json``.
+
+        Raises:
+            ValueError: a name or a category has a type that JSON cannot have.
+        """
+        scales = [self.scaler.mean_, self.scaler.scale_] if self.num_numbers else []
+        numbers = iter(np.array(scales).T.tolist())
+        columns = []
+        for i, name in enumerate(self.names):
+            column: dict[str, Any] = {"name": to_json("the name of a column", name)}
+            if i in self.vocabulary_of:
+                column |= {"vocabulary": self.vocabulary_of[i], "lists": i in self.lists}
+            else:
+                column["mean"], column["scale"] = next(numbers)
+            columns.append(column)
+        vocabularies = []
+        for at, each in enumerate(self.vocabularies):
+            place = self._place(next(i for i, own in self.vocabulary_of.items() if own == at))
+            vocabularies.append(vars(each) | {"categories": to_json(place, each.categories)})
+        return {"columns": columns, "vocabularies": vocabularies}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "TableEncoder":
+        """The encoder of ``to_json``, for ``transform``."""
+        made, columns = cls(), given["columns"]
+        made.names = [from_json(column["name"]) for column in columns]
+        made.vocabularies = [
+            Vocabulary(**{**each, "categories": from_json(each["categories"])})
+            for each in given["vocabularies"]
+        ]
+        coded = {i: column for i, column in enumerate(columns) if "vocabulary" in column}
+        made.vocabulary_of = {i: column["vocabulary"] for i, column in coded.items()}
+        made.lists = {i for i, column in coded.items() if column["lists"]}
+        numbers = [(each["mean"], each["scale"]) for each in columns if "mean" in each]
+        if numbers:
+            made.scaler.mean_, made.scaler.scale_ = np.array(numbers, np.float64).T
+            made.scaler.n_features_in_ = len(numbers)
+        return made
 
     @property
     def num_numbers(self) -> int:
         """The number of columns of numbers."""
-        return int((~self.categorical).sum())
+        return len(self.names) - len(self.vocabulary_of)
 
     def transform(self, X: Any) -> Table:
         """The rows of a table with the columns of the one that was learned from."""
-        columns = columns_of(X)
-        for i, own in self._types_of(columns).items():
-            if own and (known := self._types[i]) and own != known:
-                raise ValueError(
-                    f"{self._place(i)}: categories of type {own}, and in fit they were of type "
-                    f"{known}: convert them"
-                )
-        numbers = None if self.categorical.all() else self._numbers(columns)
-        return self._encoded(numbers, self._categories(columns))
+        categorical = [i in self.vocabulary_of for i in range(X.shape[1])]
+        return self._encoded(self._columns(X, categorical), len(X))
 
-    def _encoded(self, numbers: np.ndarray | None, categories: np.ndarray) -> Table:
-        """The rows of columns of numbers, if there are any, and of categories."""
-        scaled = np.zeros((len(categories), 0), np.float32)
-        codes = np.zeros((len(categories), 0), np.int32)
-        if numbers is not None:
+    def _encoded(self, columns: Sequence[Column], rows: int) -> Table:
+        numbers = self._numbers(columns)
+        scaled = np.zeros((rows, 0), np.float32)
+        if numbers:
             with np.errstate(over="ignore", invalid="ignore"):
-                scaled = self._scaler.transform(numbers).astype(np.float32)
+                scaled = self.scaler.transform(np.stack(numbers, axis=1)).astype(np.float32)
             if not (finite := np.isfinite(scaled).all(axis=0)).all():
-                column = int(np.flatnonzero(~self.categorical)[np.argmin(finite)])
+                own = [i for i in range(len(columns)) if i not in self.vocabulary_of]
                 raise ValueError(
-                    f"{self._place(column)}: a value is too far from those of fit for float32: "
-                    "check it, or scale the column"
+                    f"{self._place(own[int(np.argmin(finite))])}: a value is too far from those of "
+                    "fit for float32: check it, or scale the column"
                 )
-        if self.categorical.any():
-            given = self._codes.transform(categories).astype(np.int32)
-            codes = np.where(given < 0, np.array(self.num_categories, np.int32), given)
-        return Table(scaled, codes)
+        codes, lists = [np.zeros((rows, 0), np.int32)], []
+        for i, at in self.vocabulary_of.items():
+            column = columns[i]
+            assert isinstance(column, Distinct)
+            if column.lists != (i in self.lists):
+                raise ValueError(
+                    f"{self._place(i)}: {'lists' if column.lists else 'single values'}, and in fit "
+                    f"{'single values' if column.lists else 'lists'}: convert them"
+                )
+            found = self.vocabularies[at].codes(self._place(i), column)
+            (lists if column.lists else codes).append(found)
+        return Table(scaled, np.concatenate(codes, axis=1), tuple(lists))
 
-    def _place(self, column: int) -> str:
-        return f"X: column {self.names[column]!r}"
-
-    def _numbers(self, columns: Sequence[np.ndarray]) -> Float[np.ndarray, "b _"]:
+    def _numbers(self, columns: Sequence[Column]) -> list[Float[np.ndarray, "b"]]:
         found = []
-        for i in np.flatnonzero(~self.categorical).tolist():
-            values = as_numbers(self._place(i), columns[i], "name the column in categorical")
+        for i, values in enumerate(columns):
+            if isinstance(values, Distinct):
+                continue
             if missing := int(np.isnan(values).sum()):
                 raise ValueError(
                     f"{self._place(i)}: {missing} of {len(values)} values are missing: fill them "
                     "in, for example by sklearn.impute.SimpleImputer"
                 )
             found.append(values)
-        return np.stack(found, axis=1)
-
-    def _types_of(self, columns: Sequence[np.ndarray]) -> dict[int, str | None]:
-        """The types of the categorical columns."""
-        categorical = np.flatnonzero(self.categorical).tolist()
-        return {i: type_of(self._place(i), columns[i]) for i in categorical}
-
-    def _categories(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """The values of the categorical columns, None where they are missing."""
-        found = np.empty((len(columns[0]), int(self.categorical.sum())), object)
-        for at, i in enumerate(np.flatnonzero(self.categorical).tolist()):
-            values = np.fromiter(as_list(columns[i]), object)
-            values[is_missing(columns[i])] = None
-            found[:, at] = values
         return found
+
+    def _place(self, column: int) -> str:
+        return f"X: column {self.names[column]!r}"
 
 
 def rows_of(X: Any) -> Any:
@@ -197,43 +377,68 @@ def rows_of(X: Any) -> Any:
     return X
 
 
-def is_category(given: Any) -> bool:
-    """Whether a column or a target has pandas' type "category"."""
-    return getattr(getattr(given, "dtype", None), "name", None) == "category"
+def column_of(place: str, given: Any, categorical: bool | None) -> Column:
+    """A column as numbers, NaN where they are missing, or as distinct values.
 
-
-def columns_of(X: Any) -> list[np.ndarray]:
-    """The columns of a DataFrame or an array."""
-    if hasattr(X, "iloc"):
-        return [as_values(f"X: column {name!r}", values) for name, values in X.items()]
-    return [as_values(f"X: column {i}", values) for i, values in enumerate(X.T)]
+    Args:
+        categorical: None to decide by the type.
+    """
+    remedy = "name the column in categorical"
+    if not categorical and given.dtype.kind in "iuf":
+        return as_numbers(place, as_values(place, given), remedy)
+    column = distinct(place, given)
+    if categorical is None:
+        categorical = is_category(given) or column.lists or not is_numeric(column.values)
+    if categorical:
+        return column
+    if column.lists:
+        raise ValueError(f"{place}: a value is a list: {remedy}")
+    return np.append(as_numbers(place, column.values, remedy), np.nan)[column.index[:, 0]]
 
 
 class TableRows(nnx.Module):
-    """Rows of a table as f[b d]: its numbers, and the embedding of each category.
+    """Rows of a table as f[b d]: its numbers, and the embeddings of categories.
 
-    The embeddings of all columns are rows of one matrix. This is the same as a linear layer of
-    one-hot codes, without the products with zeros. In each column, missing and unseen categories
-    share an embedding, which starts at zero and is learned from rows where the category is missing.
+    All embeddings of one size are rows of one matrix. This is the same as a linear layer of one-hot
+    codes, without the products with zeros. In each column, missing and unknown categories share an
+    embedding, which starts at zero and is learned from rows of ``fit`` with such a category. Of a
+    list, it is the mean of the embeddings of its values.
     """
 
-    def __init__(
-        self, num_numbers: int, num_categories: Sequence[int], size: int, *, rngs: nnx.Rngs
-    ):
-        """
-        Args:
-            num_categories: number of categories of each categorical column.
-            size: size of an embedding.
-        """
-        last = np.cumsum([n + 1 for n in num_categories]) - 1  # of missing and unseen categories
-        self.offsets = tuple(int(at) - n for at, n in zip(last, num_categories, strict=True))
-        self.width = num_numbers + size * len(num_categories)
-        self.vectors = nnx.Embed(int(last[-1]) + 1, size, rngs=rngs) if num_categories else None
-        if self.vectors is not None:
-            self.vectors.embedding[...] = self.vectors.embedding[...].at[last].set(0.0)
+    def __init__(self, encoder: TableEncoder, *, rngs: nnx.Rngs):
+        of = {i: encoder.vocabularies[at] for i, at in encoder.vocabulary_of.items()}
+        single = [vocabulary.matrix for i, vocabulary in of.items() if i not in encoder.lists]
+        self.width = encoder.num_numbers + sum(vocabulary.size for vocabulary in of.values())
+        self.lists = tuple(vocabulary.matrix for i, vocabulary in of.items() if i in encoder.lists)
+        self.vectors, columns = nnx.List(), list[tuple[int, ...]]()
+        for matrix in sorted({vocabulary.matrix for vocabulary in encoder.vocabularies}):
+            own = [each for each in encoder.vocabularies if each.matrix == matrix]
+            last = np.array([each.first + len(each) for each in own])  # of missing and unknown ones
+            vectors = nnx.Embed(int(last[-1]) + 1, own[0].size, rngs=rngs)
+            vectors.embedding[...] = vectors.embedding[...].at[last].set(0.0)
+            self.vectors.append(vectors)
+            columns.append(tuple(i for i, each in enumerate(single) if each == matrix))
+        self.columns = tuple(columns)
+
+    def codes(self, table: Table) -> list[Int[Array, "_"]]:
+        """The rows of each matrix that a table uses, repeated; -1 after the end of a list."""
+        return [
+            jnp.concatenate(
+                [
+                    table.codes[:, np.array(columns, int)].ravel(),
+                    *(x.ravel() for x, of in zip(table.lists, self.lists, strict=True) if of == i),
+                ]
+            )
+            for i, columns in enumerate(self.columns)
+        ]
 
     def __call__(self, table: Table) -> Float[Array, "b d"]:
-        if self.vectors is None:
-            return table.numbers
-        vectors = self.vectors(table.codes + np.array(self.offsets, np.int32))
-        return jnp.concatenate([table.numbers, vectors.reshape(len(vectors), -1)], axis=1)
+        parts, rows = [table.numbers], len(table.numbers)
+        for vectors, columns in zip(self.vectors, self.columns, strict=True):
+            if columns:
+                parts.append(vectors(table.codes[:, np.array(columns)]).reshape(rows, -1))
+        for codes, matrix in zip(table.lists, self.lists, strict=True):
+            used = (codes >= 0)[..., None]
+            total = jnp.where(used, self.vectors[matrix](codes), 0).sum(1)
+            parts.append(total / used.sum(1))
+        return jnp.concatenate(parts, axis=1)

@@ -1,11 +1,14 @@
 """Models of several tasks for tables, with the methods of scikit-learn's estimators."""
 
 import copy
+import functools
+import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -18,8 +21,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vmoe import forks
+from vmoe.multitask import saved
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
-from vmoe.multitask.columns import Table, TableEncoder, TableRows, is_category, rows_of
+from vmoe.multitask.columns import SIZE, TableEncoder, TableRows, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.history import Watch, line_of, metrics_of, score_of
 from vmoe.multitask.model import MultiTask
@@ -46,7 +50,7 @@ from vmoe.multitask.training import (
     with_numbers,
     without_streams,
 )
-from vmoe.multitask.values import as_pandas, is_numeric
+from vmoe.multitask.values import as_pandas, is_category, is_numeric
 from vmoe.multitask.weighting import WEIGHTINGS, new_weighting
 
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
@@ -78,9 +82,15 @@ class MultiTaskEstimator(BaseEstimator):
         k: number of experts that "dselect_k" selects for a row.
         entropy_weight: weight of the entropy of "dselect_k" in the loss; a larger one makes the
             gate sparse sooner.
-        embedding_size: size of a category's embedding.
+        embedding_size: size of a category's embedding, or sizes by column; 8 for others.
         categorical: names or indices of all categorical columns; by default those columns of a
             DataFrame that are not numbers, or have pandas' type "category". Dates are categories.
+            The values of a column may be lists; the embedding is then the mean of their values'.
+        min_frequency: the number of rows of ``fit`` that a category has at least. Others share the
+            embedding of missing and unknown ones.
+        hash_buckets: for columns with very many categories, or new ones: the number of values of a
+            hash, by column, which replaces the categories. Those of one hash share an embedding.
+        shared_embeddings: lists of columns with the same categories, which share their embeddings.
         weighting: how the tasks' losses are weighted: "fixed", "uncertainty" (Kendall et al. 2018),
             "gradnorm" (Chen et al. 2018) or "dynamic_average" (Liu et al. 2019).
         weighting_params: settings of the weighting by name: "learning_rate" of the weights of
@@ -140,8 +150,11 @@ class MultiTaskEstimator(BaseEstimator):
     gate: str = "softmax"
     k: int = 2
     entropy_weight: Any = 0.01
-    embedding_size: int = 8
+    embedding_size: Any = SIZE
     categorical: Any = None
+    min_frequency: int = 1
+    hash_buckets: Mapping[Any, int] | None = None
+    shared_embeddings: Any = None
     weighting: str = "fixed"
     weighting_params: Mapping[str, float] | None = None
     task_weights: Mapping[str, float] | None = None
@@ -172,8 +185,11 @@ class MultiTaskEstimator(BaseEstimator):
         "gate": [StrOptions({"softmax", "dselect_k"})],
         "k": [AT_LEAST_1],
         "entropy_weight": [AT_LEAST_0],
-        "embedding_size": [AT_LEAST_1],
+        "embedding_size": [AT_LEAST_1, Mapping],
         "categorical": ["array-like", None],
+        "min_frequency": [AT_LEAST_1],
+        "hash_buckets": [Mapping, None],
+        "shared_embeddings": [list, tuple, None],
         "weighting": [StrOptions(set(WEIGHTINGS))],
         "weighting_params": [Mapping, None],
         "task_weights": [Mapping, None],
@@ -241,7 +257,12 @@ class MultiTaskEstimator(BaseEstimator):
         weights = self._weights(tasks)
         given, train, held_out, validated = new._splits(given, validation, tasks, random)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
-        encoder = TableEncoder()
+        encoder = TableEncoder(
+            embedding_size=self.embedding_size,
+            min_frequency=self.min_frequency,
+            hash_buckets=self.hash_buckets,
+            shared_embeddings=self.shared_embeddings,
+        )
         inputs = encoder.fit_transform(given.X, self.categorical, given.sample_weight)
         train = jax.device_put(train._replace(inputs=inputs))
         if held_out is not None and validated is not None:
@@ -442,9 +463,7 @@ class MultiTaskEstimator(BaseEstimator):
                 "least one size"
             )
         rngs = nnx.Rngs(seed)
-        inputs = TableRows(
-            encoder.num_numbers, encoder.num_categories, self.embedding_size, rngs=rngs
-        )
+        inputs = TableRows(encoder, rngs=rngs)
         config = BodyConfig(
             tasks=len(tasks),
             units=units,
@@ -494,11 +513,11 @@ class MultiTaskEstimator(BaseEstimator):
         graph, params = nnx.split(self.model_, graph=True)
         outputs, weights = [], []
         for start in range(0, len(table.numbers), EVAL_BATCH_SIZE):
-            rows = Table(*(x[start : start + EVAL_BATCH_SIZE] for x in table))
+            rows = jax.tree.map(lambda x, at=start: x[at : at + EVAL_BATCH_SIZE], table)
             n = len(rows.numbers)
             # A power of two of rows: few programs are compiled, however many rows are predicted.
-            more = (1 << (n - 1).bit_length()) - n
-            padded = Table(*(np.pad(x, ((0, more), (0, 0)), mode="edge") for x in rows))
+            padding = (0, (1 << (n - 1).bit_length()) - n), (0, 0)
+            padded = jax.tree.map(functools.partial(np.pad, pad_width=padding, mode="edge"), rows)
             by_task, own, _ = jax.device_get(forward(graph, params, padded))
             outputs.append({name: each[:n] for name, each in by_task.items()})
             if own is not None:
@@ -579,6 +598,31 @@ class MultiTaskEstimator(BaseEstimator):
         if weights is None:
             raise ValueError("the model has no gates: fit another architecture, such as 'mmoe'")
         return dict(zip(self.tasks_, weights.mean(axis=1), strict=True))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fitted model to a file of safetensors and JSON, without pickle.
+
+        It has the parameters, the settings, and what encodes tables and targets. A file that is
+        there is replaced.
+
+        Raises:
+            ValueError: a setting is an object of another kind than numbers, strings, lists and
+                dicts, such as ``expert``; or settings were changed after ``fit``.
+        """
+        check_is_fitted(self, "model_")
+        saved.write(Path(path), self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "MultiTaskEstimator":
+        """The fitted model of a file that ``save`` wrote. Nothing in the file is executed.
+
+        Raises:
+            ValueError: the file is damaged, of another version, or has a model of another class.
+        """
+        known = (MultiTaskEstimator, MultiTaskClassifier)
+        return saved.read(
+            Path(path), {each.__name__: each for each in known if issubclass(each, cls)}
+        )
 
     def findings(self, X: Any) -> list[str]:
         """Experts that no task uses, and experts whose parameters are or were initially equal."""

@@ -1,15 +1,18 @@
 """Values of columns and of targets, as users give them."""
 
 import datetime
+import itertools
 from collections.abc import Hashable, Sequence
 from decimal import Decimal
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from vmoe.errors import UsageError
+
+LISTS = (list, np.ndarray)
 
 
 def as_values(place: str, given: Any) -> np.ndarray:
@@ -103,8 +106,74 @@ def as_list(values: np.ndarray) -> list[Any]:
 def is_missing(values: np.ndarray) -> Bool[np.ndarray, "b"]:
     """Where a value is NaN, NaT, None or pandas' NA."""
     if values.dtype.kind == "O":
-        return np.array([x is None or type(x).__name__ == "NAType" or x != x for x in values], bool)
+        return np.array([_is_none(x) for x in values], bool)
     return values != values  # NaN and NaT alone
+
+
+class Distinct(NamedTuple):
+    """A column by its distinct values.
+
+    Attributes:
+        values: the distinct values, none of which is missing.
+        index: the index of each row's value; -1 where it is missing. In a column of lists the
+            indices of each row's values, filled with -1.
+        lists: whether it is a column of lists.
+    """
+
+    values: np.ndarray
+    index: Int[np.ndarray, "b m"]
+    lists: bool = False
+
+
+def distinct(place: str, given: Any) -> Distinct:
+    """The distinct values of a column, in the order of their first rows or sorted.
+
+    Args:
+        place: what the values are, for the error.
+        given: a Series or an array (b,).
+    """
+    kind = str(given.dtype)
+    if "list<" in kind or (kind == "object" and any(isinstance(x, LISTS) for x in given)):
+        return _distinct_of_lists(place, given)
+    if hasattr(given, "factorize"):
+        try:
+            index, values = given.factorize()  # -1 where missing
+            return Distinct(as_values(place, values), index.astype(np.int32)[:, None])
+        except TypeError:  # a value cannot be hashed, which as_values says
+            pass
+    values = as_values(place, given)
+    known, index = ~is_missing(values), np.full((len(values), 1), -1, np.int32)
+    if values.dtype.kind == "O":
+        found: dict[Any, int] = {}
+        index[known, 0] = [found.setdefault(value, len(found)) for value in values[known]]
+        return Distinct(np.fromiter(found, object), index)
+    values, index[known, 0] = np.unique(values[known], return_inverse=True)
+    return Distinct(values, index)
+
+
+def _distinct_of_lists(place: str, given: Any) -> Distinct:
+    rows = [[] if _is_none(row) else row for row in given]
+    for row in rows:
+        if not isinstance(row, LISTS):
+            raise ValueError(f"{place}: {row!r} is no list, as other values are: give lists")
+    rows = [[value for value in row if not _is_none(value)] for row in rows]
+    flat = np.fromiter(itertools.chain.from_iterable(rows), object)
+    values, index, _ = distinct(place, exact(flat))
+    sizes = np.array([len(row) for row in rows])
+    found = np.full((len(rows), max(1, sizes.max())), -1, np.int32)
+    found[np.arange(found.shape[1]) < sizes[:, None]] = index[:, 0]
+    return Distinct(values, found, lists=True)
+
+
+def is_category(given: Any) -> bool:
+    """Whether a column or a target has pandas' type "category"."""
+    return getattr(getattr(given, "dtype", None), "name", None) == "category"
+
+
+def _is_none(value: Any) -> bool:
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return not isinstance(value, LISTS) and bool(value != value)
 
 
 def is_numeric(values: np.ndarray) -> bool:
