@@ -436,9 +436,11 @@ class TableRows(nnx.Module):
         parts, rows = [table.numbers], len(table.numbers)
         for vectors, columns in zip(self.vectors, self.columns, strict=True):
             if columns:
-                parts.append(vectors(table.codes[:, np.array(columns)]).reshape(rows, -1))
+                own = vectors.embedding[...][table.codes[:, np.array(columns)]]
+                parts.append(own.reshape(rows, -1))
         for codes, matrix in zip(table.lists, self.lists, strict=True):
             used = (codes >= 0)[..., None]
-            total = jnp.where(used, self.vectors[matrix](codes), 0).sum(1)
+            own = self.vectors[matrix].embedding[...][codes]
+            total = jnp.where(used, own, 0).sum(1)
             parts.append(total / used.sum(1))
         return jnp.concatenate(parts, axis=1)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.errors import UsageError
 from vmoe.multitask.model import MultiTask
+from vmoe.multitask.used_rows import Slots, new_slots, used_rows
 from vmoe.multitask.weighting import Losses, Weighting
 from vmoe.trees import path_name
 
@@ -176,12 +177,22 @@ class Trainer:
             order: see ``batches``.
         """
         expected = order.shape[1] * jnp.stack([weights.mean() for weights in data.weights])
+        inputs = nnx.merge(self.graph, state.params).inputs
 
-        def step(state: TrainerState, rows: Int[Array, "b"]) -> tuple[TrainerState, Losses]:
-            state, losses = self.step(state, take(data, rows), expected)
-            return averaged(state), losses
+        def step(
+            carry: tuple[TrainerState, Slots], rows: Int[Array, "b"]
+        ) -> tuple[tuple[TrainerState, Slots], Losses]:
+            (state, slots), batch = carry, take(data, rows)
+            used, given, slots = used_rows(inputs, batch.inputs, slots)
+            taken = state._replace(params=used.take(state.params), moments=used.take(state.moments))
+            after, losses = self.step(taken, batch._replace(inputs=given), expected)
+            after = after._replace(
+                params=used.put(state.params, after.params),
+                moments=used.put(state.moments, after.moments),
+            )
+            return (averaged(after), slots), losses
 
-        state, each = jax.lax.scan(step, state, order)
+        (state, _), each = jax.lax.scan(step, (state, new_slots(inputs)), order)
         losses = mean_of(each)
         weighting = self.weighting.epoch(state.weighting, losses.tasks)
         return state._replace(weighting=weighting), losses

@@ -1,0 +1,67 @@
+"""Training steps change those embeddings alone that a batch uses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from flax import nnx
+
+from vmoe.multitask import MultiTask, SharedBottom
+from vmoe.multitask.columns import TableEncoder, TableRows
+from vmoe.multitask.tasks import Regression
+from vmoe.multitask.training import Data, Trainer
+from vmoe.multitask.weighting import Weighting
+from vmoe.trees import by_name
+
+
+def test_an_epoch_is_a_loop_of_dense_steps_after_which_unused_rows_are_put_back() -> None:
+    random = np.random.default_rng(0)
+    rows, every = 24, np.ones(24, bool)
+    frame = pd.DataFrame({name: random.integers(0, 9, rows).astype(str) for name in "abc"})
+    frame["few"] = [["x", "y", "x"], [], ["z"], None] * 6
+    encoder = TableEncoder(embedding_size={"a": 3, "b": 3, "c": 2, "few": 2})
+    table = jax.device_put(encoder.fit_transform(frame))
+    rngs = nnx.Rngs(0)
+    inputs = TableRows(encoder, rngs=rngs)
+    body = SharedBottom(nnx.Linear(inputs.width, 4, rngs=rngs), 1)
+    model = MultiTask(body, {"sum": nnx.Linear(4, 1, rngs=rngs)}, inputs)
+    graph, params = nnx.split(model, graph=True)
+    y = random.normal(size=rows)
+    task = Regression("sum", y, every)
+    data = Data(table, (jnp.asarray(task.encode(y, every)),), (jnp.asarray(every),))
+    optimizer = optax.adamw(0.1, weight_decay=0.3)
+    trainer = Trainer(graph, (task,), Weighting([1.0]), optimizer)
+    order = random.permutation(rows).reshape(8, 3)
+    state, _ = jax.jit(trainer.epoch)(trainer.init(params), data, jnp.asarray(order))
+
+    def loss(params: nnx.State, batch: Data) -> jax.Array:
+        outputs = nnx.merge(graph, params)(batch.inputs)["sum"]
+        return jnp.square(outputs[:, 0] - batch.targets[0]).mean()
+
+    dense_step = jax.jit(lambda p, m, batch: optimizer.update(jax.grad(loss)(p, batch), m, p))
+    moments = optimizer.init(params)
+    for batch in order:
+        given = jax.tree.map(lambda x, batch=batch: x[batch], data)
+        used = [set(), set()]  # of the matrices of size 3 and 2
+        used[0].update(np.asarray(given.inputs.codes)[:, :2].ravel().tolist())
+        used[1].update(np.asarray(given.inputs.codes)[:, 2].tolist())
+        used[1].update(code for code in np.asarray(given.inputs.lists[0]).ravel().tolist())
+        updates, after = dense_step(params, moments, given)
+        after = (optax.apply_updates(params, updates), after)
+        unused = [[i for i in range(99) if i not in each] for each in used]
+
+        def put_back(path, new, old, unused=unused):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            for matrix in (0, 1):
+                if f"vectors/{matrix}/embedding" in name:
+                    keep = np.array([i for i in unused[matrix] if i < len(new)], int)
+                    return new.at[keep].set(old[keep])
+            return new
+
+        params, moments = jax.tree.map_with_path(put_back, after, (params, moments))
+    for one, two in ((state.params, params), (state.moments, moments)):
+        one, two = by_name(one), by_name(two)
+        assert one.keys() == two.keys()
+        for name, each in one.items():
+            np.testing.assert_allclose(each, two[name], rtol=2e-4, atol=1e-6, err_msg=name)

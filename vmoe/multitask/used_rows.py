@@ -1,0 +1,101 @@
+"""A training step on those rows of large matrices of embeddings that its batch uses.
+
+The optimizer sees only these rows and their moments, so the time of a step does not depend on the
+number of categories. With Adam this is its lazy form: the moments of other rows stay as they are,
+and weight decay, if it is for embeddings, acts at the steps that use a row. The number of steps in
+Adam's bias correction is that of all steps, as in ``torch.optim.SparseAdam``.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from vmoe.multitask.columns import Table, TableRows
+
+Slots = tuple[Int[Array, "_"], ...]
+
+
+class UsedRows(NamedTuple):
+    """Rows of the matrices of a ``TableRows``.
+
+    Attributes:
+        codes: the rows of each matrix that a batch uses, repeated.
+        first: whether it stands for all that repeat it.
+    """
+
+    codes: tuple[Int[Array, "_"], ...]
+    first: tuple[Bool[Array, "_"], ...]
+
+    def take(self, tree: Any) -> Any:
+        """Parameters or moments with these rows alone."""
+        return self._at_matrices(lambda i, leaf: leaf[self.codes[i]], tree)
+
+    def put(self, tree: Any, taken: Any) -> Any:
+        """Parameters or moments, with those of ``take`` as they have become."""
+
+        def put(i: int, leaf: Array, rows: Array) -> Array:
+            at = jnp.where(self.first[i], self.codes[i], len(leaf))
+            return leaf.at[at].set(rows, mode="drop")
+
+        return self._at_matrices(put, taken, tree)
+
+    def _at_matrices(self, function: Callable[..., Array], tree: Any, before: Any = None) -> Any:
+        """A tree whose matrices of embeddings are results of a function."""
+
+        def of_leaf(path: Any, leaf: Array, *others: Array) -> Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found = re.search(r"\binputs/vectors/(\d+)/embedding\b", name)
+            if not found:
+                return leaf
+            return function(int(found[1]), *others, leaf)
+
+        return jax.tree.map_with_path(of_leaf, tree, *([] if before is None else [before]))
+
+
+def new_slots(inputs: Any) -> Slots:
+    """What ``used_rows`` writes to, for the module ``MultiTask.inputs``."""
+    if not isinstance(inputs, TableRows):
+        return ()
+    return tuple(jnp.zeros(each.num_embeddings, jnp.int32) for each in inputs.vectors)
+
+
+def used_rows(inputs: Any, given: Any, slots: Slots) -> tuple[UsedRows, Any, Slots]:
+    """The rows that a batch uses, and its inputs with codes among these.
+
+    Each code writes its place in the batch to the slot of its row. The one that is left stands for
+    all that repeat it; this takes a fraction of the time of sorting.
+
+    Args:
+        inputs: the module ``MultiTask.inputs``.
+        given: its inputs.
+        slots: of ``new_slots`` or the last call; what they hold does not matter.
+    """
+    if not slots:
+        return UsedRows((), ()), given, slots
+    codes, lists = given.codes, list(given.lists)
+    flats, firsts, after = [], [], []
+    for matrix, columns in enumerate(inputs.columns):
+        single = codes[:, np.array(columns, int)]
+        of_lists = [i for i, each in enumerate(inputs.lists) if each == matrix]
+        filled = [jnp.where(lists[i] < 0, lists[i][:, :1], lists[i]) for i in of_lists]
+        flat = jnp.concatenate([each.ravel() for each in (single, *filled)])
+        places = jnp.arange(len(flat), dtype=jnp.int32)
+        after.append(slots[matrix].at[flat].set(places))
+        place = after[-1][flat]
+        codes = codes.at[:, np.array(columns, int)].set(place[: single.size].reshape(single.shape))
+        at = single.size
+        for i in of_lists:
+            own = place[at : (at := at + lists[i].size)].reshape(lists[i].shape)
+            lists[i] = jnp.where(lists[i] < 0, -1, own)
+        flats.append(flat)
+        firsts.append(place == places)
+    return (
+        UsedRows(tuple(flats), tuple(firsts)),
+        Table(given.numbers, codes, tuple(lists)),
+        tuple(after),
+    )
