@@ -139,9 +139,9 @@ def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
         before_empty = jnp.arange(filled[0].shape[1], 0.0, -1.0)  # s - token
         return [len(before_empty) - jnp.einsum("gsec,s->ec", each, before_empty) for each in filled]
 
-    proto = onnx_file.convert(
-        tokens, stored.config.image_size, [f"tokens{block}" for block in blocks]
-    )
+    shape = (stored.config.image_size, stored.config.image_size, 3)
+    names = [f"tokens{block}" for block in blocks]
+    proto = onnx_file.convert(tokens, "images", shape, names)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     found = session.run(None, {"images": images})
     records: dict[int, Any] = model.forward(images)[1]

@@ -61,7 +61,7 @@ def write(path: Path, stored: StoredModel) -> None:
         raise UsageError(f"{path}: it exists; use another file")
     model = without_scatters(stored.config, stored.params)
     size = stored.preprocessing.image_size
-    proto = convert(lambda image: model(image[None])[0], size, ["logits"])
+    proto = convert(lambda image: model(image[None])[0], "images", (size, size, 3), ["logits"])
     metadata = {
         "format_version": str(VERSION),
         "model": to_json(stored.config),
@@ -84,17 +84,21 @@ def write(path: Path, stored: StoredModel) -> None:
 
 
 def convert(
-    function: Callable[[Float[Array, "h w 3"]], Any], image_size: int, outputs: Sequence[str]
+    function: Callable[[Float[Array, "..."]], Any],
+    name: str,
+    shape: tuple[int, ...],
+    outputs: Sequence[str],
 ) -> "ModelProto":
-    """ONNX of a function of one image, applied to each of b images.
+    """ONNX of a function of one float32 array, such as an image, applied to each of b.
 
     Args:
+        name: the name of the input.
+        shape: the shape of one array.
         outputs: names of the outputs.
     """
     check_installed()
-    image = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.float32)
     # jax2onnx replaces modules of Flax while it traces, so the model is traced before.
-    one = jaxpr_as_fun(jax.make_jaxpr(function)(image))
+    one = jaxpr_as_fun(jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, jnp.float32)))
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it reports every optional package that is missing
     try:
@@ -104,10 +108,10 @@ def convert(
 
             return to_onnx(
                 matmul_form(jax.vmap(one)),
-                [("b", *image.shape)],
+                [("b", *shape)],
                 model_name="vmoe",
                 opset=OPSET,
-                input_names=["images"],
+                input_names=[name],
                 output_names=list(outputs),
             )
     finally:

@@ -1,0 +1,138 @@
+"""Fitted models of tables as programs and as ONNX.
+
+The test that converts to ONNX runs where jax2onnx and onnxruntime are installed.
+"""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from vmoe.checkpoints.export import onnx_file, tables
+from vmoe.errors import UsageError
+from vmoe.multitask import MultiTaskEstimator
+
+RANDOM = np.random.default_rng(0)
+FRAME = pd.DataFrame(
+    {
+        "age": RANDOM.normal(size=60),
+        "pay": RANDOM.normal(size=60) * 1e3,
+        "work": pd.Series(["a", "b", None] * 20, dtype=object),
+        "place": RANDOM.integers(0, 5, 60),
+    }
+)
+TARGETS = {
+    "sum": FRAME["age"].to_numpy() * 3 + 5,
+    "job": np.array(["no", "yes", "maybe"] * 20),
+    "positive": FRAME["age"].to_numpy() > 0,
+    "visits": RANDOM.poisson(2, 60),
+}
+
+
+def new_model(architecture: str = "mmoe", **settings: Any) -> MultiTaskEstimator:
+    own = {"kinds": {"visits": "count"}, "categorical": ["work", "place"], "n_experts": 2}
+    own |= {"embedding_size": {"work": 3}, "expert_units": (4,), "max_epochs": 1}
+    return MultiTaskEstimator(
+        architecture, **{**own, "validation_fraction": 0, "random_state": 0, **settings}
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted() -> MultiTaskEstimator:
+    return new_model().fit(FRAME, TARGETS)
+
+
+def outputs_of(model: MultiTaskEstimator, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The oracle: probabilities of classifications, predictions of others."""
+    return model.predict(rows) | model.predict_proba(rows)
+
+
+def test_the_program_has_the_outputs_of_the_model_for_any_number_of_rows(
+    fitted: MultiTaskEstimator, tmp_path: Path
+) -> None:
+    tables.write_program(tmp_path / "program", fitted)
+    program = jax.export.deserialize((tmp_path / "program" / "model.jaxexport").read_bytes())
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    about = json.loads((tmp_path / "program" / "encoder.json").read_text())
+    assert about["tasks"]["job"] == {"classes": ["maybe", "no", "yes"]}
+    for rows in (FRAME, FRAME[:3].assign(work="unknown")):
+        table = fitted._encoder.transform(rows)
+        found = jax.jit(program.call)(table.numbers, table.codes, table.lists)
+        for name, expected in outputs_of(fitted, rows).items():
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_program_runs_as_its_page_says(
+    fitted: MultiTaskEstimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.write_program(tmp_path, fitted)
+    text = (tmp_path / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(text, "README.md", "exec"), names)
+    rows = [*FRAME.replace({np.nan: None}).to_dict("records"), {**names["rows"][0], "work": "new"}]
+    numbers, codes = names["encode"](rows)
+    table = fitted._encoder.transform(pd.DataFrame(rows))
+    np.testing.assert_allclose(numbers, table.numbers, rtol=1e-6)
+    np.testing.assert_array_equal(codes, table.codes)
+    assert "'positive'" in printed.getvalue()
+
+
+@pytest.mark.slow
+def test_the_program_takes_lists_of_any_length(tmp_path: Path) -> None:
+    rows = FRAME.assign(work=[["a"], ["b", "a"], []] * 20)
+    fitted = new_model(hash_buckets={"place": 3}).fit(rows, TARGETS)
+    for frame in (rows, rows.assign(work=[["a"] * 5 + ["b"]] * 60)):
+        table = fitted._encoder.transform(frame)
+        found = jax.jit(tables.export(fitted).call)(*table)
+        for name, expected in outputs_of(fitted, frame).items():
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long_after(1)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"architecture": "cross_stitch"}, {"architecture": "ple", "gate": "dselect_k"}],
+    ids=["mmoe", "cross_stitch", "ple"],
+)
+def test_onnx_takes_the_columns_with_their_strings(settings: Any, tmp_path: Path) -> None:
+    for name in ("jax2onnx", "onnx"):
+        pytest.importorskip(name)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fitted = new_model(**settings).fit(FRAME, TARGETS)
+    tables.write_onnx(tmp_path / "model.onnx", fitted)
+    session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["tasks"])
+    assert classes["positive"] == {"classes": [False, True]}
+    for rows in (FRAME, FRAME[:3].assign(work="unknown", place=99)):
+        expected = outputs_of(fitted, rows)
+        given = {name: rows[name].to_numpy() for name in rows}
+        given["work"] = rows["work"].fillna("").to_numpy(object)
+        for name, found in zip(expected, session.run(list(expected), given), strict=True):
+            np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_onnx_cannot_have_gets_one_line(
+    fitted: MultiTaskEstimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="writing ONNX needs jax2onnx: pip install onnx"):
+        tables.write_onnx(tmp_path / "model.onnx", fitted)
+    vocabulary = fitted._encoder.vocabularies[0]
+    for lists, buckets, kind, message in (
+        (True, 0, "str", "column 'work': ONNX has no categories of lists: use strings or integers"),
+        (False, 9, "str", "ONNX has no categories of a hash"),
+        (False, 0, "date", "ONNX has no categories of type date"),
+    ):
+        other = type(vocabulary)(**{**vars(vocabulary), "buckets": buckets, "type": kind})
+        with pytest.raises(UsageError, match=message):
+            tables.keys_of("work", other, lists)
