@@ -69,21 +69,25 @@ def test_the_program_has_the_outputs_of_the_model_for_any_number_of_rows(
             np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_program_runs_as_its_page_says(
-    fitted: MultiTaskEstimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tables.write_program(tmp_path, fitted)
+def test_the_program_runs_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = FRAME.assign(
+        tags=[["x"], ["y", "x"], []] * 20, work=FRAME["work"].replace(np.nan, None)
+    )
+    fitted = new_model(hash_buckets={"place": 3}, categorical=["work", "place", "tags"])
+    tables.write_program(tmp_path, fitted.fit(lists, TARGETS))
     text = (tmp_path / "README.md").read_text().split("```")[1].removeprefix("python\n")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(text, "README.md", "exec"), names)
-    rows = [*FRAME.replace({np.nan: None}).to_dict("records"), {**names["rows"][0], "work": "new"}]
-    numbers, codes = names["encode"](rows)
+    assert "'positive'" in printed.getvalue()
+    new = {**names["rows"][0], "work": "new", "tags": ["new", "x"]}
+    rows = [*lists.to_dict("records"), new]
+    numbers, codes, lists = names["encode"](rows)
     table = fitted._encoder.transform(pd.DataFrame(rows))
     np.testing.assert_allclose(numbers, table.numbers, rtol=1e-6)
     np.testing.assert_array_equal(codes, table.codes)
-    assert "'positive'" in printed.getvalue()
+    np.testing.assert_array_equal(lists, table.lists)
 
 
 @pytest.mark.slow

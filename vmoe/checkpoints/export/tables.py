@@ -58,31 +58,45 @@ program = jax.export.deserialize(Path("model.jaxexport").read_bytes())
 encoder = json.loads(Path("encoder.json").read_text())
 
 
+def code(vocabulary, known, value):
+    if value in known:
+        return vocabulary["first"] + known[value]
+    if vocabulary["buckets"] and value is not None:
+        from sklearn.utils import murmurhash3_32
+
+        hashed = murmurhash3_32(str(value), positive=True)
+        return vocabulary["first"] + hashed % vocabulary["buckets"]
+    return vocabulary["first"] + (vocabulary["buckets"] or len(known))
+
+
 def encode(rows):  # a list of dicts
-    numbers, codes = [np.zeros((len(rows), 0))], [np.zeros((len(rows), 0))]
+    numbers, codes, lists = [np.zeros((len(rows), 0))], [np.zeros((len(rows), 0))], []
     for column in encoder["columns"]:
         values = [row[column["name"]] for row in rows]
         if "mean" in column:
             numbers.append((np.array(values, float)[:, None] - column["mean"]) / column["scale"])
-        else:
-            vocabulary = encoder["vocabularies"][column["vocabulary"]]
-            known = {{each: i for i, each in enumerate(vocabulary["categories"])}}
-            own = [vocabulary["first"] + known.get(value, len(known)) for value in values]
-            codes.append(np.array(own)[:, None])
-    return np.hstack(numbers).astype(np.float32), np.hstack(codes).astype(np.int32)
+            continue
+        vocabulary = encoder["vocabularies"][column["vocabulary"]]
+        known = {{each: i for i, each in enumerate(vocabulary["categories"])}}
+        if not column["lists"]:
+            codes.append(np.array([[code(vocabulary, known, value)] for value in values]))
+            continue
+        found = [[code(vocabulary, known, each) for each in row or [None]] for row in values]
+        longest = max(map(len, found))
+        lists.append(np.array([row + [-1] * (longest - len(row)) for row in found], np.int32))
+    return np.hstack(numbers).astype(np.float32), np.hstack(codes).astype(np.int32), tuple(lists)
 
 
 rows = {rows}
-print(jax.jit(program.call)(*encode(rows), ()))
+print(jax.jit(program.call)(*encode(rows)))
 ```
 Columns are in the order of `encoder.json`. The code of a category is `first` of its vocabulary plus
 its place in `categories`; that of missing and unknown ones is `first` plus their number. With
-`buckets`, it is `first` plus MurmurHash3 (32 bits, seed 0, without the sign: the absolute value) of
-the text in UTF-8, modulo `buckets`, and `first` plus `buckets` where it is missing. A column of
-`lists` has the codes of its values, then -1; an empty list has the code of a missing value. Dates
-are objects such as {{"datetime": "2020-01-01T00:00:00"}}. `tasks` has the classes in the order of
-the probabilities. JAX promises to read such a program for at least six months after the version
-that wrote it. There are no gradients.
+`buckets`, it is `first` plus MurmurHash3 (32 bits, seed 0, unsigned) of the text in UTF-8, modulo
+`buckets`, and `first` plus `buckets` where it is missing. Categories that are dates are objects
+such as {{"date": "2020-01-01"}}. `tasks` has the classes in the order of the probabilities. JAX
+promises to read such a program for at least six months after the version that wrote it. There are
+no gradients.
 """
 
 
@@ -162,7 +176,8 @@ def example_row(encoder: TableEncoder) -> dict[Any, Any]:
             row[name] = next(means)
             continue
         categories = encoder.vocabularies[encoder.vocabulary_of[i]].categories
-        row[name] = categories[0] if categories else None
+        first = categories[0] if categories else None
+        row[name] = [first] if i in encoder.lists else first
     return row
 
 
