@@ -31,7 +31,7 @@ def test_an_epoch_is_a_loop_of_dense_steps_after_which_unused_rows_are_put_back(
     task = Regression("sum", y, every)
     data = Data(table, (jnp.asarray(task.encode(y, every)),), (jnp.asarray(every),))
     optimizer = optax.adamw(0.1, weight_decay=0.3)
-    trainer = Trainer(graph, (task,), Weighting([1.0]), optimizer)
+    trainer = Trainer(graph, (Regression.loss,), Weighting(), optimizer)
     order = random.permutation(rows).reshape(8, 3)
     state, _ = jax.jit(trainer.epoch)(trainer.init(params), data, jnp.asarray(order))
 

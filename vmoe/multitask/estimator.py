@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vmoe import forks
 from vmoe.multitask import saved
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
-from vmoe.multitask.columns import SIZE, TableEncoder, TableRows, rows_of
+from vmoe.multitask.columns import SIZE, Table, TableEncoder, TableRows, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.history import Watch, line_of, metrics_of, score_of
 from vmoe.multitask.model import MultiTask
@@ -45,6 +45,7 @@ from vmoe.multitask.training import (
     Data,
     Epoch,
     Trainer,
+    TrainerState,
     adamw,
     forward,
     with_numbers,
@@ -56,6 +57,22 @@ from vmoe.multitask.weighting import WEIGHTINGS, new_weighting
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 POSITIVE = Interval(Real, 0, None, closed="neither")
+
+
+class Begun(NamedTuple):
+    """What training begins with.
+
+    Attributes:
+        inputs: the encoded rows.
+        state: before the first step.
+        findings: experts that are equal.
+    """
+
+    encoder: TableEncoder
+    inputs: Table
+    trainer: Trainer
+    state: TrainerState
+    findings: list[str]
 
 
 @dataclass(eq=False, repr=False)
@@ -257,6 +274,102 @@ class MultiTaskEstimator(BaseEstimator):
         weights = self._weights(tasks)
         given, train, held_out, validated = new._splits(given, validation, tasks, random)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
+        begun = self._begin(given, tasks, problems, random)
+        train = jax.device_put(train._replace(inputs=begun.inputs))
+        if held_out is not None and validated is not None:
+            validated = validated._replace(inputs=begun.encoder.transform(held_out.X))
+            validated = jax.device_put(validated)
+        trainer, state = begun.trainer, begun.state
+        epochs = trainer.epochs(state, train, validated, random, self.batch_size)
+        params, new.history_, new.n_epochs_ = self._train(epochs, watch, list(callbacks))
+        new._keep(nnx.merge(trainer.graph, params), begun.encoder, tasks, begun.findings)
+        new._training = None
+        self.__dict__ = new.__dict__
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MultiTaskEstimator":
+        """Trains for one pass over rows, such as a batch of a table that is too large for memory.
+
+        The first call learns scales, categories and classes, unless there is a fitted model; so its
+        rows should be many, and drawn at random. Categories that come later are unknown, except in
+        columns of ``hash_buckets``. There is no validation split, and ``history_`` gets a row.
+        After ``fit`` or ``load``, the moments of Adam start at zero.
+
+        Args:
+            X: as in ``fit``; some of the rows have a target of each task.
+            y: as in ``fit``.
+            sample_weight: as in ``fit``.
+
+        Raises:
+            ValueError: an argument is wrong, or a setting needs all rows.
+        """
+        forks.computes()
+        self._check_partial()
+        X, y = rows_of(X), as_pandas(y)
+        new, first = copy.copy(self), not hasattr(self, "model_")
+        validate_data(new, X, reset=first, skip_check_array=True)
+        given = split_of(X, targets_of(y, len(X)), sample_weight)
+        random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        if first:
+            categories = {name for name in given.targets if is_category(y[name])}
+            tasks, problems = self._make_tasks(given.targets, categories, given.sample_weight)
+            begun, new.history_ = self._begin(given, tasks, problems, random), []
+        else:
+            tasks = self.tasks_
+            begun, random = self._resumed(given, random)
+        train = given.data(tasks, self._class_weights(tasks, given), "training")
+        train = jax.device_put(train._replace(inputs=begun.inputs))
+        epochs = begun.trainer.epochs(begun.state, train, None, random, self.batch_size)
+        epoch = next(epochs)
+        watch = Watch("loss", None, tasks, self._weights(tasks), None)
+        row = {"epoch": len(new.history_) + 1, **watch.row_of(epoch)}
+        self._check_and_report(row)
+        new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
+        graph = begun.trainer.graph
+        new._keep(nnx.merge(graph, epoch.params), begun.encoder, tasks, begun.findings)
+        new._training = graph, epoch.state, random
+        self.__dict__ = new.__dict__
+        return self
+
+    def _check_partial(self) -> None:
+        """Raises a ValueError if a setting needs all rows."""
+        weights = self.class_weight
+        if "balanced" in (weights.values() if isinstance(weights, Mapping) else [weights]):
+            raise ValueError("class_weight='balanced' needs all rows: give partial_fit a dict")
+        if self.schedule != "constant":
+            raise ValueError(
+                f"schedule={self.schedule!r} needs the number of steps: partial_fit has 'constant'"
+            )
+
+    def _resumed(
+        self, given: Split, random: np.random.Generator
+    ) -> tuple["Begun", np.random.Generator]:
+        """What training goes on with for some rows, after ``partial_fit``, ``fit`` or ``load``."""
+        inputs, found = self._encoder.transform(given.X), self.findings_
+        if self._training is not None:
+            graph, state, random = self._training
+            trainer = self._trainer(graph, self.tasks_)
+            return Begun(self._encoder, inputs, trainer, state, found), copy.deepcopy(random)
+        saved.check_settings(self)
+        seed = int(random.integers(2**31))
+        model = self._new_model(self._encoder, self.tasks_, seed, float(self.dropout))
+        nnx.update(model, nnx.state(self.model_, nnx.Param, graph=True))
+        trainer, state = self._before(model, self.tasks_, len(given.X))
+        return Begun(self._encoder, inputs, trainer, state, found), random
+
+    def _begin(
+        self,
+        given: Split,
+        tasks: Mapping[str, Task],
+        problems: Iterable[str],
+        random: np.random.Generator,
+    ) -> "Begun":
+        """An encoder, a new model and its trainer for some rows.
+
+        Args:
+            problems: of the tasks, to warn of.
+        """
         encoder = TableEncoder(
             embedding_size=self.embedding_size,
             min_frequency=self.min_frequency,
@@ -264,35 +377,43 @@ class MultiTaskEstimator(BaseEstimator):
             shared_embeddings=self.shared_embeddings,
         )
         inputs = encoder.fit_transform(given.X, self.categorical, given.sample_weight)
-        train = jax.device_put(train._replace(inputs=inputs))
-        if held_out is not None and validated is not None:
-            validated = validated._replace(inputs=encoder.transform(held_out.X))
-            validated = jax.device_put(validated)
         seed = int(random.integers(2**31))
         model = self._new_model(encoder, tasks, seed, float(self.dropout))
         found = list(equal_experts(model))
         for problem in [*problems, *encoder.problems, *found]:
-            warnings.warn(problem, UserWarning, stacklevel=3)  # fit, scikit-learn, the user
+            warnings.warn(problem, UserWarning, stacklevel=4)  # fit, scikit-learn, the user
+        trainer, state = self._before(model, tasks, len(given.X))
+        return Begun(encoder, inputs, trainer, state, found)
+
+    def _before(
+        self, model: MultiTask, tasks: Mapping[str, Task], rows: int
+    ) -> tuple[Trainer, TrainerState]:
+        """What trains a model, and the state before the first step.
+
+        Args:
+            rows: number of rows of an epoch.
+        """
         graph, params = nnx.split(model, graph=True)
-        trainer = Trainer(
-            graph,
-            tuple(task.loss for task in tasks.values()),
-            new_weighting(self.weighting, self.weighting_params),
-            adamw(self.schedule),
-        )
-        state = trainer.init(params, weights, self.ema_decay)
-        steps = self.max_epochs * -(-len(given.X) // self.batch_size)
-        state = with_numbers(state, self.learning_rate, self.weight_decay, steps)
-        epochs = trainer.epochs(state, train, validated, random, self.batch_size)
-        params, new.history_, new.n_epochs_ = self._train(epochs, watch, list(callbacks))
-        new.model_ = without_streams(nnx.merge(graph, params))
-        new.n_parameters_ = sum(x.size for x in jax.tree.leaves(nnx.state(new.model_, graph=True)))
-        new._encoder, new.tasks_, new.findings_ = encoder, tasks, found
-        new.expert_names_ = new._expert_names()
+        trainer = self._trainer(graph, tasks)
+        state = trainer.init(params, self._weights(tasks), self.ema_decay)
+        steps = self.max_epochs * -(-rows // self.batch_size)
+        return trainer, with_numbers(state, self.learning_rate, self.weight_decay, steps)
+
+    def _trainer(self, graph: nnx.GraphDef, tasks: Mapping[str, Task]) -> Trainer:
+        weighting = new_weighting(self.weighting, self.weighting_params)
+        losses = tuple(task.loss for task in tasks.values())
+        return Trainer(graph, losses, weighting, adamw(self.schedule))
+
+    def _keep(
+        self, model: MultiTask, encoder: TableEncoder, tasks: dict[str, Task], found: list[str]
+    ) -> None:
+        """Sets what is known after training."""
+        self.model_ = without_streams(model)
+        self.n_parameters_ = sum(x.size for x in jax.tree.leaves(nnx.state(model, graph=True)))
+        self._encoder, self.tasks_, self.findings_ = encoder, tasks, found
+        self.expert_names_ = self._expert_names()
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
-        new._experts_seen = own + self.n_experts  # by the gate of a task
-        self.__dict__ = new.__dict__
-        return self
+        self._experts_seen = own + self.n_experts  # by the gate of a task
 
     def _splits(
         self,

@@ -39,7 +39,7 @@ def write(path: Path, estimator: Any) -> None:
     params = by_name(nnx.state(estimator.model_, graph=True))
     arrays = {name: np.asarray(each, order="C") for name, each in params.items()}
     settings = estimator.get_params(deep=False)
-    left_out = {*settings, "model_", "tasks_", "_encoder"}
+    left_out = {*settings, "model_", "tasks_", "_encoder", "_training"}
     content = {
         "class": type(estimator).__name__,
         "settings": {name: to_json(name, value) for name, value in settings.items()},
@@ -56,8 +56,7 @@ def write(path: Path, estimator: Any) -> None:
             if name not in left_out
         },
     }
-    if shapes_of(by_name(outline(estimator)[1])) != shapes_of(arrays):
-        raise ValueError("the settings were changed after fit: fit again before saving")
+    check_settings(estimator)
     arrays[JSON] = np.frombuffer(json.dumps(content).encode(), np.uint8)
     metadata = {"format": FORMAT, "version": VERSION, "sha256": sha256(arrays)}
     with atomic(path) as temporary:
@@ -91,6 +90,7 @@ def read(path: Path, classes: Mapping[str, type[Any]]) -> Any:
         if shapes_of(names) != shapes_of(arrays):
             raise ValueError("its parameters are not those of its settings")
     leaves = [jnp.asarray(arrays[name]) for name in names]
+    estimator._training = None
     estimator.model_ = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves))
     return estimator
 
@@ -123,6 +123,13 @@ def new_task(given: list[Any]) -> Task:
     task = KINDS[kind].__new__(KINDS[kind])
     vars(task).update(from_json(attributes))
     return task
+
+
+def check_settings(estimator: Any) -> None:
+    """Raises a ValueError if the settings of a fitted estimator are for another model."""
+    params = by_name(nnx.state(estimator.model_, graph=True))
+    if shapes_of(by_name(outline(estimator)[1])) != shapes_of(params):
+        raise ValueError("the settings were changed after fit: fit again")
 
 
 def outline(estimator: Any) -> tuple[nnx.GraphDef, nnx.State]:

@@ -81,12 +81,14 @@ class Epoch(NamedTuple):
     """An epoch of training.
 
     Attributes:
+        state: after it.
         params: those to evaluate, see ``TrainerState``.
         train: the mean losses of its steps.
         validation: the mean losses of the validation rows after it, and their outputs f[b q] by
             task; None without validation rows.
     """
 
+    state: TrainerState
     params: nnx.State
     train: Losses
     validation: tuple[Losses, tuple[Float[Array, "b _"], ...]] | None
@@ -162,9 +164,8 @@ class Trainer:
             order = jnp.asarray(batches(random, rows[0], batch_size))
             state, losses = train_epoch(state, train, order)
             params = state.evaluated
-            yield Epoch(
-                params, losses, None if validation is None else evaluate(params, validation)
-            )
+            evaluated = None if validation is None else evaluate(params, validation)
+            yield Epoch(state, params, losses, evaluated)
 
     def epoch(
         self, state: TrainerState, data: Data, order: Int[Array, "_ b"]

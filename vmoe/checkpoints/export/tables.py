@@ -203,7 +203,7 @@ def write_onnx(path: str | Path, model: MultiTaskEstimator) -> None:
         raise UsageError(f"{both[0]!r} is a column and a task, and ONNX has one name: rename one")
     import onnx
 
-    module = model.model_
+    module: Any = model.model_
     network = convert(
         lambda row: tuple(finished(model, without_inputs(module), row).values()),
         "rows",

@@ -1,0 +1,78 @@
+"""Training by parts of a table."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from vmoe.multitask import MultiTaskEstimator
+
+RANDOM = np.random.default_rng(0)
+AGE = RANDOM.normal(size=400)
+USERS = RANDOM.integers(0, 40, 400)
+TABLE = pyarrow.table(
+    {
+        "age": AGE,
+        "user": [f"u{user}" for user in USERS],
+        "sum": AGE + (USERS % 2) * 3,
+        "old": AGE > 0.5,
+    }
+)
+TASKS = ["sum", "old"]
+
+
+def new_model(**settings: Any) -> MultiTaskEstimator:
+    small = {"expert_units": (8,), "tower_units": (), "random_state": 0, "batch_size": 20}
+    more = {"hash_buckets": {"user": 500}, "learning_rate": 0.02, **small}
+    return MultiTaskEstimator("shared_bottom", **{**more, **settings})
+
+
+def parts_of(table: Any) -> tuple[Any, Any]:
+    return table.drop_columns(TASKS), table.select(TASKS)
+
+
+def test_batches_of_a_parquet_file_train_as_rows_in_memory_do(tmp_path: Path) -> None:
+    parquet.write_table(TABLE, tmp_path / "table.parquet")
+    learned = new_model()
+    for _ in range(6):
+        for batch in parquet.ParquetFile(tmp_path / "table.parquet").iter_batches(100):
+            learned.partial_fit(*parts_of(batch))
+    assert len(learned.history_) == 24 and learned.n_epochs_ == 24
+    scores = learned.scores(*parts_of(TABLE))
+    assert scores["sum"] > 0.8 and scores["old"] > 0.9, scores
+
+
+def test_one_part_of_all_rows_is_an_epoch_of_fit() -> None:
+    rows = parts_of(TABLE)
+    part = new_model().partial_fit(*rows)
+    whole = new_model(max_epochs=1, validation_fraction=0).fit(*rows)
+    np.testing.assert_array_equal(part.predict(rows[0])["sum"], whole.predict(rows[0])["sum"])
+
+
+def test_training_goes_on_after_pickle_fit_and_load(tmp_path: Path) -> None:
+    rows = parts_of(TABLE)
+    learned = new_model().partial_fit(*rows)
+    copied = pickle.loads(pickle.dumps(learned)).partial_fit(*rows)
+    learned.save(tmp_path / "model")
+    loaded = MultiTaskEstimator.load(tmp_path / "model")
+    before = loaded.predict(rows[0])["sum"]
+    loaded.partial_fit(*rows)
+    learned.partial_fit(*rows)
+    np.testing.assert_array_equal(copied.predict(rows[0])["sum"], learned.predict(rows[0])["sum"])
+    moved = np.abs(loaded.predict(rows[0])["sum"] - before).max()
+    assert moved > 0 and len(loaded.history_) == 2
+
+
+def test_what_needs_all_rows_is_refused() -> None:
+    rows = parts_of(TABLE)
+    for settings, message in (
+        ({"class_weight": "balanced"}, "class_weight='balanced' needs all rows"),
+        ({"class_weight": {"old": "balanced"}}, "class_weight='balanced' needs all rows"),
+        ({"schedule": "cosine"}, "schedule='cosine' needs the number of steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new_model(**settings).partial_fit(*rows)
