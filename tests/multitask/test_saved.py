@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from vmoe.errors import Failure
 from vmoe.multitask import MultiTaskClassifier, MultiTaskEstimator, saved
 
 RANDOM = np.random.default_rng(0)
@@ -174,4 +175,6 @@ def test_what_json_cannot_have_is_refused_and_leaves_the_file(
     changed = copy.copy(fitted).set_params(n_experts=5)
     with pytest.raises(ValueError, match="the settings were changed after fit: fit again"):
         changed.save(path)
+    with pytest.raises(Failure, match="cannot be written .No such file or directory"):
+        fitted.save(tmp_path / "gone" / "model")
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

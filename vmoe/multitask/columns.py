@@ -85,7 +85,8 @@ class Vocabulary:
         for place, column in columns.items():
             self.type = self._checked(place, column) or self.type
             found = np.bincount(column.index[column.index >= 0], minlength=len(column.values))
-            counts.update(dict(zip(as_list(column.values), found.tolist(), strict=True)))
+            for value, n in zip(as_list(column.values), found.tolist(), strict=True):
+                counts[value] += n  # dates in nanoseconds may be equal in microseconds
         if not self.buckets:
             self.categories = sorted(x for x, n in counts.items() if n >= min_frequency)
 
@@ -419,18 +420,6 @@ class TableRows(nnx.Module):
             self.vectors.append(vectors)
             columns.append(tuple(i for i, each in enumerate(single) if each == matrix))
         self.columns = tuple(columns)
-
-    def codes(self, table: Table) -> list[Int[Array, "_"]]:
-        """The rows of each matrix that a table uses, repeated; -1 after the end of a list."""
-        return [
-            jnp.concatenate(
-                [
-                    table.codes[:, np.array(columns, int)].ravel(),
-                    *(x.ravel() for x, of in zip(table.lists, self.lists, strict=True) if of == i),
-                ]
-            )
-            for i, columns in enumerate(self.columns)
-        ]
 
     def __call__(self, table: Table) -> Float[Array, "b d"]:
         parts, rows = [table.numbers], len(table.numbers)

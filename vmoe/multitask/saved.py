@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from vmoe import forks
 from vmoe.cache import atomic
-from vmoe.errors import parse_json, reading
+from vmoe.errors import parse_json, reading, writing
 from vmoe.multitask.as_json import from_json, to_json
 from vmoe.multitask.columns import TableEncoder
 from vmoe.multitask.tasks import KINDS, Task
@@ -59,7 +59,7 @@ def write(path: Path, estimator: Any) -> None:
     check_settings(estimator)
     arrays[JSON] = np.frombuffer(json.dumps(content).encode(), np.uint8)
     metadata = {"format": FORMAT, "version": VERSION, "sha256": sha256(arrays)}
-    with atomic(path) as temporary:
+    with writing(path), atomic(path) as temporary:
         temporary.write_bytes(save(arrays, metadata))
 
 
