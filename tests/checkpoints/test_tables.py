@@ -36,7 +36,7 @@ TARGETS = {
 }
 
 
-def new_model(architecture: str = "mmoe", **settings: Any) -> MultiTaskEstimator:
+def new_model(architecture: str = "shared_bottom", **settings: Any) -> MultiTaskEstimator:
     own = {"kinds": {"visits": "count"}, "categorical": ["work", "place"], "n_experts": 2}
     own |= {"embedding_size": {"work": 3}, "expert_units": (4,), "max_epochs": 1}
     return MultiTaskEstimator(
@@ -69,6 +69,7 @@ def test_the_program_has_the_outputs_of_the_model_for_any_number_of_rows(
             np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = FRAME.assign(
         tags=[["x"], ["y", "x"], []] * 20, work=FRAME["work"].replace(np.nan, None)
@@ -104,8 +105,13 @@ def test_the_program_takes_lists_of_any_length(tmp_path: Path) -> None:
 @pytest.mark.long_after(1)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"architecture": "cross_stitch"}, {"architecture": "ple", "gate": "dselect_k"}],
-    ids=["mmoe", "cross_stitch", "ple"],
+    [
+        {},
+        {"architecture": "mmoe"},
+        {"architecture": "cross_stitch"},
+        {"architecture": "ple", "gate": "dselect_k"},
+    ],
+    ids=["shared_bottom", "mmoe", "cross_stitch", "ple"],
 )
 def test_onnx_takes_the_columns_with_their_strings(settings: Any, tmp_path: Path) -> None:
     for name in ("jax2onnx", "onnx"):

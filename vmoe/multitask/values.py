@@ -35,6 +35,8 @@ def as_values(place: str, given: Any) -> np.ndarray:
 
 def _single(place: str, value: Any) -> Any:
     """A value of an object array; a decimal as a float."""
+    if isinstance(value, str):  # most are
+        return value
     if not isinstance(value, Hashable) or isinstance(value, tuple):
         raise ValueError(f"{place}: a value is a {type(value).__name__}: give single values")
     if not isinstance(value, Real | Decimal):
