@@ -97,7 +97,9 @@ def test_an_encoder_of_json_is_the_same(kind: str) -> None:
         "arrow": pyarrow.Table.from_pandas(FRAME),
         "array": FRAME.to_numpy(),
     }[kind]
-    encoder = TableEncoder(hash_buckets={"to" if kind != "array" else 2: 3})
+    encoder = TableEncoder(
+        embedding_size=np.int64(4), hash_buckets={"to" if kind != "array" else 2: 3}
+    )
     table = encoder.fit_transform(rows_of(given), None if kind != "array" else [1, 2, 3])
     again = TableEncoder.from_json(json.loads(json.dumps(encoder.to_json())))
     found = again.transform(rows_of(given))

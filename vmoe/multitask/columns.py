@@ -140,10 +140,10 @@ class TableEncoder:
     def __init__(
         self,
         *,
-        embedding_size: int | Mapping[Hashable, int] = SIZE,
-        min_frequency: int = 1,
-        hash_buckets: Mapping[Hashable, int] | None = None,
-        shared_embeddings: Sequence[Sequence[Hashable]] | None = None,
+        embedding_size: Any = SIZE,
+        min_frequency: Any = 1,
+        hash_buckets: Any = None,
+        shared_embeddings: Any = None,
     ):
         """The arguments are those of ``MultiTaskEstimator``."""
         self._sizes, self._min_frequency = embedding_size, min_frequency
@@ -195,7 +195,7 @@ class TableEncoder:
     def _make_vocabularies(self, categorical: Sequence[int]) -> None:
         """A vocabulary for each group of columns that share one, and for each other column."""
         sizes = self._sizes if isinstance(self._sizes, Mapping) else {}
-        default = SIZE if isinstance(self._sizes, Mapping) else self._sizes
+        default = SIZE if isinstance(self._sizes, Mapping) else int(self._sizes)
         sizes = self._by_index("embedding_size", sizes, categorical)
         buckets = self._by_index("hash_buckets", self._buckets, categorical)
         groups = [self._indices("shared_embeddings", names, categorical) for names in self._shared]
@@ -215,7 +215,7 @@ class TableEncoder:
         self.vocabulary_of = dict(sorted(vocabulary_of.items()))
 
     def _by_index(
-        self, setting: str, given: Mapping[Hashable, int], categorical: Sequence[int]
+        self, setting: str, given: Mapping[Hashable, Any], categorical: Sequence[int]
     ) -> dict[int, int]:
         """A setting by the index of the column."""
         for name, value in given.items():
