@@ -128,10 +128,14 @@ def test_a_hard_tree_stays_as_it_is_if_the_mixture_changes() -> None:
         assert [tree.predict(x).tolist(), tree.agreement(x)] == expected
 
 
-def test_the_covariance_of_a_split_is_that_of_a_logistic_regression() -> None:
-    x, y = problems.two_planes(0, rows=200)
-    model = HierarchicalMixtureRegressor((2,), gate_penalty=0.0).fit(x, y)
-    (split,) = model.splits(x)
+def test_the_covariance_of_a_split_is_that_of_a_logistic_regression_if_experts_are_far_apart() -> (
+    None
+):
+    x, _ = problems.two_planes(0, rows=200)
+    right = np.random.default_rng(1).random(200) < 1 / (1 + np.exp(-x[:, 0]))
+    y = np.where(right, 50.0, -50.0) + 5 * problems.inputs(2, 200)[:, 0]
+    model = HierarchicalMixtureRegressor((2,), gate_penalty=0.0, max_iter=9).fit(x, y)
+    (split,) = model.splits(x, y)
     p = model.gate_proba(x)[:, 1]
     columns = np.column_stack([np.ones(len(x)), x])
     information = (columns * (p * (1 - p))[:, None]).T @ columns
@@ -141,20 +145,36 @@ def test_the_covariance_of_a_split_is_that_of_a_logistic_regression() -> None:
     assert_allclose(split.direction[1], slopes / np.linalg.norm(slopes), rtol=1e-6)
 
 
+def test_the_covariance_of_splits_is_larger_if_the_expert_of_a_row_is_not_known() -> None:
+    x, y = problems.two_planes(0, rows=200)
+    model = HierarchicalMixtureRegressor((2,)).fit(x, y + problems.inputs(1, 200)[:, 0])
+    (split,) = model.splits(x, y + problems.inputs(1, 200)[:, 0])
+    p = model.gate_proba(x)[:, 1]
+    columns = np.column_stack([np.ones(len(x)), x])
+    known = np.linalg.inv((columns * (p * (1 - p))[:, None]).T @ columns)
+    assert np.all(np.linalg.eigvalsh(split.covariance - known) > 0)
+    assert np.diag(split.covariance)[0] > 1.5 * np.diag(known)[0]
+
+
 def test_the_covariance_of_splits_counts_integer_weights_as_repeated_rows() -> None:
     x, y = problems.two_planes(0)
     weight = np.arange(80) % 3
-    model = HierarchicalMixtureRegressor((2, 2), max_iter=3).fit(x, y, weight)
-    pairs = zip(model.splits(x, weight), model.splits(x.repeat(weight, axis=0)), strict=True)
-    for weighted, repeated in pairs:
-        assert_allclose(weighted.covariance, repeated.covariance, rtol=1e-9)
+    model = HierarchicalMixtureRegressor((2,)).fit(x, y, weight)
+    many = model.splits(x.repeat(weight, axis=0), y.repeat(weight))
+    for weighted, repeated in zip(model.splits(x, y, weight), many, strict=True):
+        assert weighted.covariance.shape == (3, 3) and np.isfinite(weighted.covariance).all()
+        assert_allclose(weighted.covariance, repeated.covariance, rtol=1e-6)
     with pytest.raises(ValueError, match="Negative values"):
-        model.splits(x, weight - 1)
+        model.splits(x, y, weight - 1)
+    with pytest.raises(TypeError, match="missing .* argument: 'y'"):
+        model.splits(x)
 
 
 def test_rows_reach_a_gate_with_the_probability_of_its_parent() -> None:
     x, y = problems.two_planes(0)
-    root, left, right = HierarchicalMixtureRegressor((2, 2), max_iter=5).fit(x, y).splits(x)
+    root, left, right = (
+        HierarchicalMixtureRegressor((2, 2), gate_penalty=1.0).fit(x, y).splits(x, y)
+    )
     assert (root.depth, left.depth, right.depth) == (0, 1, 1)
     assert_allclose(left.reach, root.probabilities[:, 0])
     assert_allclose(left.reach + right.reach, 1)

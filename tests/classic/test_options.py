@@ -550,10 +550,11 @@ def test_a_tree_of_one_gate_starts_from_its_own_parameters() -> None:
 
 def test_methods_before_the_fit_are_not_fitted_errors() -> None:
     model, (x, y) = HierarchicalMixtureRegressor(), problems.two_planes(0)
-    for method in ("predict", "gate_proba", "predict_dist", "splits", "explain"):
+    for method in ("predict", "gate_proba", "predict_dist", "bootstrap", "explain"):
         with pytest.raises(NotFittedError):
             getattr(model, method)(x)
-    for method in ("responsibilities", "aic", "bic", "icl"):
+    scores = ("responsibilities", "aic", "bic", "icl", "log_density", "log_likelihood")
+    for method in (*scores, "splits", "summary"):
         with pytest.raises(NotFittedError):
             getattr(model, method)(x, y)
     with pytest.raises(NotFittedError):

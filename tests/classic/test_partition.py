@@ -51,7 +51,7 @@ def test_a_gaussian_process_in_a_part_is_fitted_to_this_part_alone() -> None:
 def test_what_explains_coefficients_is_refused_for_a_rule() -> None:
     x, y = problems.two_planes(0)
     model = MixtureOfExpertsRegressor(2, gate=PartitionGate(rule=left)).fit(x, y)
-    for call in (lambda: model.explain(x[0]), lambda: model.splits(x), lambda: plot_tree(model)):
+    for call in (lambda: model.explain(x[0]), lambda: model.splits(x, y), lambda: plot_tree(model)):
         with pytest.raises(ValueError, match=r"PartitionGate\(rule=.*is a rule"):
             call()
 

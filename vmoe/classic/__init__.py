@@ -22,12 +22,14 @@ from vmoe.classic.hierarchy import HierarchicalMixtureClassifier, HierarchicalMi
 from vmoe.classic.partition import PartitionGate
 from vmoe.classic.path import MixturePath, mixture_path
 from vmoe.classic.plot import plot_tree
+from vmoe.classic.scoring import LogLikelihoodScorer
 
 __all__ = [
     "DegenerateExperts",
     "HierarchicalMixtureClassifier",
     "HierarchicalMixtureRegressor",
     "Linear",
+    "LogLikelihoodScorer",
     "Logistic",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",

@@ -23,6 +23,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from vmoe.classic import em, online
+from vmoe.classic.bootstrap import bootstrap
+from vmoe.classic.covariance import covariance
 from vmoe.classic.degenerate import DegenerateExperts, degenerate_experts
 from vmoe.classic.design import Design, moments, select_columns
 from vmoe.classic.experts.interface import Sizes, alive, in_shape
@@ -35,6 +37,7 @@ from vmoe.classic.partition import FixedGate, check_learned
 from vmoe.classic.rows import ColumnView, Rows, dense
 from vmoe.classic.splits import Split, splits
 from vmoe.classic.starts import GROUPINGS, first_largest, start_posteriors
+from vmoe.classic.summary import Summary, summarize
 from vmoe.classic.tree import TreeGate, breadth_first, leaves, origins
 
 NEGLIGIBLE = 1e-12  # the least sum of the weights, in units of a penalty
@@ -201,7 +204,7 @@ class MixtureEstimator(BaseEstimator):
 
     def _keep(self, fit: em.Fit, rows: Rows) -> None:
         """Stores a fit, and the memory of its rows for later batches."""
-        self._mixture = fit.mixture
+        self._mixture, self._had_groups = fit.mixture, rows.groups is not None
         self.converged_ = fit.converged
         self.history_ = np.array(fit.history)
         self.lower_bound_ = fit.history[-1]
@@ -436,6 +439,23 @@ class MixtureEstimator(BaseEstimator):
         rows = self._labeled_rows(X, y, sample_weight, groups)
         return self._mixture.posterior(rows)[0]
 
+    def log_density(self, X: Any, y: Any) -> Float[np.ndarray, "n"]:
+        """The log density of each row's target, of the whole mixture, whatever ``combine`` is.
+
+        For counts and classes it is the logarithm of their probability, for several outputs the
+        joint density. Classifiers of scikit-learn as experts give no class less than 2.2e-16.
+        (scikit-learn's ``score_samples`` sees X alone.)
+        """
+        rows = self._labeled_rows(X, y)
+        return self._mixture.posterior(rows)[1]
+
+    def log_likelihood(
+        self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
+    ) -> float:
+        """The sum of ``log_density`` over the weighted rows, or groups, without the penalties."""
+        rows = self._labeled_rows(X, y, sample_weight, groups)
+        return self._mixture.log_likelihood(rows)
+
     def degenerate_experts(
         self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
     ) -> DegenerateExperts:
@@ -476,19 +496,72 @@ class MixtureEstimator(BaseEstimator):
         names = [self._names()[i] for i in self._view.gate_columns]
         return explain(rows, self._mixture.tree, names, self.predict(X)[0])
 
-    def splits(self, X: Any, sample_weight: Any = None) -> list[Split]:
+    def splits(self, X: Any, y: Any, sample_weight: Any = None) -> list[Split]:
         """The gates, level by level, with their direction, entropy per row and covariance.
+
+        A warning says why parts of a covariance are NaN.
 
         Args:
             X: rows (n, d).
+            y: their targets, for the covariance.
             sample_weight: weights (n,) for the covariance, as in ``fit``.
 
         Raises:
-            ValueError: the gate is a partition, or a weight is negative.
+            ValueError: the gate is a partition, a weight is negative, or the fit had groups.
         """
-        rows = self._rows(X, sample_weight)
+        rows = self._labeled_rows(X, y, sample_weight)
         check_learned(self._mixture.tree)
-        return splits(self._mixture, rows)
+        self._check_no_groups()
+        found = covariance(self._mixture, rows)
+        for note in found.notes:
+            warnings.warn(f"covariance: {note}", stacklevel=2)
+        return splits(self._mixture, rows, found.matrix)
+
+    def summary(self, X: Any, y: Any, sample_weight: Any = None) -> Summary:
+        """All parameters with standard errors by the observed information, as a table to print.
+
+        Experts that are estimators of scikit-learn count as known.
+
+        Args:
+            X: the rows of ``fit``.
+            y: their targets.
+            sample_weight: their weights.
+
+        Raises:
+            ValueError: there are no parameters: the gate is a rule and the experts estimators; or
+                the fit had groups.
+        """
+        rows = self._labeled_rows(X, y, sample_weight)
+        self._check_no_groups()
+        return summarize(self._mixture, rows, self._names())
+
+    def bootstrap(self, X: Any, n_refits: Any = 200, random_state: Any = None) -> Summary:
+        """The table of ``summary`` with errors by a parametric bootstrap.
+
+        Each refit starts at the fit and has targets that are drawn from the mixture for the rows of
+        X, which all count alike: repeat rows of larger weight. It holds where the information does
+        not, as near a bound or for few rows. Small ``tol`` and large ``max_iter`` matter: refits
+        that stop early spread too little.
+
+        Args:
+            X: the rows of ``fit``.
+            n_refits: the number of refits; those that fail are counted in ``notes``.
+            random_state: seed of the targets.
+
+        Raises:
+            ValueError: there are no parameters, fewer than two refits succeed, or the fit had
+                groups.
+        """
+        check_is_fitted(self)
+        self._check_no_groups()
+        return bootstrap(self, X, n_refits, random_state)
+
+    def _check_no_groups(self) -> None:
+        if self._had_groups:
+            raise ValueError(
+                "the fit had groups, but errors of parameters are of rows that count one by one: "
+                "fit without groups"
+            )
 
     def to_hard_tree(self) -> HardTree:
         """The decision tree in which a row goes to the most probable child of every gate."""

@@ -24,10 +24,9 @@ from vmoe.classic.experts.estimators import Estimators
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear
 from vmoe.classic.experts.logistic import Logistic
-from vmoe.classic.experts.mixed import Mixed
 from vmoe.classic.experts.poisson import LARGEST
 from vmoe.classic.experts.student_t import StudentT
-from vmoe.classic.mixture import Mixture
+from vmoe.classic.mixture import Mixture, parts
 from vmoe.classic.multinomial import penalty_of
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
@@ -105,12 +104,6 @@ def run(
     fit.converged |= found.nit < stopping.max_iter  # no step leads up any more
     fit.converged &= bool(np.isfinite(fit.history[-1]))
     return fit
-
-
-def parts(mixture: Mixture) -> list[Experts]:
-    """The experts, as parts that are of one kind each."""
-    experts = mixture.experts
-    return experts.parts if isinstance(experts, Mixed) else [experts]
 
 
 def data_of(mixture: Mixture, rows: Rows) -> RowArrays:

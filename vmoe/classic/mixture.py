@@ -12,6 +12,7 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from vmoe.classic.experts.interface import Experts
+from vmoe.classic.experts.mixed import Mixed
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import TreeGate
 
@@ -74,6 +75,16 @@ class Mixture:
             means = np.eye(means.shape[2])[means.argmax(axis=2)]
         return np.einsum("ne,neq->nq", prior, means)
 
+    def log_combined(self, rows: Rows, how: str) -> Float[np.ndarray, "n q"]:
+        """The logarithm of ``combined`` for classes; only votes may be nothing, and then -inf."""
+        if how == "vote":
+            with np.errstate(divide="ignore"):
+                return np.log(self.combined(rows, how))
+        prior, each = self.tree.log_prior(rows), self.experts.log_proba(rows)
+        if how == "argmax":
+            return np.take_along_axis(each, prior.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+        return logsumexp(prior[:, :, None] + each, axis=1)
+
     def n_parameters(self) -> int:
         """The number of free parameters."""
         return self.tree.n_parameters() + self.experts.n_parameters()
@@ -99,3 +110,9 @@ class Mixture:
         posterior, _ = self.posterior(rows)
         sure = np.log(posterior.max(axis=1))
         return self.bic(rows) - 2 * float(rows.share @ sure)
+
+
+def parts(mixture: Mixture) -> list[Experts]:
+    """The experts, as parts that are of one kind each."""
+    experts = mixture.experts
+    return experts.parts if isinstance(experts, Mixed) else [experts]

@@ -4,11 +4,13 @@ A mean can lie where no target ever is; the quantiles and samples of the mixture
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 
 BISECTIONS = 60  # halve the bracket of a quantile to rounding
@@ -19,16 +21,21 @@ class PredictiveDistribution:
     """The distribution of y for every row.
 
     Attributes:
-        gates: the prior probability of every expert (n, e).
+        log_gates: the logarithm of the prior probability of every expert (n, e).
         parts: pairs of experts' indices and their distributions, of scipy.stats, (n, m, q).
         single: whether y has one output and no axis for it.
         discrete: whether y takes whole numbers only.
     """
 
-    gates: Float[np.ndarray, "n e"]
+    log_gates: Float[np.ndarray, "n e"]
     parts: list[tuple[np.ndarray, Any]]
     single: bool
     discrete: bool
+
+    @cached_property
+    def gates(self) -> Float[np.ndarray, "n e"]:
+        """The prior probability of every expert."""
+        return np.exp(self.log_gates)
 
     def mean(self) -> np.ndarray:
         """The mean: (n,), or (n, q) if y was a matrix."""
@@ -40,17 +47,33 @@ class PredictiveDistribution:
         spread = means - self._average("mean")[:, None]
         return self._form(np.sqrt(self._weighted(self._each("var") + spread**2)))
 
-    def cdf(self, y: Any) -> np.ndarray:
-        """The probability of at most y: (n,) or (n, q).
+    def logpdf(self, y: Any) -> Float[np.ndarray, "n"]:
+        """The logarithm of the density at y; for counts, of the probability of y.
+
+        Several outputs have one joint density: given the expert they are independent, but the
+        expert is common to them, so that it is not the product of each output's own.
 
         Args:
             y: one number, or a target for every row in the form of y.
         """
-        values = np.asarray(y, float)
-        if self.single and values.ndim == 1:
-            values = values[:, None]
-        shape = self._each("mean").shape
-        return self._form(self._cdf(np.broadcast_to(values, (shape[0], shape[2]))))
+        targets = self._targets(y)[:, None]
+        each = [
+            frozen.logpmf(targets) if hasattr(frozen, "logpmf") else frozen.logpdf(targets)
+            for _, frozen in self.parts
+        ]
+        return logsumexp(self.log_gates + self._joined(each).sum(axis=2), axis=1)
+
+    def pdf(self, y: Any) -> Float[np.ndarray, "n"]:
+        """The density at y, as for ``logpdf``."""
+        return np.exp(self.logpdf(y))
+
+    def cdf(self, y: Any) -> np.ndarray:
+        """The probability of at most y, for each output alone: (n,) or (n, q).
+
+        Args:
+            y: one number, or a target for every row in the form of y.
+        """
+        return self._form(self._cdf(self._targets(y)))
 
     def quantile(self, probability: Any) -> np.ndarray:
         """Quantiles: (n,) or (n, q) for one probability, with an axis in front for several.
@@ -88,6 +111,13 @@ class PredictiveDistribution:
             )
             drawn.append(self._form(every[np.arange(len(expert)), expert]))
         return np.stack(drawn)
+
+    def _targets(self, y: Any) -> Float[np.ndarray, "n q"]:
+        values = np.asarray(y, float)
+        if self.single and values.ndim == 1:
+            values = values[:, None]
+        shape = self._each("mean").shape
+        return np.broadcast_to(values, (shape[0], shape[2]))
 
     def _quantile(self, level: float) -> Float[np.ndarray, "n q"]:
         """By bisection: the mixture's quantile is between the least and largest of its parts."""

@@ -62,14 +62,19 @@ class RegressionMethods(RegressorMixin):
         return self
 
     def predict_dist(self, X: Any) -> PredictiveDistribution:
-        """The distribution of y for every row, with mean, std, quantile, cdf and sample.
+        """The distribution of y for every row, as moments, density, quantiles and samples.
 
         It is the distribution of the whole mixture, whatever ``combine`` is.
         """
         rows = self._rows(X)
         parts = self._mixture.experts.distributions(rows)
         discrete = self._mixture.experts.counts
-        return PredictiveDistribution(self._mixture.prior(rows), parts, self._single, discrete)
+        log_prior = self._mixture.tree.log_prior(rows)
+        return PredictiveDistribution(log_prior, parts, self._single, discrete)
+
+    def _draw(self, X: Any, n_samples: int, random: np.random.RandomState) -> np.ndarray:
+        """Targets drawn from the whole mixture: (n_samples, n) or (n_samples, n, q)."""
+        return self.predict_dist(X).sample(n_samples, random)
 
     def _decide(self, means: Float[np.ndarray, "n q"]) -> np.ndarray:
         """Means in the form of y."""
@@ -128,9 +133,21 @@ class ClassificationMethods(ClassifierMixin):
         """The probabilities of the classes, in the order of ``classes_``, as ``combine`` says."""
         return self._combined(X)
 
+    def predict_log_proba(self, X: Any) -> Float[np.ndarray, "n q"]:
+        """The logarithm of ``predict_proba``, finite also where that rounds to 0 or 1."""
+        rows = self._rows(X)
+        self._validate_params()  # combine may have changed since the fit
+        return self._mixture.log_combined(rows, self.combine)
+
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row."""
         return self._decide(self.predict_proba(X))
+
+    def _draw(self, X: Any, n_samples: int, random: np.random.RandomState) -> np.ndarray:
+        """Classes drawn from the whole mixture: (n_samples, n)."""
+        reached = self._mixture.combined(self._rows(X), "weighted").cumsum(axis=1)[:, :-1]
+        drawn = random.random_sample((n_samples, len(reached), 1)) > reached
+        return self.classes_[drawn.sum(axis=2)]
 
     def _decide(self, probabilities: Float[np.ndarray, "n q"]) -> np.ndarray:
         """The most probable classes."""

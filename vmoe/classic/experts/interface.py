@@ -98,6 +98,11 @@ class Experts(ABC):
         """The variance, or the squared scale, of each expert's noise; inf if it has no bound."""
         return np.full((self.sizes.n_experts, self.sizes.n_outputs), np.inf)
 
+    def log_proba(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
+        """The logarithm of each expert's probabilities of the classes."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.means(rows))
+
     def penalty(self) -> float:
         """What is subtracted from the log-likelihood, besides the gates' penalty."""
         return 0.5 * self.sizes.penalty * float(np.sum(self.coef[..., 1:] ** 2))

@@ -26,11 +26,13 @@ class Logistic(Experts):
             self.coef[e] = fit_multinomial(rows.expert, targets, self.sizes.penalty, self.coef[e])
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
-        log_p = log_softmax(linear(rows, self.coef), axis=-1)
-        return log_p[np.arange(len(rows)), :, rows.y]
+        return self.log_proba(rows)[np.arange(len(rows)), :, rows.y]
 
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
-        return np.exp(log_softmax(linear(rows, self.coef), axis=-1))
+        return np.exp(self.log_proba(rows))
+
+    def log_proba(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
+        return log_softmax(linear(rows, self.coef), axis=-1)
 
     def penalty(self) -> float:
         return penalty_of(self.coef, self.sizes.penalty)

@@ -49,6 +49,9 @@ class Mixed(Experts):
     def variances(self) -> Float[np.ndarray, "e q"]:
         return np.concatenate([part.variances() for part in self.parts])
 
+    def log_proba(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
+        return np.concatenate([part.log_proba(rows) for part in self.parts], axis=1)
+
     def penalty(self) -> float:
         return sum(part.penalty() for part in self.parts)
 
