@@ -335,6 +335,20 @@ def test_the_soft_tree_is_better_only_where_the_f_test_says_so() -> None:
     assert "| CART | 9.00 (9.00 to 9.00) | -5.00 | **0.002** |" in page.trees(rows)
 
 
+def test_the_share_of_intervals_with_the_truth_is_that_of_all_rows() -> None:
+    def figures(covered: int, error: float) -> dict[str, Any]:
+        of = {"covered": covered, "error": error, "spread": 0.3}
+        return {"figures": {name: {"slope": value} for name, value in of.items()} | {"sets": 20}}
+
+    rows = {
+        "coverage_information": {0: figures(19, 0.25)},
+        "coverage_bootstrap": {0: figures(20, 0.2), 1: figures(17, 0.4)},
+    }
+    information, bootstrap = page.covered(rows).splitlines()[2:]
+    assert information == "| observed information | 20 | slope | 95.0 | 0.250 | 0.300 |"
+    assert bootstrap == "| parametric bootstrap | 40 | slope | 92.5 | 0.300 | - |"
+
+
 def test_the_answer_has_a_part_for_each_experiment_that_was_measured() -> None:
     rows = stored_rows(6)
     text = " ".join(answer.answer(rows).split())

@@ -10,6 +10,7 @@
     tone, no   how many lines two data sets of R's mixtools have, by BIC and ICL
     noise      how often 90% intervals hold new targets if trees and others are the experts
     stored     the estimators against results of R's flexmix and mixtools on their own data
+    coverage_...  how often 95% intervals of parameters hold the truth, on simulated data
     trees_...  the soft tree, CART, a forest and boosting: 5x2cv F test and McNemar's test
 
 The figures of a run are a line of scripts/experiments/rows/mixtures.jsonl. A run with such a line
@@ -27,7 +28,16 @@ import sklearn
 
 from scripts.experiments.framework.figures import Part, figures_parser, measured
 from scripts.experiments.framework.runs import ROOT
-from scripts.experiments.mixtures import lines, methods, noise, plots, stored, trees, vowels
+from scripts.experiments.mixtures import (
+    coverage,
+    lines,
+    methods,
+    noise,
+    plots,
+    stored,
+    trees,
+    vowels,
+)
 from scripts.experiments.mixtures.data import checksum
 from scripts.experiments.mixtures.tables import TABLES
 
@@ -43,6 +53,8 @@ class Size(NamedTuple):
         steps: largest number of EM steps on these and against R.
         share: fraction of the rows of the arm, and of those for the noise.
         settings: how many settings each method tries on the arm; None for all.
+        sets: how many data sets have intervals by the information. By a bootstrap, a row has 4% of
+            them, with a fifth of this number as refits.
         rows: how many rows, or speakers, a data set of the trees has; None for all.
         classifiers: sizes for ``trees.make``.
     """
@@ -52,6 +64,7 @@ class Size(NamedTuple):
     steps: int
     share: float
     settings: int | None
+    sets: int
     rows: int | None
     classifiers: dict[str, Any]
 
@@ -63,6 +76,7 @@ SIZES = {
         steps=3_000,
         share=1.0,
         settings=None,
+        sets=500,
         rows=None,
         classifiers={
             "branchings": [(2, 2), (2,)],
@@ -78,6 +92,7 @@ SIZES = {
         steps=20,
         share=0.02,
         settings=1,
+        sets=25,
         rows=60,
         classifiers={"branchings": [(2,)], "steps": 1, "trees": 3, "rounds": 3, "folds": 0},
     ),
@@ -106,6 +121,17 @@ def _arm(name: str) -> Part:
     )
 
 
+def _coverage(method: str) -> Part:
+    rows, part = (1, 1) if method == "information" else (4, 25)
+
+    def figures(_: Path, seed: int, size: Size) -> dict[str, Any]:
+        sets = size.sets // part
+        seeds = range(seed * sets, (seed + 1) * sets)
+        return coverage.measure(method, seeds, refits=size.sets // 5)
+
+    return _part(rows, (), figures)
+
+
 def _lines(name: str) -> Part:
     return _part(
         1, (name,), lambda folder, _, size: lines.measure(folder, name, size.starts, size.steps)
@@ -131,6 +157,7 @@ PARTS = {
     "stored": _part(
         1, ("npreg", "no", "tone"), lambda folder, _, size: stored.measure(folder, size.steps)
     ),
+    **{f"coverage_{method}": _coverage(method) for method in coverage.METHODS},
     **{f"trees_{name}": _trees(name) for name in trees.LABELS},
 }
 """What is measured, by name."""

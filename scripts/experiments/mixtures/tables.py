@@ -18,6 +18,7 @@ from scripts.experiments.framework.pages import (
 )
 from scripts.experiments.framework.runs import Rows
 from scripts.experiments.mixtures.answer import answer, corrected_tests, passes, runs
+from scripts.experiments.mixtures.coverage import LABELS as LABELS_OF_ERRORS
 from scripts.experiments.mixtures.lines import COLUMNS, CRITERIA, EXPERTS, GATES
 from scripts.experiments.mixtures.methods import METHODS
 from scripts.experiments.mixtures.noise import EXPERTS as EXPERTS_OF_NOISE
@@ -149,6 +150,27 @@ def stored(rows: Rows) -> str:
 OF = ("parameters", "likelihood")
 
 
+# Coverage
+
+
+def covered(rows: Rows) -> str:
+    """How often the intervals hold the truth, and the errors beside the estimates' spread."""
+    table = []
+    for method, label in LABELS_OF_ERRORS.items():
+        own = figures_of(rows, f"coverage_{method}")
+        sets = sum(figures["sets"] for figures in own)
+        for parameter in own[0]["covered"] if own else ():
+            share = sum(figures["covered"][parameter] for figures in own) / sets
+            error, spread = (
+                np.mean([figures[name][parameter] for figures in own])
+                for name in ("error", "spread")
+            )
+            line = [label, f"{sets}", parameter, f"{100 * share:.1f}", f"{error:.3f}"]
+            table.append([*line, f"{spread:.3f}" if len(own) == 1 else "-"])
+    columns = ["errors by", "data sets", "parameter", "95% intervals that hold the truth, percent"]
+    return markdown_table([*columns, "mean error", "spread of the estimates"], table)
+
+
 # Trees
 
 
@@ -192,6 +214,7 @@ TABLES: Tables = {
     "lines": ("Number of experts", lines),
     "noise": ("Intervals with estimators as experts", noise),
     "stored": ("Largest differences from R", stored),
+    "coverage": ("Intervals of parameters", covered),
     "trees": ("The soft tree and other classifiers", trees),
 }
 
