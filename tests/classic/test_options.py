@@ -13,6 +13,7 @@ from pandas import DataFrame
 from scipy import sparse, stats
 from sklearn.base import clone
 from sklearn.compose import make_column_selector
+from sklearn.datasets import load_diabetes
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -215,8 +216,20 @@ def test_a_warm_start_continues_where_the_last_fit_stopped() -> None:
     x, y = problems.two_planes(0)
     whole = MixtureOfExpertsRegressor(max_iter=10, tol=0.0).fit(x, y)
     parts = MixtureOfExpertsRegressor(max_iter=4, tol=0.0, warm_start=True).fit(x, y)
-    history = [*parts.history_, *parts.set_params(max_iter=6).fit(x, y).history_]
-    assert_allclose(history, whole.history_)
+    assert parts.n_iter_ == 4
+    assert_allclose(parts.set_params(max_iter=6).fit(x, y).history_, whole.history_)
+    assert len(parts.set_params(max_iter=2).fit(x, y, np.full(80, 2)).history_) == 2  # another sum
+
+
+def test_steps_one_at_a_time_converge_where_one_fit_does() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(max_iter=1, warm_start=True)
+    whole = MixtureOfExpertsRegressor().fit(x, y)
+    for _ in range(whole.n_iter_):
+        assert not getattr(model, "converged_", False)
+        model.fit(x, y)
+    assert model.converged_
+    assert_allclose(model.history_, whole.history_)
 
 
 def test_a_warm_start_follows_settings_that_changed() -> None:
@@ -372,16 +385,13 @@ def test_the_best_of_several_starts_is_kept() -> None:
     assert scores[1] > scores[0]
 
 
-def test_aitken_stops_within_tol_of_the_limit_where_small_rises_do_not() -> None:
-    x, y = problems.two_planes(2)
-    settings: Any = {"gate_features": [], "max_iter": 500}
-    limit = MixtureOfExpertsRegressor(3, tol=1e-12, **settings).fit(x, y).lower_bound_
-    relative, aitken = (
-        MixtureOfExpertsRegressor(3, stopping=rule, tol=1e-4, **settings).fit(x, y)
-        for rule in ("relative", "aitken")
-    )
-    assert relative.converged_ and aitken.converged_
-    assert limit - aitken.lower_bound_ < 1e-4 * len(y) < limit - relative.lower_bound_
+def test_a_fit_stops_within_tol_per_row_of_the_limit_in_any_unit_of_the_target() -> None:
+    x, y = load_diabetes(return_X_y=True)
+    model, scaled = (MixtureOfExpertsRegressor().fit(x, unit * y) for unit in (1, 1e-3))
+    assert model.converged_ and model.n_iter_ == scaled.n_iter_
+    assert_allclose(1e3 * scaled.predict(x), model.predict(x), rtol=1e-9)
+    limit = MixtureOfExpertsRegressor(tol=1e-8).fit(x, y).lower_bound_
+    assert 0 < limit - model.lower_bound_ < 1e-5 * len(y)
 
 
 def test_a_start_from_fitted_parameters_stays_there() -> None:

@@ -1,5 +1,6 @@
 """The EM algorithm: M-steps and E-steps until the penalized log-likelihood stops rising."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,39 +16,33 @@ class Stopping:
 
     Attributes:
         max_iter: M-steps at most.
-        tol: EM stops if the log-likelihood has less than this left to rise, relative to its
-            magnitude or, if that is larger, to the sum of the weights.
-        rule: "relative" takes the last rise for what is left. "aitken" takes the distance to the
-            limit, which Aitken's acceleration extrapolates from the last two rises.
+        tol: EM stops if the log-likelihood has less than this left to rise per row. A rise does
+            not depend on the unit of y, as the magnitude of a log-likelihood does.
     """
 
     max_iter: int
     tol: float
-    rule: str
 
-    def reached(self, history: list[float], total_weight: float) -> bool:
+    def reached(self, history: Sequence[float], total_weight: float) -> bool:
         """Whether to stop after these log-likelihoods."""
-        if len(history) < 2:
-            return False
-        ahead = abs(history[-1] - history[-2])
-        if self.rule == "aitken":
-            ahead = aitken(history)
-        return bool(ahead < self.tol * max(abs(history[-1]), total_weight))
+        return bool(aitken(history) < self.tol * total_weight)
 
 
-def aitken(history: list[float]) -> float:
-    """How far the limit is from the last value, if the rises fall off geometrically.
+def aitken(history: Sequence[float]) -> float:
+    """How far the limit is from the last value but one, if the rises fall off geometrically.
+
+    The limit is that of Aitken's acceleration (Boehning et al. 1994). It is compared with the last
+    value but one, as McNicholas et al. 2010 do, so that what is left is at least the last rise.
 
     >>> aitken([0.0, 8.0, 12.0])
-    4.0
+    8.0
     """
     if len(history) < 3:
         return np.inf
     before, last = history[-2] - history[-3], history[-1] - history[-2]
-    if before == 0 or last == 0:
+    if last == 0:
         return 0.0
-    ratio = last / before
-    return abs(last) * ratio / (1 - ratio) if 0 < ratio < 1 else np.inf
+    return abs(last / (1 - last / before)) if abs(last) < abs(before) else np.inf
 
 
 @dataclass
@@ -66,7 +61,11 @@ class Fit:
 
 
 def run(
-    mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None, stopping: Stopping
+    mixture: Mixture,
+    rows: Rows,
+    posterior: Float[np.ndarray, "n e"] | None,
+    stopping: Stopping,
+    history: Sequence[float] = (),
 ) -> Fit:
     """Fits the mixture in place.
 
@@ -75,13 +74,16 @@ def run(
         rows: the rows, with targets and weights.
         posterior: the responsibilities of the first M-step; None to start with an E-step.
         stopping: when to stop.
+        history: the log-likelihoods of the steps that led to the mixture, which go on.
     """
-    fit = Fit(mixture)
+    fit = Fit(mixture, list(history))
     if posterior is None:
         posterior, _ = mixture.posterior(rows)
-    while len(fit.history) < stopping.max_iter and not fit.converged:
+    for _ in range(stopping.max_iter):
         mixture.update(rows, posterior)
         posterior, log_likelihood = mixture.posterior(rows)
         fit.history.append(float(rows.weight @ log_likelihood - mixture.penalty()))
         fit.converged = stopping.reached(fit.history, float(rows.weight.sum()))
+        if fit.converged:
+            break
     return fit

@@ -87,23 +87,22 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
             an E-step: ``gate_coef`` (e, p), ``expert_coef`` (e, p) or (e, q, p), and, for linear
             and Student t experts, ``expert_std`` (e,) or (e, q).
         n_init: starts, of which the best result is kept; all but the first are random.
-        tol: EM stops after a rise of the log-likelihood below this, relative to its magnitude or,
-            if that is larger, to the sum of the weights.
-        stopping: "relative", by the last rise, or "aitken", by the distance to the extrapolated
-            limit.
+        tol: EM stops if the log-likelihood has less than this left to rise per row (the sum of the
+            weights is the number of rows), by Aitken's extrapolation of the last two rises.
         max_iter: EM steps at most.
         solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
             gradients by JAX; ``max_iter`` and ``tol`` then apply to its steps.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
-        warm_start: whether another ``fit`` continues from the last one.
+        warm_start: whether another ``fit`` continues from the last one. With the same rows and
+            penalties, ``history_`` goes on.
         decay: the factor by which the past counts less with every row of ``partial_fit``.
 
     Attributes:
         gate_coef_: the gate's coefficients (e, p) with the intercept first.
         experts_: for each expert, a `FittedExpert` with ``coef_`` and ``std_``, or the fitted
             estimator.
-        n_iter_: the number of steps.
+        n_iter_: the number of steps in ``history_``.
         converged_: whether ``tol`` was reached.
         history_: the penalized log-likelihood after each step, summed over the weighted rows.
         lower_bound_: its last value. The noise of regressors is then changed, as said above.

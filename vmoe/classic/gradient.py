@@ -4,6 +4,7 @@ Jacobs et al. 1991 climb the log-likelihood of the whole mixture by its gradient
 on the same penalized log-likelihood as EM and from the same start. Only this module imports JAX.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,11 @@ class Parameters(NamedTuple):
 
 
 def run(
-    mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None, stopping: Stopping
+    mixture: Mixture,
+    rows: Rows,
+    posterior: Float[np.ndarray, "n e"] | None,
+    stopping: Stopping,
+    history: Sequence[float] = (),
 ) -> Fit:
     """Fits the mixture in place, like ``em.run``; one M-step makes parameters of a posterior.
 
@@ -83,7 +88,7 @@ def run(
     forks.computes()
     if posterior is not None:
         mixture.update(rows, posterior)
-    fit = Fit(mixture)
+    fit = Fit(mixture, list(history))
 
     def stop(intermediate_result: Any) -> None:
         fit.history.append(-float(intermediate_result.fun))
