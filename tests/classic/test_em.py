@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.tree import DecisionTreeRegressor
 
 from tests.classic import problems
 from vmoe.classic import (
+    HierarchicalMixtureClassifier,
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
     StudentT,
@@ -158,6 +160,30 @@ def test_two_logistic_experts_fit_what_no_linear_classifier_does() -> None:
     x, y = problems.crossed(0, rows=400)
     model = MixtureOfExpertsClassifier(2, n_init=5, random_state=0).fit(x, y)
     assert model.score(x, y) > 0.9
+
+
+@pytest.mark.parametrize(
+    "model, problem",
+    [
+        (MixtureOfExpertsRegressor(4, gate_penalty=0.0), problems.two_planes),
+        (HierarchicalMixtureClassifier((2, 2)), problems.crossed),
+        (MixtureOfExpertsClassifier(3), lambda seed, rows: problems.crossed(seed, rows, classes=3)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_factors_kept_from_step_to_step_lead_where_new_ones_do(model: Any, problem: Any) -> None:
+    x, y = problem(0, rows=300)
+    whole, steps = (clone(model).set_params(max_iter=n, tol=0.0) for n in (30, 1))
+    whole.fit(x, y)
+    steps.set_params(warm_start=True)  # each fit copies the mixture without the factors
+    for _ in range(30):
+        steps.fit(x, y)
+    assert_allclose(whole.history_, steps.history_, rtol=1e-10)
+    for kept, new in zip(
+        np.atleast_3d(whole.gate_coef_), np.atleast_3d(steps.gate_coef_), strict=True
+    ):
+        assert_allclose(kept, new, atol=1e-9)
+    assert_allclose(whole.predict(x), steps.predict(x), atol=1e-9)
 
 
 def test_outliers_move_student_t_experts_less_than_gaussian_ones() -> None:

@@ -40,7 +40,7 @@ class FlatMixture(MixtureEstimator):
         tree = grow((self.n_experts,), n_columns)
         if isinstance(self.gate, PartitionGate):
             self.gate.check_experts(self.n_experts)
-            return FixedGate(tree.children, tree.coef, self.gate)
+            return FixedGate(tree.children, tree.coef, partition=self.gate)
         return tree
 
     @property

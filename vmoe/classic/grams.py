@@ -6,11 +6,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import get_lapack_funcs
 
-FEW = 2  # up to so many weightings, one product per weighting is faster
-BLOCK = 2**17  # numbers in a block of products, which should stay in the processor's cache
+WIDE = 4  # with at least so many columns per weighting, one product per weighting is faster
+ROWS = 512  # in a block of such a product
+BLOCK = 2**17  # numbers in a block of products of columns; blocks stay in the processor's cache
 REGULAR = 1e-10  # the least reciprocal condition number for a Cholesky factor
 POTRF, POCON, POTRS = get_lapack_funcs(("potrf", "pocon", "potrs"), dtype=np.float64)
 """LAPACK's Cholesky factor, the reciprocal condition number by it, and the solution by it."""
+
+Solver = Callable[[np.ndarray], np.ndarray]
+"""Solutions of one system for one vector or, as columns, several."""
 
 
 def weighted_grams(
@@ -18,18 +22,22 @@ def weighted_grams(
 ) -> Float[np.ndarray, "m p p"]:
     """X^T diag(w) X for every row w of ``weights``.
 
-    With many weightings, the products of all pairs of columns are formed once for a block of rows;
-    one matrix product with the weights then has all Gram matrices.
+    With many weightings of few columns, the products of all pairs of columns are formed once for a
+    block of rows; one matrix product with the weights then has all Gram matrices.
 
     >>> weighted_grams(np.array([[1.0, 2.0]]), np.array([[10.0]]))
     array([[[10., 20.],
             [20., 40.]]])
     """
-    if len(weights) <= FEW:
-        return np.stack([(x * w[:, None]).T @ x for w in weights])
     p = x.shape[1]
+    grams = np.zeros((len(weights), p, p))
+    if len(weights) <= p // WIDE:
+        for start in range(0, len(x), ROWS):
+            part = x[start : start + ROWS]
+            for gram, w in zip(grams, weights[:, start : start + ROWS], strict=True):
+                gram += (part * w[:, None]).T @ part
+        return grams
     above = np.triu_indices(p)
-    grams = np.empty((len(weights), p, p))
     grams[:, *above] = _upper(x, weights)
     grams[:, *above[::-1]] = grams[:, *above]
     return grams
@@ -57,24 +65,30 @@ def slopes_only(p: int) -> Float[np.ndarray, "p p"]:
 
 
 def solve(
-    matrix: Float[np.ndarray, "*m p p"], vector: Float[np.ndarray, "*m p"]
-) -> Float[np.ndarray, "*m p"]:
-    """Solves symmetric systems without negative eigenvalues; the shortest solution if singular."""
-    return solver(matrix)(vector)
+    matrix: Float[np.ndarray, "p p"], vectors: Float[np.ndarray, "p *q"]
+) -> Float[np.ndarray, "p *q"]:
+    """Solves a symmetric system without negative eigenvalues, also for several vectors.
+
+    A singular system has the shortest solution.
+    """
+    solver = by_cholesky(matrix) or by_eigenvectors(matrix)
+    return solver(vectors)
 
 
-def solver(matrix: Float[np.ndarray, "*m p p"]) -> Callable[[np.ndarray], np.ndarray]:
-    """As ``solve``, for several vectors one after the other."""
-    if matrix.ndim == 2:  # Cholesky's factor takes a tenth of the time of all eigenvectors
-        factor, failed = POTRF(matrix)
-        if not failed and POCON(factor, np.abs(matrix).sum(axis=0).max())[0] > REGULAR:
-            return lambda vector: POTRS(factor, vector)[0]
+def by_cholesky(matrix: Float[np.ndarray, "p p"]) -> Solver | None:
+    """Solutions by Cholesky's factor, which takes a tenth of the time of all eigenvectors.
+
+    None if the matrix is singular, or almost.
+    """
+    factor, failed = POTRF(matrix)
+    if failed or POCON(factor, np.abs(matrix).sum(axis=0).max())[0] <= REGULAR:
+        return None
+    return lambda vectors: POTRS(factor, vectors)[0]
+
+
+def by_eigenvectors(matrix: Float[np.ndarray, "p p"]) -> Solver:
+    """Solutions by the pseudoinverse."""
     values, vectors = np.linalg.eigh(matrix)
-    smallest = values[..., -1:] * values.shape[-1] * np.finfo(float).eps
-    inverse = np.divide(1, values, out=np.zeros_like(values), where=values > smallest)
-
-    def by_eigenvectors(vector: np.ndarray) -> np.ndarray:
-        along = np.einsum("...ij,...i->...j", vectors, vector)
-        return np.einsum("...ij,...j->...i", vectors, inverse * along)
-
-    return by_eigenvectors
+    some = values > values[-1] * len(values) * np.finfo(float).eps
+    inverse, across = 1 / values[some], vectors[:, some]
+    return lambda right: (across * inverse) @ (across.T @ right)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import logsumexp
 
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.mixed import Mixed
@@ -42,10 +41,13 @@ class Mixture:
         """
         prior = self.tree.log_prior(rows)
         joint = prior + rows.pooled(self.experts.log_density(rows))
-        row = logsumexp(joint, axis=1)
-        lost = np.isneginf(row)
+        largest = joint.max(axis=1)
+        lost = np.isneginf(largest)
         joint[lost] = prior[lost]
-        posterior = np.exp(joint - np.where(lost, 0.0, row)[:, None])
+        posterior = np.exp(joint - np.where(lost, 0.0, largest)[:, None])
+        total = posterior.sum(axis=1)
+        posterior /= total[:, None]
+        row = largest + np.log(total)
         return posterior, np.where(rows.weight > 0, row, 0.0) / rows.unit_weight
 
     def update(self, rows: Rows, posterior: Float[np.ndarray, "n e"]) -> None:

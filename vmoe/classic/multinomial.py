@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe.classic.grams import slopes_only, weighted_grams
-from vmoe.classic.newton import maximize
+from vmoe.classic.newton import Newton
 
 SLAB = 8192  # rows whose curvature is computed at once, which bounds the memory
 
@@ -22,6 +22,7 @@ def fit_multinomial(
     mass: Float[np.ndarray, "n k"],
     penalty: float,
     start: Float[np.ndarray, "k p"],
+    newton: Newton,
 ) -> Float[np.ndarray, "k p"]:
     """The coefficients of every outcome, which are zero for the first one.
 
@@ -30,11 +31,12 @@ def fit_multinomial(
         mass: the mass of every outcome, without negative numbers.
         penalty: strength of the penalty, not negative.
         start: where Newton's method starts.
+        newton: the method, which may have the factor of a regression like this one.
     """
     if len(start) < 2:
         return np.zeros_like(start)
     function = Multinomial(x, np.ascontiguousarray(mass.T), mass.sum(axis=1), penalty)
-    return maximize(function, start - start[0])
+    return newton.maximize(function, start - start[0])
 
 
 def penalty_of(coef: Any, penalty: float) -> Any:
@@ -48,6 +50,12 @@ def centered(coef: Float[np.ndarray, "*e k p"]) -> Float[np.ndarray, "*e k p"]:
     result = coef - coef.mean(axis=-2, keepdims=True)
     result[..., 0] = 0
     return result
+
+
+def log_softmax(logits: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "k n"]:
+    """The logarithm of the softmax over the first axis, along which numpy adds fast."""
+    logits = logits - logits.max(axis=0)
+    return logits - np.log(np.exp(logits).sum(axis=0))
 
 
 class Multinomial(NamedTuple):

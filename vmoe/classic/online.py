@@ -18,7 +18,7 @@ from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.grams import solve, weighted_grams
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.multinomial import Multinomial
-from vmoe.classic.newton import maximize
+from vmoe.classic.newton import Newton
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import TreeGate
@@ -174,7 +174,7 @@ class _Batch:
         curvature = self.memory.curvature[name]
         ridge = penalty * np.eye(len(curvature))
         if past is not None:
-            return maximize(BesidePast(function, past + ridge, coef), coef)
+            return Newton().maximize(BesidePast(function, past + ridge, coef), coef)
         return function.moved(coef, solve(curvature + ridge, function.gradient(coef, p)))
 
     def learn_linear(self, experts: Linear, mass: np.ndarray) -> None:
@@ -185,9 +185,9 @@ class _Batch:
             ridge = experts.sizes.penalty * np.eye(experts.coef.shape[-1])
             left = residuals(rows, experts.coef)
             gradient = np.einsum("ne,neq,np->eqp", mass, left, rows.expert)
-            grams = (memory.curvature["experts"] + ridge)[:, None]
-            shape = (*gradient.shape, grams.shape[-1])
-            experts.coef += solve(np.broadcast_to(grams, shape), gradient)
+            grams = memory.curvature["experts"] + ridge
+            steps = [solve(gram, g.T).T for gram, g in zip(grams, gradient, strict=True)]
+            experts.coef += np.stack(steps)
         memory.squares = memory.squares + squared_noise(mass, residuals(rows, experts.coef))
         memory.mass = memory.mass + mass.sum(axis=0)
         if self.move:

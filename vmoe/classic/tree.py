@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import log_softmax
 
 from vmoe.classic.experts.interface import DEAD
-from vmoe.classic.multinomial import fit_multinomial, penalty_of
+from vmoe.classic.multinomial import fit_multinomial, log_softmax, penalty_of
+from vmoe.classic.newton import Newton
 from vmoe.classic.rows import Rows
 
 
@@ -23,14 +23,16 @@ class TreeGate:
     Attributes:
         children: gates, or the indices of experts.
         coef: coefficients (k, p) for standardized columns, which are zero for the first child.
+        newton: the method that fits them.
     """
 
     children: list["TreeGate | int"]
     coef: Float[np.ndarray, "k p"] = field(default_factory=lambda: np.zeros((0, 0)))
+    newton: Newton = field(default_factory=Newton, repr=False, compare=False)
 
     def log_probabilities(self, rows: Rows) -> Float[np.ndarray, "n k"]:
         """The logarithm of the probability of every child, for rows that reach this gate."""
-        return log_softmax(rows.gate @ self.coef.T, axis=1)
+        return log_softmax(self.coef @ rows.gate.T).T
 
     def log_prior(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         """The logarithm of the prior probability of every expert below, in their order."""
@@ -50,7 +52,7 @@ class TreeGate:
         its mass reaches the gate (h_i for the gate with the targets h_j|i).
         """
         masses = self.child_masses(mass)
-        self.coef = fit_multinomial(rows.gate, masses, penalty, self.coef)
+        self.coef = fit_multinomial(rows.gate, masses, penalty, self.coef, self.newton)
         total = mass.sum()
         for child, part in zip(self.children, self.parts(mass), strict=True):
             if isinstance(child, TreeGate) and part.sum() > DEAD * total:
@@ -58,7 +60,7 @@ class TreeGate:
 
     def child_masses(self, mass: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n k"]:
         """The mass that goes to every child."""
-        return np.stack([part.sum(axis=1) for part in self.parts(mass)], axis=1)
+        return np.stack([part.sum(axis=1) for part in self.parts(mass)]).T
 
     def parts(self, mass: Float[np.ndarray, "n e"]) -> list[Float[np.ndarray, "n _"]]:
         """The columns of the experts below each child."""

@@ -39,7 +39,7 @@ class Linear(Experts):
         """Coefficients and squared noise of the experts ``keep``, whose masses are given."""
         grams = weighted_grams(rows.expert, mass.T)
         moments = [(mass * y[:, None]).T @ rows.expert for y in rows.y.T]
-        coef = ridge(grams[:, None], np.stack(moments, axis=1), self.sizes.penalty)
+        coef = ridge(grams, np.stack(moments, axis=1), self.sizes.penalty)
         return coef, squared_noise(mass, residuals(rows, coef))
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
@@ -83,7 +83,8 @@ class Linear(Experts):
 
 def linear(rows: Rows, coef: Float[np.ndarray, "e q p"]) -> Float[np.ndarray, "n e q"]:
     """The linear predictor of every expert and output."""
-    return (rows.expert @ coef.reshape(-1, coef.shape[-1]).T).reshape(len(rows), *coef.shape[:2])
+    each = coef.reshape(-1, coef.shape[-1]) @ rows.expert.T  # rows last: numpy is fast along them
+    return each.T.reshape(len(rows), *coef.shape[:2])
 
 
 def residuals(rows: Rows, coef: Float[np.ndarray, "e q p"]) -> Float[np.ndarray, "n e q"]:
@@ -106,8 +107,9 @@ def std_from(
 
 
 def ridge(
-    grams: Float[np.ndarray, "e _ p p"], moments: Float[np.ndarray, "e q p"], penalty: float
+    grams: Float[np.ndarray, "e p p"], moments: Float[np.ndarray, "e q p"], penalty: float
 ) -> Float[np.ndarray, "e q p"]:
     """The coefficients of ridge regressions whose intercepts are not penalized."""
-    p = grams.shape[-1]
-    return solve(np.broadcast_to(grams + penalty * slopes_only(p), (*moments.shape, p)), moments)
+    penalized = grams + penalty * slopes_only(grams.shape[-1])
+    each = [solve(gram, moment.T).T for gram, moment in zip(penalized, moments, strict=True)]
+    return np.stack(each)

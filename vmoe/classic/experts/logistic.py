@@ -7,9 +7,10 @@ from jaxtyping import Float
 from scipy.special import log_softmax
 
 from vmoe.classic.design import Design
-from vmoe.classic.experts.interface import Experts, FittedExpert, alive
+from vmoe.classic.experts.interface import Experts, FittedExpert, Sizes, alive
 from vmoe.classic.experts.linear import linear
 from vmoe.classic.multinomial import fit_multinomial, penalty_of
+from vmoe.classic.newton import Newton
 from vmoe.classic.rows import Rows
 
 
@@ -19,11 +20,21 @@ class Logistic(Experts):
     name = "logistic"
     classifies = True
 
+    def allocate(self, sizes: Sizes) -> None:
+        super().allocate(sizes)
+        self.newton = [Newton() for _ in range(sizes.n_experts)]
+
+    def keep(self, experts: list[int]) -> None:
+        super().keep(experts)
+        self.newton = [Newton() for _ in experts]
+
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
         classes = np.eye(self.sizes.n_outputs)[rows.y]
         for e in np.flatnonzero(alive(mass)):
             targets = mass[:, e, None] * classes
-            self.coef[e] = fit_multinomial(rows.expert, targets, self.sizes.penalty, self.coef[e])
+            self.coef[e] = fit_multinomial(
+                rows.expert, targets, self.sizes.penalty, self.coef[e], self.newton[e]
+            )
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         return self.log_proba(rows)[np.arange(len(rows)), :, rows.y]

@@ -15,7 +15,7 @@ from scipy.special import gammaln
 from vmoe.classic.experts.interface import Experts, alive
 from vmoe.classic.experts.linear import linear
 from vmoe.classic.grams import slopes_only, weighted_grams
-from vmoe.classic.newton import maximize
+from vmoe.classic.newton import Newton
 from vmoe.classic.rows import Rows
 
 LARGEST = 40.0  # the logarithm of the largest rate; of larger ones no counts can be drawn
@@ -38,7 +38,8 @@ class Poisson(Experts):
             for j, y in enumerate(rows.y.T):
                 data = rows.expert, rows.log_exposure, y, mass[:, e]
                 function = LogLinear(*data, self.sizes.penalty)
-                self.coef[e, j] = maximize(function, self.start(self.coef[e, j], function))
+                start = self.start(self.coef[e, j], function)
+                self.coef[e, j] = Newton().maximize(function, start)
 
     def start(self, coef: np.ndarray, function: "LogLinear") -> np.ndarray:
         """Where Newton's method starts: at a constant rate before the first fit."""

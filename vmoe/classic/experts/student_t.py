@@ -49,7 +49,7 @@ class StudentT(Linear):
         for j, y in enumerate(rows.y.T):
             grams = weighted_grams(rows.expert, weights[:, :, j].T)
             moments = (weights[:, :, j] * y[:, None]).T @ rows.expert
-            coef[:, [j]] = ridge(grams[:, None], moments[:, None], self.sizes.penalty)
+            coef[:, [j]] = ridge(grams, moments[:, None], self.sizes.penalty)
         return coef, np.einsum("neq,neq->eq", weights, residuals(rows, coef) ** 2)
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
