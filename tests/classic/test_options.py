@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeRegressor
+from sklearn.utils import get_tags
 
 from tests.classic import problems
 from vmoe.classic import (
@@ -316,10 +317,38 @@ def test_what_does_not_fit_the_mixture_is_refused_after_the_fit() -> None:
         MixtureOfExpertsClassifier(start=PARAMETERS).fit(x, y > 1)
 
 
-@pytest.mark.parametrize("df", ["a", None, 2, np.nan])
+@pytest.mark.parametrize("df", ["a", 2, np.nan])
 def test_degrees_of_freedom_without_a_variance_are_a_value_error(df: Any) -> None:
-    with pytest.raises(ValueError, match="should be a number above 2"):
-        StudentT(df)
+    with pytest.raises(ValueError, match="should be a number above 2, or None to estimate it"):
+        MixtureOfExpertsRegressor(experts=StudentT(df)).fit(*problems.two_planes(0))
+
+
+def test_a_search_chooses_degrees_of_freedom_and_the_metric_of_a_partition() -> None:
+    x, y = problems.two_planes(0)
+    gate = PartitionGate(centers=[[-1.0, 0.0], [1.0, 0.0]])
+    model = MixtureOfExpertsRegressor(experts=StudentT(), gate=gate, max_iter=5)
+    grid = {"experts__df": [3, None], "gate__metric": ["euclidean", "manhattan"]}
+    found = GridSearchCV(model, grid, cv=2, error_score="raise").fit(x, y).best_estimator_
+    assert found.experts.get_params()["df"] in (3, None)
+    assert model.get_params()["experts__df"] is None and found.gate is not gate
+    sizes = [model.set_params(experts__df=df).fit(x, y).experts_[0].df_ for df in (3, 5.5)]
+    assert sizes == [3, 5.5]
+    assert get_tags(model).input_tags.sparse
+
+
+def test_degrees_of_freedom_are_estimated_as_by_scipy_and_count_as_parameters() -> None:
+    random = np.random.default_rng(0)
+    x, noise = random.normal(size=(500, 2)), stats.t(3).rvs(500, random_state=random)
+    y, exact = x @ [1, -2] + noise, {"expert_penalty": 0.0, "tol": 1e-9}
+    model = MixtureOfExpertsRegressor(1, experts="student_t", **exact).fit(x, y)
+    (expert,) = model.experts_
+    df, loc, scale = stats.t.fit(y - model.predict(x))
+    assert_allclose([expert.df_, expert.std_, 0], [df, scale, loc], rtol=1e-3, atol=1e-3)
+    given = MixtureOfExpertsRegressor(1, experts=StudentT(4), **exact).fit(x, y)
+    assert model.lower_bound_ > given.lower_bound_ and given.experts_[0].df_ == 4
+    more = [m.aic(x, y) + 2 * m.lower_bound_ for m in (model, given)]
+    assert more[0] - more[1] == pytest.approx(2)
+    assert np.all(np.diff(model.history_) > -1e-9)
 
 
 def test_the_random_state_determines_random_estimators() -> None:

@@ -79,13 +79,13 @@ def test_a_partition_shows_its_metric_unless_it_is_the_usual_one() -> None:
 
 def test_a_rule_is_a_function() -> None:
     with pytest.raises(ValueError, match="rule=3 should be a function"):
-        PartitionGate(rule=3)
+        MixtureOfExpertsRegressor(gate=PartitionGate(rule=3)).fit(*problems.two_planes(0))
 
 
 @pytest.mark.parametrize("settings", [{}, {"centers": [[0.0]], "rule": left}])
 def test_a_partition_has_exactly_one_rule(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="exactly one"):
-        PartitionGate(**settings)
+        MixtureOfExpertsRegressor(gate=PartitionGate(**settings)).fit(*problems.two_planes(0))
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,13 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
     Args:
         n_experts: number of experts.
         experts: "linear" (Gaussian noise, each with a variance of its own; the default), "poisson"
-            (counts), "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list
-            with an entry for each expert; Poisson experts are not mixed with others. A regressor
-            gets Gaussian noise of its own; after the last step, its variance is that of rows which
-            were left out of a fit, in five folds. If its ``fit`` names ``sample_weight``, the
-            responsibilities are these weights; a Gaussian process gets them as noise; any other
-            regressor, such as a search, is fitted to rows that are drawn by them.
+            (counts), "student_t" (robust; the degrees of freedom are estimated), `StudentT(df)`, a
+            regressor of scikit-learn, or a list with an entry for each expert; Poisson experts are
+            not mixed with others. A regressor gets Gaussian noise of its own; after the last step,
+            its variance is that of rows which were left out of a fit, in five folds. If its ``fit``
+            names ``sample_weight``, the responsibilities are these weights; a Gaussian process gets
+            them as noise; any other regressor, such as a search, is fitted to rows that are drawn
+            by them.
         gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
             that returns these; None for all, [] for constant mixing proportions.
         expert_features: the columns that the experts see.

@@ -26,7 +26,7 @@ from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.experts.poisson import LARGEST
-from vmoe.classic.experts.student_t import StudentT
+from vmoe.classic.experts.student_t import LEAST, MOST, StudentT
 from vmoe.classic.mixture import Mixture, parts
 from vmoe.classic.multinomial import penalty_of
 from vmoe.classic.partition import FixedGate
@@ -65,11 +65,13 @@ class Parameters(NamedTuple):
         gates: the coefficients of every gate, level by level, without its first child's zeros.
         experts: the coefficients (e, q, p) of every part of the experts.
         log_std: the logarithm of the standard deviation (e, q) of every part; None without noise.
+        log_df: the logarithm of the degrees of freedom (e,) of every part; None if not estimated.
     """
 
     gates: list[Any]
     experts: list[Any]
     log_std: list[Any]
+    log_df: list[Any]
 
 
 def run(
@@ -136,6 +138,10 @@ def parameters(mixture: Mixture) -> Parameters:
         gates=[gate.coef[1:] - gate.coef[0] for gate in breadth_first(mixture.tree)],
         experts=[kind.coef for kind in experts],
         log_std=[np.log(kind.std) if isinstance(kind, Linear) else None for kind in experts],
+        log_df=[
+            np.log(kind.df_) if isinstance(kind, StudentT) and kind.df is None else None
+            for kind in experts
+        ],
     )
     return jax.tree.map(jnp.asarray, values)
 
@@ -144,20 +150,27 @@ def set_parameters(mixture: Mixture, values: Parameters) -> None:
     """The reverse of ``parameters``."""
     for gate, coef in zip(breadth_first(mixture.tree), values.gates, strict=True):
         gate.coef = np.array(with_zeros(coef))
-    for kind, coef, log_std in zip(parts(mixture), values.experts, values.log_std, strict=True):
+    for kind, coef, log_std, log_df in each_part(mixture, values):
         kind.coef = np.array(coef)
         if isinstance(kind, Linear):
             kind.std = np.array(std_of(kind, log_std))
+        if isinstance(kind, StudentT):
+            kind.df_ = np.array(df_of(kind, log_df))
+
+
+def each_part(mixture: Mixture, values: Parameters) -> list[tuple[Any, Any, Any, Any]]:
+    """The parts of the experts with their parameters."""
+    return list(zip(parts(mixture), values.experts, values.log_std, values.log_df, strict=True))
 
 
 def objective(mixture: Mixture, values: Parameters, data: RowArrays) -> jax.Array:
     """The penalized log-likelihood; of the mixture, only the structure and the settings count."""
     gates = dict(zip(map(id, breadth_first(mixture.tree)), values.gates, strict=True))
     prior = log_prior(mixture.tree, gates, data) if data.fixed is None else data.fixed
-    each = list(zip(parts(mixture), values.experts, values.log_std, strict=True))
+    each = each_part(mixture, values)
     density = jnp.concatenate([log_density(*expert, data) for expert in each], axis=1)
     penalty = sum(penalty_of(with_zeros(coef), mixture.gate_penalty) for coef in values.gates)
-    penalty += sum(expert_penalty(*expert) for expert in each)
+    penalty += sum(expert_penalty(kind, coef, log_std) for kind, coef, log_std, _ in each)
     if data.groups is not None:
         weighted = data.weight[:, None] * density
         density = segment_sum(weighted, data.groups, len(density))[data.groups]
@@ -175,6 +188,11 @@ def std_of(kind: Linear, log_std: jax.Array | None) -> jax.Array:
     return jnp.maximum(jnp.exp(log_std), jnp.sqrt(kind.sizes.floor))
 
 
+def df_of(kind: StudentT, log_df: jax.Array | None) -> jax.Array:
+    """The degrees of freedom (e,): given, or within the bounds of an estimate."""
+    return jnp.asarray(kind.df_) if log_df is None else jnp.clip(jnp.exp(log_df), LEAST, MOST)
+
+
 def log_prior(gate: TreeGate, coefs: dict[int, jax.Array], data: RowArrays) -> jax.Array:
     """``TreeGate.log_prior`` for these coefficients, which are found by the gate's identity."""
     own = log_softmax(data.gate @ with_zeros(coefs[id(gate)]).T, axis=1)
@@ -186,7 +204,11 @@ def log_prior(gate: TreeGate, coefs: dict[int, jax.Array], data: RowArrays) -> j
 
 
 def log_density(
-    kind: Experts, coef: jax.Array, log_std: jax.Array | None, data: RowArrays
+    kind: Experts,
+    coef: jax.Array,
+    log_std: jax.Array | None,
+    log_df: jax.Array | None,
+    data: RowArrays,
 ) -> jax.Array:
     """``Experts.log_density`` (n, e) for these coefficients."""
     predictor = jnp.einsum("np,eqp->neq", data.expert, coef)
@@ -194,7 +216,7 @@ def log_density(
         return log_softmax(predictor)[jnp.arange(len(data.y)), :, data.y]
     y = data.y[:, None]
     if isinstance(kind, StudentT):
-        each = student_t.logpdf(y, kind.df, predictor, std_of(kind, log_std))
+        each = student_t.logpdf(y, df_of(kind, log_df)[:, None], predictor, std_of(kind, log_std))
     elif isinstance(kind, Linear):
         each = norm.logpdf(y, predictor, std_of(kind, log_std))
     else:

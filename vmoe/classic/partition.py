@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from sklearn.base import BaseEstimator
 from sklearn.metrics import pairwise_distances_argmin
 
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import TreeGate
 
 
-class PartitionGate:
+class PartitionGate(BaseEstimator):
     """A gate that sends each row to one expert by a fixed rule: ``gate=PartitionGate(...)``.
 
     Exactly one of ``groups``, ``centers`` and ``rule`` is given. They see the columns of
@@ -29,8 +30,7 @@ class PartitionGate:
         metric: the metric for groups and centers, as in scikit-learn's ``pairwise_distances``.
         rule: a function of the columns (n, d) that returns each row's expert, in [0, e).
 
-    Raises:
-        ValueError: not exactly one of them is given, or the rule is not a function.
+    A fit raises a ValueError if not exactly one of them is given, or the rule is not a function.
     """
 
     def __init__(
@@ -41,20 +41,14 @@ class PartitionGate:
         metric: str = "euclidean",
         rule: Any = None,
     ):
-        if sum(given is not None for given in (groups, centers, rule)) != 1:
-            raise ValueError("PartitionGate: expected exactly one of groups, centers and rule")
-        if rule is not None and not callable(rule):
-            raise ValueError(f"PartitionGate: rule={rule!r} should be a function")
         self.groups, self.centers, self.metric, self.rule = groups, centers, metric, rule
 
-    def __repr__(self) -> str:
-        given = {"groups": self.groups, "centers": self.centers, "rule": self.rule}
-        (name,) = (name for name, value in given.items() if value is not None)
-        metric = "" if self.metric == "euclidean" else f", metric={self.metric!r}"
-        return f"PartitionGate({name}={given[name]!r}{metric})"
-
     def check_experts(self, n_experts: int) -> None:
-        """Raises a ValueError if there are centers or groups for another number of experts."""
+        """Raises a ValueError if there is not one rule, or for another number of experts."""
+        if sum(given is not None for given in (self.groups, self.centers, self.rule)) != 1:
+            raise ValueError(f"{self!r}: expected exactly one of groups, centers and rule")
+        if self.rule is not None and not callable(self.rule):
+            raise ValueError(f"PartitionGate: rule={self.rule!r} should be a function")
         given = self.centers if self.groups is None else self.groups
         if self.rule is None and not isinstance(given, Sized):
             raise ValueError(f"{self!r}: expected an entry for each of the {n_experts} experts")

@@ -52,11 +52,13 @@ class FittedExpert:
             two classes (p,), for the log odds of the second.
         std_: the standard deviation (linear) or the scale (student_t), one per output if there
             are several; None for other kinds.
+        df_: the degrees of freedom (student_t), given or estimated; None for other kinds.
     """
 
     kind: str
     coef_: Any
     std_: Any = None
+    df_: Any = None
 
 
 class Experts(ABC):
@@ -140,11 +142,16 @@ class Experts(ABC):
         assert design is not None
         coefs = design.to_given(self.coef)
         return [
-            FittedExpert(self.name, one_if_single(c), self.std_of(i)) for i, c in enumerate(coefs)
+            FittedExpert(self.name, one_if_single(c), self.std_of(i), self.df_of(i))
+            for i, c in enumerate(coefs)
         ]
 
     def std_of(self, expert: int) -> Any:
         """``FittedExpert.std_`` of an expert."""
+        return None
+
+    def df_of(self, expert: int) -> Any:
+        """``FittedExpert.df_`` of an expert."""
         return None
 
 

@@ -47,7 +47,7 @@ def kind_of(wanted: Any, classify: bool) -> Experts:
         return Logistic() if classify else Linear()
     if isinstance(wanted, Experts):
         found = copy.copy(wanted)
-    elif isinstance(wanted, BaseEstimator):
+    elif is_estimator(wanted):
         if not (is_classifier(wanted) if classify else is_regressor(wanted)):
             raise ValueError(
                 f"experts={wanted!r}: expected a {'classifier' if classify else 'regressor'}"
@@ -72,7 +72,7 @@ def follow(wanted: Any, tags: Tags) -> None:
         wanted: ``experts=``, also one that ``make_experts`` would refuse.
     """
     each = wanted if isinstance(wanted, list | tuple) else [wanted]
-    own = [get_tags(one) for one in each if isinstance(one, BaseEstimator)]
+    own = [get_tags(one) for one in each if is_estimator(one)]
     kinds = [KINDS.get(one) if isinstance(one, str) else type(one) for one in each]
     inputs, targets = tags.input_tags, tags.target_tags
     inputs.sparse = all(tag.input_tags.sparse for tag in own)
@@ -93,4 +93,9 @@ def follow(wanted: Any, tags: Tags) -> None:
 def is_named(wanted: Any) -> bool:
     """Whether any of these experts reads standardized columns, which are dense."""
     each = wanted if isinstance(wanted, list | tuple) else [wanted]
-    return not all(isinstance(one, BaseEstimator) for one in each)
+    return not all(map(is_estimator, each))
+
+
+def is_estimator(wanted: Any) -> bool:
+    """Whether an entry of ``experts=`` is an estimator of scikit-learn, not a kind of this room."""
+    return isinstance(wanted, BaseEstimator) and not isinstance(wanted, Experts)
