@@ -17,7 +17,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB
@@ -394,6 +394,7 @@ def test_a_fit_that_fails_leaves_nothing_of_the_fit_before(kind: Any) -> None:
         model.set_params(n_experts=100).fit(1000 * x + 5, y)
     with pytest.raises(NotFittedError):
         model.predict(x)
+    assert not {"n_iter_", "converged_", "history_", "lower_bound_"} & set(vars(model))
 
 
 def test_a_warm_start_that_fails_leaves_the_fit_before() -> None:
@@ -537,6 +538,38 @@ def test_weights_are_numbers_of_rows_and_too_few_get_a_warning_or_an_error() -> 
         free = MixtureOfExpertsRegressor(max_iter=3, gate_penalty=0.0, expert_penalty=0.0)
         small, ones = (clone(free).fit(x, y, np.full(80, w)).predict(x) for w in (1e-20, 1.0))
     assert_allclose(small, ones, rtol=1e-6)
+
+
+def test_a_constant_output_has_its_own_unit() -> None:
+    x, y = problems.two_planes(0)
+    stds = [
+        MixtureOfExpertsRegressor(2, max_iter=5).fit(x, np.column_stack([y, constant])).expert_std_
+        for constant in (np.full(80, 5e-6), np.full(80, 5.0), np.zeros(80))
+    ]
+    assert_allclose(stds[1], stds[0] * np.array([1, 1e6]), rtol=1e-9)
+    assert_allclose(np.array(stds[2])[:, 1], 0.01)
+
+
+def test_a_column_far_from_zero_counts_if_its_numbers_differ_by_more_than_rounding() -> None:
+    x = 1e9 + 1e-4 * np.linspace(-1, 1, 50)[:, None]
+    y = np.abs(x[:, 0] - 1e9)
+    assert MixtureOfExpertsRegressor(2).fit(x, y).score(x, y) > 0.9
+    rounded = np.full(50, 0.1) * (1 + np.finfo(float).eps * (np.arange(50) % 2))
+    model = MixtureOfExpertsRegressor(1, expert_penalty=0.0).fit(rounded[:, None], y)
+    assert model.experts_[0].coef_[1] == 0
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_every_expert_shows_the_size_of_its_noise(outputs: int) -> None:
+    x, y = problems.two_planes(0)
+    y = y if outputs == 1 else np.column_stack([y, -2 * y])
+    settings: Any = {"expert_penalty": 0.0, "max_iter": 5}
+    for experts in ("linear", LinearRegression()):
+        model = MixtureOfExpertsRegressor(1, experts=experts, **settings).fit(x, y)
+        assert_allclose(model.expert_std_[0], (y - model.predict(x)).std(axis=0))
+    both = MixtureOfExpertsRegressor(2, experts=[Ridge(), "student_t"], **settings).fit(x, y)
+    assert np.shape(both.expert_std_) == ((2,) if outputs == 1 else (2, 2))
+    assert_allclose(both.expert_std_[1], both.experts_[1].std_)
 
 
 UNBOUNDED: dict[str, Any] = {"gate_penalty": 0.0, "expert_penalty": 0.0, "variance_floor": 0.0}

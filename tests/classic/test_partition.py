@@ -54,6 +54,7 @@ def test_what_explains_coefficients_is_refused_for_a_rule() -> None:
     for call in (lambda: model.explain(x[0]), lambda: model.splits(x, y), lambda: plot_tree(model)):
         with pytest.raises(ValueError, match=r"PartitionGate\(rule=.*is a rule"):
             call()
+    assert not hasattr(model, "gate_coef_")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.utils._indexing import _get_column_indices
 
+ROUNDING = 1e-14  # a column varies only by rounding if its deviation is this part of its mean
+LARGE = 1e150  # whose square is finite
+
 
 @dataclass(frozen=True)
 class Design:
-    """The weighted mean and standard deviation of every column; constant columns have scale 1."""
+    """The weighted mean and standard deviation of every column.
+
+    Constant columns have their magnitude as the scale.
+    """
 
     mean: Float[np.ndarray, "d"]
     scale: Float[np.ndarray, "d"]
@@ -47,21 +53,25 @@ class Design:
 def moments(
     columns: Float[np.ndarray, "n d"], weight: Float[np.ndarray, "n"], name: str
 ) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
-    """The weighted mean and variance of every column; constant columns have variance 1.
+    """The weighted mean and variance of every column.
 
-    Integer weights are the same as repeated rows.
+    The variance of a constant column is the square of its mean, or 1 for zeros: its own unit
+    decides. Integer weights are the same as repeated rows.
 
     Args:
         name: the name of the columns, for the message.
     """
     share = weight / weight.sum()
     mean = share @ columns
+    mean = mean + share @ (columns - mean)  # without most of the rounding of the first mean
     with np.errstate(over="ignore"):
         variance = share @ (columns - mean) ** 2
     if not np.isfinite(variance).all():
         raise ValueError(f"{name} is too large: its variance is not finite; rescale it")
-    varies = np.sqrt(variance) > 1e-12 * np.abs(mean)  # otherwise it is only rounding
-    return mean, np.where(varies, variance, 1.0)
+    magnitude = np.abs(mean)
+    varies = np.sqrt(variance) > ROUNDING * magnitude
+    constant = np.where(magnitude > 0, np.minimum(magnitude, LARGE), 1.0)
+    return mean, np.where(varies, variance, constant**2)
 
 
 def select_columns(wanted: Any, given: Any, argument: str) -> Int[np.ndarray, "m"]:

@@ -104,7 +104,10 @@ class MixtureEstimator(BaseEstimator):
             sample_weight: weights (n,), not negative; an integer is the same as repeated rows, but
                 there have to be as many rows as experts, whatever their weights. The sum of the
                 weights is therefore the number of rows that the penalties compare with: weights
-                that sum to 1 are like a single row. A mean of 1 keeps the number of rows.
+                that sum to 1 are like a single row. A mean of 1 keeps the number of rows. Repeated
+                rows give another result with a start by "random" or "kmeans", with estimators that
+                take no weights or count them otherwise themselves (``DecisionTreeClassifier``), and
+                if classes can be separated without a penalty, so that there is no maximum.
             groups: the group of each row (n,), such as the person whose repeated measures they are;
                 all rows of a group have the same expert (``| id`` in R's flexmix). The gates may
                 then only see columns that are constant in every group. A group counts once for
@@ -356,8 +359,9 @@ class MixtureEstimator(BaseEstimator):
         self, X: Any, y: Any, sample_weight: Any, classes: Any = None, groups: Any = None
     ) -> Rows:
         """Rows for a first fit, which determine columns, outputs or classes."""
-        # A fit that fails leaves no old mixture with a new view.
-        self.__dict__.pop("_mixture", None)
+        # A fit that fails leaves nothing of the old one.
+        for name in [name for name in vars(self) if name.endswith("_")] + ["_mixture"]:
+            self.__dict__.pop(name, None)
         given = X
         X, y = self._check_data(X, y, reset=True)
         weight = checked_weight(sample_weight, X)

@@ -45,8 +45,15 @@ class FlatMixture(MixtureEstimator):
 
     @property
     def gate_coef_(self) -> np.ndarray:
-        """The gate's coefficients (e, p), intercept first; the first expert's are zero."""
-        return self._gate_coefs()[0]
+        """The gate's coefficients (e, p), intercept first; the first expert's are zero.
+
+        Raises:
+            AttributeError: the gate is a partition.
+        """
+        coefs = self._gate_coefs()
+        if isinstance(self._mixture.tree, FixedGate):
+            raise AttributeError(f"gate_coef_: {self._mixture.tree.partition!r} has none")
+        return coefs[0]
 
 
 class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
@@ -78,7 +85,8 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
             against a log-likelihood that is a sum over the weighted rows.
         expert_penalty: the same for named experts; for linear experts in units of the noise, like
             ``alpha`` of scikit-learn's Ridge.
-        variance_floor: the least variance of an expert, as a fraction of the variance of y.
+        variance_floor: the least variance of an expert, as a fraction of the variance of y (of its
+            squared mean, if y is constant).
         start: where EM starts. "principal" groups the rows along the first principal direction of
             the standardized (x, y), and a second time along the first principal direction of the
             residuals of a linear fit. It keeps the grouping with the larger likelihood after two
@@ -92,7 +100,8 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
             weights is the number of rows), by Aitken's extrapolation of the last two rises.
         max_iter: EM steps at most.
         solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
-            gradients by JAX; ``max_iter`` and ``tol`` then apply to its steps.
+            gradients by JAX; ``max_iter`` and ``tol`` then apply to its steps. It may end in
+            another maximum than EM, and in a lower one.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one. With the same rows and
@@ -106,7 +115,9 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
         n_iter_: the number of steps in ``history_``.
         converged_: whether ``tol`` was reached.
         history_: the penalized log-likelihood after each step, summed over the weighted rows.
-        lower_bound_: its last value. The noise of regressors is then changed, as said above.
+        lower_bound_: its last value, a sum, whereas that of ``GaussianMixture`` is a mean per row.
+            The noise of regressors is then changed, as said above.
+        expert_std_: the standard deviation of each expert's noise, also of an estimator's.
 
     >>> x = np.linspace(-1, 1, 200)[:, None]
     >>> model = MixtureOfExpertsRegressor(2).fit(x, np.abs(x[:, 0]))

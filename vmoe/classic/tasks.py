@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import (
     _check_partial_fit_first_call,
     check_classification_targets,
 )
+from sklearn.utils.validation import check_is_fitted
 
 from vmoe.classic.experts.make import follow
 from vmoe.classic.online import can_learn
@@ -61,10 +62,21 @@ class RegressionMethods(RegressorMixin):
             warnings.warn(problem, stacklevel=3)
         return self
 
+    @property
+    def expert_std_(self) -> list[Any]:
+        """The standard deviation of each expert's noise, or the scale of Student t experts.
+
+        An entry is one number, or (q,) for several outputs; for Poisson experts, it is None.
+        """
+        check_is_fitted(self)
+        experts = self._mixture.experts
+        return [experts.std_of(e) for e in range(experts.sizes.n_experts)]
+
     def predict_dist(self, X: Any) -> PredictiveDistribution:
         """The distribution of y for every row, as moments, density, quantiles and samples.
 
-        It is the distribution of the whole mixture, whatever ``combine`` is.
+        It is the distribution of the whole mixture, whatever ``combine`` is. Its noise is that of
+        ``expert_std_``, to which ``expert_penalty`` and ``variance_floor`` add (`FittedExpert`).
         """
         rows = self._rows(X)
         parts = self._mixture.experts.distributions(rows)

@@ -30,7 +30,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from vmoe.classic.design import Design
-from vmoe.classic.experts.interface import DEAD, Experts, Sizes, alive
+from vmoe.classic.experts.interface import DEAD, Experts, Sizes, alive, one_if_single
 from vmoe.classic.experts.linear import squared_noise, std_from
 from vmoe.classic.rows import Rows
 
@@ -118,6 +118,9 @@ class Estimators(Experts):
         self.new = [self.new[e] for e in experts]
         self.models = [self.models[e] for e in experts]
         self.std = self.std[experts]
+
+    def std_of(self, expert: int) -> Any:
+        return one_if_single(self.std[expert])
 
     def fitted(self, design: Design | None) -> list[Any]:
         return list(self.models)

@@ -51,7 +51,10 @@ class FittedExpert:
         coef_: coefficients with the intercept first: (p,), or a row for every output or class; with
             two classes (p,), for the log odds of the second.
         std_: the standard deviation (linear) or the scale (student_t), one per output if there
-            are several; None for other kinds.
+            are several; None for other kinds. Its square is at least ``variance_floor`` times the
+            variance of y, and the slopes add ``expert_penalty`` |slopes|^2 / mass to it (for
+            standardized columns and the expert's mass of rows). Set both to 0 if the noise is far
+            below the spread of y and its size matters.
         df_: the degrees of freedom (student_t), given or estimated; None for other kinds.
     """
 

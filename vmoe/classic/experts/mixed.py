@@ -78,5 +78,8 @@ class Mixed(Experts):
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
         raise ValueError("a start from parameters needs named experts of one kind")
 
+    def std_of(self, expert: int) -> Any:
+        return self.parts[expert].std_of(0)
+
     def fitted(self, design: Design | None) -> list[Any]:
         return [expert for part in self.parts for expert in part.fitted(design)]
