@@ -118,6 +118,26 @@ def test_estimators_are_experts_whether_they_take_weights_or_not(experts: Any) -
     assert len(model.experts_) == 2
 
 
+class CountingRidge(Ridge):
+    """Counts the predictions of all its clones."""
+
+    predictions = 0
+
+    def predict(self, X: Any) -> Any:
+        CountingRidge.predictions += 1
+        return super().predict(X)
+
+
+def test_an_estimator_predicts_once_per_step() -> None:
+    x, y = problems.two_planes(0)
+    start = np.eye(2)[(x[:, 0] > 0).astype(int)]
+    model = MixtureOfExpertsRegressor(2, experts=CountingRidge(), start=start, max_iter=10, tol=0.0)
+    model.fit(x, y)
+    assert CountingRidge.predictions == 2 * 10
+    assert model.responsibilities(x, y).shape == (80, 2)
+    assert CountingRidge.predictions == 2 * 11
+
+
 def test_ridge_as_an_estimator_is_the_linear_expert() -> None:
     x, y = problems.two_planes(0)
     x = (x - x.mean(axis=0)) / x.std(axis=0)

@@ -51,12 +51,15 @@ class Estimators(Experts):
         self.new = [seeded(self.estimator, sizes.random) for _ in range(sizes.n_experts)]
         self.models = list(self.new)
         self.std = np.ones((sizes.n_experts, sizes.n_outputs))
+        self._predicted: tuple[Rows, np.ndarray] | None = None  # for the E-step after an M-step
 
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
         for e in np.flatnonzero(alive(mass)):
             self.models[e] = self._fitted(self.new[e], rows, mass[:, e])
         if self.sizes.classes is None:
-            self._update_std(rows, mass, self.means(rows))
+            means = self.means(rows)
+            self._update_std(rows, mass, means)
+            self._predicted = rows, means
 
     def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
         if self.sizes.classes is not None:
@@ -82,7 +85,8 @@ class Estimators(Experts):
         self.std[keep] = std_from(squares[keep], mass.sum(axis=0)[keep], self.sizes.floor)
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
-        means = self.means(rows)
+        last, self._predicted = self._predicted, None
+        means = last[1] if last and last[0] is rows else self.means(rows)
         if self.sizes.classes is not None:
             return np.log(np.maximum(means[np.arange(len(rows)), :, rows.y], LEAST))
         return stats.norm.logpdf(rows.y[:, None], means, self.std).sum(axis=-1)
