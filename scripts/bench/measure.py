@@ -54,16 +54,18 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def measured(
-    programs: dict[str, Callable[[], Any]], repeats: int
+    programs: dict[str, Callable[[], Any]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[float, float]]:
     """Median and interquartile range of each in ms; programs run in turn, after a warm-up turn."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, run in programs.items():
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(run())
             if turn:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (clock() - start))
     quartiles = {name: np.quantile(values, [0.25, 0.5, 0.75]) for name, values in times.items()}
     return {name: (float(q[1]), float(q[2] - q[0])) for name, q in quartiles.items()}
 

@@ -18,7 +18,7 @@ from vmoe.classic import MixtureOfExpertsRegressor
 FOLDER = ROOT / "tests" / "golden" / "classic_without_data"
 STATES = ("step1", "step5", "final")
 STILL = 1e-16
-"""At this relative rise the likelihood stands still; used where R did not count steps of EM."""
+"""At this rise per row the likelihood stands still; used where R did not count steps of EM."""
 
 
 class Case(NamedTuple):
