@@ -14,7 +14,7 @@ from jaxtyping import Float
 from vmoe.classic.grams import slopes_only, weighted_grams
 from vmoe.classic.newton import Newton
 
-SLAB = 8192  # rows whose curvature is computed at once, which bounds the memory
+SLAB = 2048  # rows whose curvature is computed at once, which bounds the memory
 
 
 def fit_multinomial(
