@@ -174,11 +174,11 @@ def test_two_logistic_experts_fit_what_no_linear_classifier_does() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_factors_kept_from_step_to_step_lead_where_new_ones_do(model: Any, problem: Any) -> None:
-    x, y = problem(0, rows=300)
-    whole, steps = (clone(model).set_params(max_iter=n, tol=0.0) for n in (30, 1))
+    x, y = problem(0, rows=120)
+    whole, steps = (clone(model).set_params(max_iter=n, tol=0.0) for n in (12, 1))
     whole.fit(x, y)
     steps.set_params(warm_start=True)  # each fit copies the mixture without the factors
-    for _ in range(30):
+    for _ in range(12):
         steps.fit(x, y)
     assert_allclose(whole.history_, steps.history_, rtol=1e-10)
     for kept, new in zip(
