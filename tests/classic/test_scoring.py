@@ -62,8 +62,7 @@ def test_the_log_density_of_a_row_is_that_of_a_loop_over_experts(experts: Any) -
             elif expert.kind == "linear":
                 each = stats.norm.pdf(targets[t], predictor, expert.std_)
             else:
-                df = 3.0 if isinstance(experts, StudentT) else 4.0
-                each = stats.t.pdf(targets[t], df, predictor, expert.std_)
+                each = stats.t.pdf(targets[t], expert.df_, predictor, expert.std_)
             density += gate * np.prod(each)
         assert found[t] == pytest.approx(np.log(density), rel=1e-9)
 

@@ -9,7 +9,8 @@ the predictors, its Hessian is (Louis 1982, section 3.2)
 
 H_e alone is what there would be to know if the expert of every row were known; the rest is what is
 lost because it is not. The predictors are linear in the parameters, and the chain rule does the
-rest. ``gradient.objective`` is the same function for JAX, whose Hessian takes a second to compile.
+rest. Degrees of freedom of Student t experts count as known, also if they were estimated.
+``gradient.objective`` is the same function for JAX, whose Hessian takes a second to compile.
 """
 
 import itertools
@@ -157,8 +158,9 @@ def _of_noise(kind: Linear, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Those of a location and the logarithm of a scale, by d log f / du at u = residual / scale."""
     u, std, q = residuals(rows, kind.coef) / kind.std, kind.std, kind.std.shape[1]
     if isinstance(kind, StudentT):
-        weight = (kind.df + 1) / (kind.df + u**2)
-        pull, change = weight * u, weight * (kind.df - u**2) / (kind.df + u**2)
+        df = kind.df_[:, None]
+        weight = (df + 1) / (df + u**2)
+        pull, change = weight * u, weight * (df - u**2) / (df + u**2)
     else:
         pull, change = u, np.ones_like(u)
     crossed = _diagonal(-(change * u + pull) / std)

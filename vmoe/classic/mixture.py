@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.mixed import Mixed
