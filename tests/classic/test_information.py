@@ -150,7 +150,7 @@ def test_intervals_of_a_gate_hold_the_truth_as_often_as_they_say() -> None:
         start: Any = {"gate_coef": [[0, 0], [0, 1.5]], "expert_std": [1, 1]}
         start["expert_coef"] = [[1, 1], [-1, -1]]
         model = HierarchicalMixtureRegressor(
-            (2,), gate_penalty=0.0, expert_penalty=0.0, start=start, tol=1e-7, stopping="aitken"
+            (2,), gate_penalty=0.0, expert_penalty=0.0, start=start, tol=1e-7
         ).set_params(max_iter=500)
         (split,) = model.fit(x, y).splits(x, y)
         errors = np.sqrt(np.diag(split.covariance))
@@ -292,7 +292,7 @@ def test_a_fit_with_groups_has_no_errors_of_rows() -> None:
 
 def test_the_bootstrap_agrees_with_the_information_where_both_hold() -> None:
     x, y = problems.two_planes(0, rows=400)
-    model = MixtureOfExpertsRegressor(2, stopping="aitken", tol=1e-6).fit(x, y)
+    model = MixtureOfExpertsRegressor(2, tol=1e-6).fit(x, y)
     before = model.gate_coef_.copy()
     found, other = model.bootstrap(x, 40, random_state=0), model.summary(x, y)
     assert found.names == other.names and not found.notes
@@ -320,10 +320,10 @@ def test_a_bootstrap_of_classes_and_counts_draws_such_targets() -> None:
 
 def test_refits_that_fail_are_counted() -> None:
     x, y = problems.two_planes(0)
-    model = MixtureOfExpertsRegressor(2, tol=1e-9, max_iter=2).fit(x, y)
+    model = MixtureOfExpertsRegressor(2, tol=1e-9, max_iter=5).fit(x, y)
     with pytest.raises(ValueError, match="bootstrap: 5 of 5 refits failed or did not converge"):
         model.bootstrap(x, 5, random_state=0)
-    some = model.set_params(tol=3e-3).bootstrap(x, 20, random_state=0)
+    some = model.set_params(tol=3e-4).bootstrap(x, 20, random_state=0)
     failed = 20 - len(some.refits)
     assert 0 < failed < 19 and some.notes[0].startswith(f"{failed} of 20 refits failed")
     for number in (1, 2.5, "many"):

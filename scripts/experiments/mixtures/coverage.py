@@ -41,7 +41,7 @@ def data(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def fit(x: np.ndarray, y: np.ndarray) -> MixtureOfExpertsRegressor:
     """A fit to its end from the true parameters, so that no label switches."""
     settings: dict[str, Any] = {"gate_penalty": 0.0, "expert_penalty": 0.0, "start": START}
-    settings |= {"stopping": "aitken", "tol": 1e-7, "max_iter": 3000}
+    settings |= {"tol": 1e-7, "max_iter": 3000}
     return fit_quietly(MixtureOfExpertsRegressor(2, **settings), x, y)
 
 
