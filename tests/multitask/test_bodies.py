@@ -1,5 +1,6 @@
 """Bodies and gates against loops over rows, tasks and experts in float64."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -106,6 +107,61 @@ def test_ple_gives_a_task_its_own_experts_and_the_shared_ones_layer_after_layer(
         np.testing.assert_allclose(mixed.weights[1, b], [0, 0, *second], rtol=1e-4)
 
 
+def oracle(experts: list[nnx.Linear], gates: list[Any], rows: np.ndarray) -> np.ndarray:
+    """The features (t, b, f) of MMoE, from gates as functions of a row to logits."""
+    return np.array(
+        [
+            [softmax(gate(row)) @ np.stack([linear(e, row) for e in experts]) for row in rows]
+            for gate in gates
+        ]
+    )
+
+
+def test_the_gradient_of_a_gate_is_that_of_the_loop() -> None:
+    """By central differences in float64, so that neither its scale nor its sign is free."""
+    rngs = nnx.Rngs(0)
+    experts, of_tasks = make(3, rngs), gates([3, 3], rngs)
+    graph, params = nnx.split(MultiGate(experts, of_tasks), graph=True)
+
+    def loss(features: Any) -> Any:
+        return (features**2 * np.arange(1, T + 1)[:, None, None]).sum()
+
+    found = jax.jit(jax.grad(lambda params: loss(nnx.merge(graph, params)(ROWS).features)))(params)
+    rows = np.asarray(ROWS, np.float64)
+    kernels = [np.asarray(gate.kernel[...], np.float64) for gate in of_tasks]
+    biases = [np.asarray(gate.bias[...], np.float64) for gate in of_tasks]
+    for t, (i, j) in itertools.product(range(T), np.ndindex(D, 3)):
+        moved = []
+        for step in (1e-5, -1e-5):
+            each = [kernel.copy() for kernel in kernels]
+            each[t][i, j] += step
+            logits = [lambda row, k=k, b=b: row @ k + b for k, b in zip(each, biases, strict=True)]
+            moved.append(loss(oracle(experts, logits, rows)))
+        expected = (moved[0] - moved[1]) / 2e-5
+        gradient = found["gates"][t]["logits"]["kernel"][...][i, j]
+        assert gradient == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_gate_may_have_hidden_layers_and_a_temperature() -> None:
+    config = BodyConfig(
+        tasks=T, experts=3, units=(F,), gate_units=(6, 2), gate_temperature=0.25, k=2
+    )
+    body = ARCHITECTURES["mmoe"](config, D, nnx.Rngs(0))
+    mixed = mix(body)
+    outputs = np.asarray(body.experts.on_same(ROWS))
+    for t, gate in enumerate(body.gates):
+        for b, row in enumerate(np.asarray(ROWS, np.float64)):
+            for layer in gate.hidden.hidden:
+                row = np.maximum(linear(layer, row), 0)
+            weights = softmax(linear(gate.gate.logits, row) / 0.25)
+            np.testing.assert_allclose(mixed.weights[t, b], weights, rtol=1e-4)
+            np.testing.assert_allclose(mixed.features[t, b], weights @ outputs[:, b], rtol=1e-4)
+    select = config._replace(gate="dselect_k").new_gate(D, 3, nnx.Rngs(0))
+    seen = select.hidden(ROWS)
+    assert seen.shape == (len(ROWS), 2)
+    np.testing.assert_array_equal(select(ROWS).weights, select.gate(seen).weights)
+
+
 def test_layers_of_ple_need_a_shared_gate_except_the_last() -> None:
     rngs = nnx.Rngs(0)
     with pytest.raises(UsageError, match="all layers but the last need a shared gate"):
@@ -208,6 +264,8 @@ SECOND = F * F + F  # of an expert of a second layer
         ("cross_stitch", 2 * EXPERT + 4),
         ("cgc", 7 * EXPERT + 2 * 5 * GATE),
         ("ple", 7 * EXPERT + (2 * 5 + 7) * GATE + 7 * SECOND + 2 * 5 * F),
+        ("esmm", 2 * EXPERT),
+        ("aitm", 2 * EXPERT + SECOND + 3 * F * F),
     ],
 )
 def test_parameters_are_those_that_the_papers_count(name: str, expected: int) -> None:

@@ -20,19 +20,23 @@ from vmoe.multitask.bodies import (
     PleLayer,
     SharedBottom,
 )
+from vmoe.multitask.chains import AdaptiveTransfer, Aitm, Esmm, TaskNetworks
 from vmoe.multitask.estimator import MultiTaskClassifier, MultiTaskEstimator
 from vmoe.multitask.expert_use import plot_expert_use
-from vmoe.multitask.gates import DSelectK, Gated, Softmax, TaskGate
+from vmoe.multitask.gates import DSelectK, Gated, HiddenGate, Softmax, TaskGate
 from vmoe.multitask.history import plot_history
 from vmoe.multitask.model import MultiTask
 
 __all__ = [
+    "AdaptiveTransfer",
+    "Aitm",
     "Body",
     "BodyOutput",
     "CrossStitch",
     "DSelectK",
-    "TaskGate",
+    "Esmm",
     "Gated",
+    "HiddenGate",
     "MultiGate",
     "MultiTask",
     "MultiTaskClassifier",
@@ -41,6 +45,8 @@ __all__ = [
     "PleLayer",
     "SharedBottom",
     "Softmax",
+    "TaskGate",
+    "TaskNetworks",
     "plot_expert_use",
     "plot_history",
 ]

@@ -15,7 +15,8 @@ from vmoe.multitask.bodies import (
     PleLayer,
     SharedBottom,
 )
-from vmoe.multitask.gates import DSelectK
+from vmoe.multitask.chains import AdaptiveTransfer, Aitm, Esmm, TaskNetworks
+from vmoe.multitask.gates import DSelectK, HiddenGate, Softmax, TaskGate
 from vmoe.multitask.model import MultiTask
 from vmoe.nn.experts import Experts, experts_of
 
@@ -59,8 +60,11 @@ class BodyConfig(NamedTuple):
         task_experts: number of experts of each task.
         layers: number of layers of "ple".
         gate: "softmax" or "dselect_k".
+        gate_units: sizes of a gate's hidden layers.
+        gate_temperature: of "softmax".
         k: number of selectors of "dselect_k".
         entropy_weight: weight of the entropy of "dselect_k" in the loss.
+        calibrator_weight: weight of the calibrator of "aitm" in the loss.
         expert: makes an expert for rows of a width; None for layers of ``units``.
         dropout: rate of dropout after each layer of ``units`` and of the towers, in training.
     """
@@ -71,8 +75,11 @@ class BodyConfig(NamedTuple):
     task_experts: int = 0
     layers: int = 1
     gate: str = "softmax"
+    gate_units: tuple[int, ...] = ()
+    gate_temperature: float = 1.0
     k: int = 0
     entropy_weight: float = 0.0
+    calibrator_weight: float = 0.0
     expert: Callable[..., nnx.Module] | None = None
     dropout: float = 0.0
 
@@ -85,10 +92,15 @@ class BodyConfig(NamedTuple):
         """New experts, each initialized separately."""
         return experts_of([self.new_expert(width, rngs) for _ in range(n)])
 
-    def new_gate(self, width: int, experts: int, rngs: nnx.Rngs) -> nnx.Module:
+    def new_gate(self, width: int, experts: int, rngs: nnx.Rngs) -> TaskGate:
+        if self.gate_units:
+            hidden = ReluLayers(width, self.gate_units, rngs=rngs)
+            last = self._replace(gate_units=()).new_gate(self.gate_units[-1], experts, rngs)
+            return HiddenGate(hidden, last)
         if self.gate == "dselect_k":
             return DSelectK(width, experts, self.k, entropy_weight=self.entropy_weight, rngs=rngs)
-        return nnx.Linear(width, experts, use_bias=False, rngs=rngs)
+        logits = nnx.Linear(width, experts, use_bias=False, rngs=rngs)
+        return Softmax(logits, self.gate_temperature)
 
 
 def shared_bottom(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
@@ -139,6 +151,18 @@ def ple_layer(config: BodyConfig, width: int, rngs: nnx.Rngs, *, last: bool) -> 
     )
 
 
+def esmm(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    return TaskNetworks(config.new_experts(config.tasks, width, rngs))
+
+
+def aitm(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    networks = config.new_experts(config.tasks, width, rngs)
+    f = width_after(networks, lambda networks, rows: networks.on_same(rows), width)
+    transfers = [ReluLayers(f, (f,), rngs=rngs) for _ in range(config.tasks - 1)]
+    value, query, key = (nnx.Linear(f, f, use_bias=False, rngs=rngs) for _ in range(3))
+    return AdaptiveTransfer(networks, transfers, value=value, query=query, key=key)
+
+
 ARCHITECTURES: dict[str, Callable[[BodyConfig, int, nnx.Rngs], Body]] = {
     "shared_bottom": shared_bottom,
     "one_gate": one_gate,
@@ -146,7 +170,11 @@ ARCHITECTURES: dict[str, Callable[[BodyConfig, int, nnx.Rngs], Body]] = {
     "cross_stitch": cross_stitch,
     "cgc": cgc,
     "ple": ple,
+    "esmm": esmm,
+    "aitm": aitm,
 }
+CHAINS = ("esmm", "aitm")
+"""Architectures whose tasks are a chain of events."""
 
 
 def new_model(
@@ -173,7 +201,9 @@ def new_model(
         name: ReluLayers(features, tuple(tower_units), size, dropout=config.dropout, rngs=rngs)
         for name, size in outputs.items()
     }
-    return MultiTask(body, towers, inputs)
+    if architecture == "aitm":
+        return Aitm(body, towers, inputs, weight=config.calibrator_weight)
+    return (Esmm if architecture == "esmm" else MultiTask)(body, towers, inputs)
 
 
 def width_after(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import os
 import time
 import warnings
@@ -22,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vmoe import forks
 from vmoe.multitask import saved
-from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
+from vmoe.multitask.build import ARCHITECTURES, CHAINS, BodyConfig, new_model
 from vmoe.multitask.columns import SIZE, Table, TableEncoder, TableRows, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.history import Watch, line_of, metrics_of, score_of
@@ -82,8 +83,13 @@ class MultiTaskEstimator(BaseEstimator):
     Args:
         architecture: "mmoe", a gate over the experts for each task (Ma et al. 2018); "one_gate",
             one gate for all; "shared_bottom", one network for all; "cross_stitch" (Misra et al.
-            2016); "cgc" and "ple", experts of each task beside shared ones (Tang et al. 2020).
-            With one task, "shared_bottom" is a plain network.
+            2016); "cgc" and "ple", experts of each task beside shared ones (Tang et al. 2020). For
+            a ``chain``: "esmm", a network for each task, whose probabilities are multiplied (Ma et
+            al. 2018, arXiv 1804.07931); "aitm", networks that pass on their features (Xi et al.
+            2021). With one task, "shared_bottom" is a plain network.
+        chain: for "esmm" and "aitm", the names of all tasks in the order of their events, such as
+            ``("click", "purchase")``. An event is the second class, such as True, and needs the one
+            before: where that did not happen, a missing target counts as False.
         kinds: "classification", "regression" or "count" by name of the task. By default a task
             whose targets have fractions is a regression, and any other a classification, with a
             warning if its numbers are many; so is one of pandas' type "category".
@@ -91,14 +97,19 @@ class MultiTaskEstimator(BaseEstimator):
         n_task_experts: number of experts of each task in "cgc" and "ple".
         n_layers: layers of "ple".
         expert_units: sizes of an expert's layers, each with a ReLU; for "shared_bottom" and
-            "cross_stitch" those of the networks.
+            "cross_stitch", "esmm" and "aitm" those of the networks.
         tower_units: sizes of the hidden layers of each task's tower.
         expert: makes an expert, ``expert(width, rngs=rngs)``, from rows f[b width] to features; by
             default ReLU layers of ``expert_units``. Not for "cross_stitch".
         gate: "softmax" of a linear function, or "dselect_k" (Hazimeh et al. 2021).
+        gate_units: sizes of the hidden layers of a gate, each with a ReLU.
+        gate_temperature: divides the logits of "softmax"; the higher, the more equal are the
+            weights of the experts.
         k: number of experts that "dselect_k" selects for a row.
         entropy_weight: weight of the entropy of "dselect_k" in the loss; a larger one makes the
             gate sparse sooner.
+        calibrator_weight: weight of the calibrator of "aitm" in the loss: of the rise of the
+            probability from an event to the next one.
         embedding_size: size of a category's embedding, or sizes by column; 8 for others.
         categorical: names or indices of all categorical columns; by default those columns of a
             DataFrame that are not numbers, or have pandas' type "category". Dates are categories.
@@ -144,9 +155,9 @@ class MultiTaskEstimator(BaseEstimator):
         model_: the trained `MultiTask`, a module of Flax NNX.
         n_parameters_: number of parameters.
         history_: for each epoch "epoch", "seconds" since training began, "gates", the mean loss of
-            the gates, and "train", the mean losses by task; of the validation rows "validation",
-            the mean losses by task, "scores", the metrics by task, NaN where one is undefined, and
-            "monitor". See `plot_history`.
+            the gates or of the calibrator of "aitm", and "train", the mean losses by task; of the
+            validation rows "validation", the mean losses by task, "scores", the metrics by task,
+            NaN where one is undefined, and "monitor". See `plot_history`.
         n_epochs_: number of epochs after which the parameters were kept.
         expert_names_: the experts in the order of ``expert_use``: "0", "1", ...; for "cgc" and
             "ple" those of the last layer: "income 0", ..., "shared 0", ...; none without gates.
@@ -158,6 +169,7 @@ class MultiTaskEstimator(BaseEstimator):
     architecture: str = "mmoe"
     _: KW_ONLY
     kinds: Mapping[str, str] | None = None
+    chain: Any = None
     n_experts: int = 8
     n_task_experts: int = 2
     n_layers: int = 2
@@ -165,8 +177,11 @@ class MultiTaskEstimator(BaseEstimator):
     tower_units: Any = (8,)
     expert: Callable[..., nnx.Module] | None = None
     gate: str = "softmax"
+    gate_units: Any = ()
+    gate_temperature: Any = 1.0
     k: int = 2
     entropy_weight: Any = 0.01
+    calibrator_weight: Any = 0.6
     embedding_size: Any = SIZE
     categorical: Any = None
     min_frequency: int = 1
@@ -193,6 +208,7 @@ class MultiTaskEstimator(BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "architecture": [StrOptions(set(ARCHITECTURES))],
         "kinds": [Mapping, None],
+        "chain": ["array-like", None],
         "n_experts": [AT_LEAST_1],
         "n_task_experts": [AT_LEAST_1],
         "n_layers": [AT_LEAST_1],
@@ -200,8 +216,11 @@ class MultiTaskEstimator(BaseEstimator):
         "tower_units": ["array-like"],
         "expert": [callable, None],
         "gate": [StrOptions({"softmax", "dselect_k"})],
+        "gate_units": ["array-like"],
+        "gate_temperature": [POSITIVE],
         "k": [AT_LEAST_1],
         "entropy_weight": [AT_LEAST_0],
+        "calibrator_weight": [AT_LEAST_0],
         "embedding_size": [AT_LEAST_1, Mapping],
         "categorical": ["array-like", None],
         "min_frequency": [AT_LEAST_1],
@@ -264,7 +283,7 @@ class MultiTaskEstimator(BaseEstimator):
         X, y = rows_of(X), as_pandas(y)
         new = copy.copy(self)  # what was fitted before stays until this fit succeeds
         validate_data(new, X, reset=True, skip_check_array=True)
-        given = split_of(X, targets_of(y, len(X)), sample_weight)
+        given = split_of(X, self._in_order(targets_of(y, len(X))), sample_weight)
         random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         tasks, problems = self._make_tasks(
             given.targets,
@@ -309,7 +328,7 @@ class MultiTaskEstimator(BaseEstimator):
         X, y = rows_of(X), as_pandas(y)
         new, first = copy.copy(self), not hasattr(self, "model_")
         validate_data(new, X, reset=first, skip_check_array=True)
-        given = split_of(X, targets_of(y, len(X)), sample_weight)
+        given = split_of(X, self._in_order(targets_of(y, len(X))), sample_weight)
         random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         if first:
             categories = {name for name in given.targets if is_category(y[name])}
@@ -318,7 +337,9 @@ class MultiTaskEstimator(BaseEstimator):
         else:
             tasks = self.tasks_
             begun, random = self._resumed(given, random)
-        train = given.data(tasks, self._class_weights(tasks, given), "training")
+        train = given.data(
+            tasks, self._class_weights(tasks, given), "training", self.chain is not None
+        )
         train = jax.device_put(train._replace(inputs=begun.inputs))
         epochs = begun.trainer.epochs(begun.state, train, None, random, self.batch_size)
         epoch = next(epochs)
@@ -424,7 +445,8 @@ class MultiTaskEstimator(BaseEstimator):
     ) -> tuple[Split, Data, Split | None, Data | None]:
         """The rows to train with and those of validation, each with their encoded targets."""
         class_weights = self._class_weights(tasks, given)
-        data = given.data(tasks, class_weights, "training")
+        chained = self.chain is not None
+        data = given.data(tasks, class_weights, "training", chained)
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) not in (2, 3):
                 raise ValueError(
@@ -433,7 +455,7 @@ class MultiTaskEstimator(BaseEstimator):
             X = self._known(validation[0])
             weight = validation[2] if len(validation) == 3 else None
             held_out = split_of(X, targets_of(validation[1], len(X)), weight)
-            return given, data, held_out, held_out.data(tasks, class_weights, "validation")
+            return given, data, held_out, held_out.data(tasks, class_weights, "validation", chained)
         if not self.validation_fraction:
             return given, data, None, None
         rows, others = self._split(tasks, data, random)
@@ -484,6 +506,23 @@ class MultiTaskEstimator(BaseEstimator):
             if any(stops) or number - at >= self.patience or number == self.max_epochs:
                 break
         return kept, history, at
+
+    def _in_order(self, targets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The targets, in the order of the chain if there is one."""
+        chained = self.architecture in CHAINS
+        if self.chain is None and not chained:
+            return targets
+        if not chained:
+            raise ValueError(
+                f"chain: {self.architecture!r} has none: leave it out, or use 'esmm' or 'aitm'"
+            )
+        chain = [] if self.chain is None else list(self.chain)
+        if sorted(map(str, chain)) != sorted(targets):
+            raise ValueError(
+                f"chain={self.chain}: name each task once, in the order of their events: "
+                f"{list(targets)}"
+            )
+        return {name: targets[name] for name in chain}
 
     def _known(self, X: Any) -> Any:
         """X, with the columns of ``fit``."""
@@ -583,6 +622,11 @@ class MultiTaskEstimator(BaseEstimator):
                 "expert_units=(): experts without a layer are all the same function: give at "
                 "least one size"
             )
+        if self.gate != "softmax" and self.gate_temperature != 1:
+            raise ValueError(
+                f"gate_temperature={self.gate_temperature}: {self.gate!r} has none: use 1, or "
+                "gate='softmax'"
+            )
         rngs = nnx.Rngs(seed)
         inputs = TableRows(encoder, rngs=rngs)
         config = BodyConfig(
@@ -592,8 +636,11 @@ class MultiTaskEstimator(BaseEstimator):
             task_experts=self.n_task_experts,
             layers=self.n_layers,
             gate=self.gate,
+            gate_units=self._units("gate_units"),
+            gate_temperature=self.gate_temperature,
             k=self.k,
             entropy_weight=self.entropy_weight,
+            calibrator_weight=self.calibrator_weight,
             expert=self.expert,
             dropout=dropout,
         )
@@ -653,13 +700,27 @@ class MultiTaskEstimator(BaseEstimator):
     def predict_proba(self, X: Any) -> dict[str, Float[np.ndarray, "b _"]]:
         """The probabilities of the classes, in the order of ``tasks_[name].classes``.
 
-        Tasks that are no classifications are left out.
+        Tasks that are no classifications are left out. Those of a chain are of all rows, such as
+        that of a click and a purchase (CTCVR); see ``conditional_proba``.
         """
         return {
             name: task.probabilities(outputs)
             for name, outputs in self._forward(X)[0].items()
             if isinstance(task := self.tasks_[name], Classification)
         }
+
+    def conditional_proba(self, X: Any) -> dict[str, Float[np.ndarray, "b"]]:
+        """The probability (b,) of each event of "esmm" but the first, given the one before.
+
+        Such as that of a purchase after a click (CVR), also for rows without a click.
+
+        Raises:
+            ValueError: the architecture is another, which does not have such probabilities.
+        """
+        if self.architecture != "esmm":
+            raise ValueError(f"{self.architecture!r} has no conditional probabilities: use 'esmm'")
+        p = {name: each[:, 1] for name, each in self.predict_proba(X).items()}
+        return {name: np.minimum(p[name] / p[before], 1) for before, name in itertools.pairwise(p)}
 
     def metric_of(self, task: str) -> str:
         """The name of the metric of a task, see ``scoring``."""

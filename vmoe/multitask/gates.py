@@ -36,16 +36,32 @@ class TaskGate(nnx.Module):
 class Softmax(TaskGate):
     """A softmax over the logits of any module."""
 
-    def __init__(self, logits: nnx.Module):
+    def __init__(self, logits: nnx.Module, temperature: float = 1.0):
         """
         Args:
             logits: maps rows f[b d] to logits f[b e], such as ``nnx.Linear``.
+            temperature: divides the logits; the higher, the more equal are the weights.
         """
-        self.logits = logits
+        self.logits, self.temperature = logits, temperature
 
     def __call__(self, rows: Float[Array, "b d"]) -> Gated:
         logits = self.logits(rows).astype(jnp.float32)
-        return Gated(jax.nn.softmax(logits), jnp.zeros(()))
+        return Gated(jax.nn.softmax(logits / self.temperature), jnp.zeros(()))
+
+
+class HiddenGate(TaskGate):
+    """A gate that sees features of the rows."""
+
+    def __init__(self, hidden: nnx.Module, gate: TaskGate):
+        """
+        Args:
+            hidden: maps rows f[b d] to features f[b f].
+            gate: of the features.
+        """
+        self.hidden, self.gate = hidden, gate
+
+    def __call__(self, rows: Float[Array, "b d"]) -> Gated:
+        return self.gate(self.hidden(rows))
 
 
 class DSelectK(TaskGate):

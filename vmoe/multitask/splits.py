@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight
 
+from vmoe.multitask.chains import followed
 from vmoe.multitask.tasks import Classification, Task, check_labeled, labels_of
 from vmoe.multitask.training import Data
 
@@ -35,12 +36,19 @@ class Split(NamedTuple):
             None if weight is None else weight[rows],
         )
 
-    def data(self, tasks: Mapping[str, Task], class_weights: Mapping[str, Any], name: str) -> Data:
+    def data(
+        self,
+        tasks: Mapping[str, Task],
+        class_weights: Mapping[str, Any],
+        name: str,
+        chained: bool = False,
+    ) -> Data:
         """The encoded targets with their weights, without inputs.
 
         Args:
             class_weights: the weights of the classes by name of the task, for some tasks.
             name: of the split, for errors.
+            chained: whether the tasks are a chain of events, see ``followed``.
         """
         if set(self.targets) != set(tasks):
             raise ValueError(
@@ -48,6 +56,8 @@ class Split(NamedTuple):
             )
         weights = labels_of({task: self.targets[task] for task in tasks}, name)
         encoded = {k: task.encode(self.targets[k], weights[k]) for k, task in tasks.items()}
+        if chained:
+            weights = followed(tasks, encoded, weights, name)
         if self.sample_weight is not None:
             weights = {k: each * self.sample_weight for k, each in weights.items()}
         for k, of_class in class_weights.items():
