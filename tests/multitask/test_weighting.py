@@ -64,6 +64,64 @@ def test_gradnorm_makes_gradients_equal_if_progress_is_equal() -> None:
     np.testing.assert_allclose(weights * norms, 1.5, rtol=0.1)
 
 
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1) in float64."""
+
+    def __init__(self, rate: float):
+        self.rate, self.steps, self.m, self.v = rate, 0, np.zeros(3), np.zeros(3)
+
+    def __call__(self, gradient: np.ndarray) -> np.ndarray:
+        """What is added to the values."""
+        self.steps += 1
+        self.m = 0.9 * self.m + 0.1 * gradient
+        self.v = 0.999 * self.v + 0.001 * gradient**2
+        m, v = self.m / (1 - 0.9**self.steps), self.v / (1 - 0.999**self.steps)
+        return -self.rate * m / (np.sqrt(v) + 1e-8)
+
+
+def random_steps(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and norms of three tasks by step."""
+    random = np.random.default_rng(0)
+    return random.uniform(0.2, 3, (steps, 3)), random.uniform(0.1, 5, (steps, 3))
+
+
+def weights_by_step(
+    weighting: Weighting, losses: np.ndarray, norms: np.ndarray
+) -> list[np.ndarray]:
+    state, found = weighting.init(3), []
+    step = jax.jit(lambda state, *each: weighting.step(state, *seen(*each, (True,) * 3)))
+    for each in zip(losses, norms, strict=True):
+        state = step(state, *map(jnp.asarray, each))
+        found.append(np.asarray(weighting.weights(state)))
+    return found
+
+
+def test_gradnorm_is_the_papers_algorithm_step_by_step() -> None:
+    """Chen et al. 2018, algorithm 1, in float64."""
+    losses, norms = random_steps(12)
+    weighting = GradNorm(alpha=0.7, learning_rate=0.1)
+    weights, adam = np.ones(3), Adam(weighting.learning_rate)
+    found = weights_by_step(weighting, losses, norms)
+    for loss, norm, each in zip(losses, norms, found, strict=True):
+        ratio = loss / losses[0]
+        wanted = (weights * norm).mean() * (ratio / ratio.mean()) ** weighting.alpha
+        weights = weights + adam(np.sign(weights * norm - wanted) * norm)
+        weights = np.maximum(weights, GradNorm.LEAST)
+        weights = weights * 3 / weights.sum()
+        np.testing.assert_allclose(each, weights, rtol=1e-5)
+
+
+def test_uncertainty_descends_the_gradient_of_its_loss_step_by_step() -> None:
+    """Of exp(-s) L + s / 2 (Kendall et al. 2018) in float64."""
+    losses, norms = random_steps(12)
+    weighting = Uncertainty(learning_rate=0.1)
+    s, adam = np.zeros(3), Adam(weighting.learning_rate)
+    found = weights_by_step(weighting, losses, norms)
+    for loss, each in zip(losses, found, strict=True):
+        s = s + adam(0.5 - np.exp(-s) * loss)
+        np.testing.assert_allclose(each, np.exp(-s), rtol=1e-5)
+
+
 def test_gradnorm_gives_a_task_that_lags_larger_gradients() -> None:
     weighting = GradNorm()
     first = weighting.step(weighting.init(2), *seen(LOSSES))
