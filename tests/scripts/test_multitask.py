@@ -19,19 +19,33 @@ from tests import script
 from vmoe.multitask.build import BodyConfig, new_model
 
 
-def test_the_labels_of_two_tasks_correlate_as_far_as_their_weights() -> None:
+def test_two_functions_correlate_as_far_as_their_weights() -> None:
+    rows = np.random.default_rng(0).normal(size=(4000, 100)).astype(np.float32)
     correlations = []
     for p in (0.0, 0.5, 1.0):
-        drawn = [synthetic.splits(p, seed, synthetic.Size(1000, 100, 1, 1)) for seed in range(8)]
-        correlations.append(np.mean([correlation for _, correlation in drawn]))
-        parts = drawn[0][0]
-        assert [len(part.inputs) for part in parts] == [1000, 100, 100]
-        for targets in parts[0].targets:
-            assert targets.mean() == pytest.approx(0, abs=1e-5)
-            assert targets.std() == pytest.approx(1, abs=1e-5)
+        drawn = [synthetic.functions(p, 0.3, seed)(rows) for seed in range(8)]
+        correlations.append(np.mean([np.corrcoef(each.T)[0, 1] for each in drawn]))
     assert correlations == sorted(correlations)
     assert abs(correlations[0]) < 0.1
-    assert correlations[-1] > 0.8  # 1 without noise
+    assert correlations[-1] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("c", synthetic.SCALES)
+def test_the_variance_of_a_function_and_its_linear_part_are_exact(c: float) -> None:
+    """By the trapezoidal rule over the normal density in float64."""
+    z = np.linspace(-12 * c, 12 * c, 4001)
+    density = np.exp(-((z / c) ** 2) / 2)
+    density /= density.sum()
+    for seed in range(3):
+        drawn = synthetic.functions(0.5, c, seed)
+        alpha, beta = drawn.alpha.astype(float), drawn.beta.astype(float)
+        y = z + np.sin(alpha * z[:, None] + beta).sum(-1)
+        mean = density @ y
+        expected = mean, density @ (y - mean) ** 2
+        assert synthetic.moments(c, alpha, beta) == pytest.approx(expected, rel=1e-9)
+        assert drawn.deviation == pytest.approx(np.sqrt(expected[1]), rel=1e-5)
+        left = 1 - (density @ (z * (y - mean))) ** 2 / (c**2 * expected[1])
+        assert synthetic.linear_excess(c, seed) == pytest.approx(left, abs=1e-5)
 
 
 def test_the_compared_models_have_as_many_weights_as_the_paper_counts() -> None:
@@ -51,12 +65,23 @@ def test_the_compared_models_have_as_many_weights_as_the_paper_counts() -> None:
     assert found == {"shared_bottom": 13_108, "one_gate": 13_056, "mmoe": 13_056}
 
 
+FEW = synthetic.Size(steps=200, batch=64, every=100, tested=200, seeds=2, search=1)
+
+
 @pytest.mark.slow
 def test_seeds_that_are_trained_at_once_are_those_trained_alone() -> None:
-    size = synthetic.Size(512, 64, 2, 2)
-    both = synthetic.train("mmoe", 0.5, 1e-3, range(2), size)
-    alone = synthetic.train("mmoe", 0.5, 1e-3, range(1, 2), size)
-    assert both["test"][1] == pytest.approx(alone["test"][0], rel=1e-3)
+    runs = [synthetic.Run(0.5, 1.0, seed, rate) for seed, rate in ((0, 1e-2), (1, 3e-3))]
+    both = synthetic.train("mmoe", runs, FEW)
+    assert both.shape == (2, 2)
+    alone = synthetic.train("mmoe", runs[1:], FEW)
+    np.testing.assert_allclose(both[:, 1:], alone, rtol=1e-2)
+
+
+@pytest.mark.long_after(1)
+@pytest.mark.parametrize("model", synthetic.UNITS)
+def test_a_model_learns_more_than_a_linear_one_from_fresh_rows(model: str) -> None:
+    (excess,) = synthetic.train(model, [synthetic.Run(1.0, 1.0, 1, 1e-2)], FEW)[-1]
+    assert 0 < excess < synthetic.linear_excess(1.0, 1) / 2
 
 
 PEOPLE = {"train": 2000, "test": 800}
@@ -247,18 +272,22 @@ def test_where_the_mixture_is_better_is_told_by_sign_and_clearness() -> None:
 
 
 @pytest.mark.slow
-def test_the_rate_has_the_lowest_validation_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_has_the_lowest_excess_over_seeds_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(synthetic, "RATES", (1e-9, 1e-2))
-    found = synthetic.measure("shared_bottom", 0.5, synthetic.Size(512, 64, 2, 2))
-    assert found["rate"] == 1e-2
-    assert found["trials"]["0.01"] == np.mean(found["validation"]) < found["trials"]["1e-09"]
-
-
-@pytest.mark.slow
-def test_training_at_once_ends_when_no_seed_improves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "PATIENCE", 1)
-    found = synthetic.train("shared_bottom", 0.5, 1.0, range(2), synthetic.Size(512, 64, 20, 2))
-    assert len(found["curve"][0]) == max(found["epoch"]) + 1 < 20
+    monkeypatch.setattr(synthetic, "SETTINGS", ((1.0, 0.5),))
+    found = synthetic.search("shared_bottom", FEW)
+    assert found["rate"] == {"c 1, p 0.5": 1e-2}
+    (_, worse), (_, better) = found["tried"]["c 1, p 0.5"]
+    run = synthetic.Run(0.5, 1.0, synthetic.SEARCH, 1e-2)
+    assert better == pytest.approx(synthetic.train("shared_bottom", [run], FEW)[-1, 0], rel=1e-2)
+    assert better < worse
+    figures = synthetic.measure("shared_bottom", 1, FEW, found["rate"])["c 1, p 0.5"]
+    assert figures["steps"] == [100, 200] and np.shape(figures["excess"]) == (2, 2)
+    assert figures["floor"][0] == pytest.approx(
+        0.01 / synthetic.functions(0.5, 1.0, 2).deviation ** 2, abs=1e-5
+    )
 
 
 def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
@@ -267,10 +296,19 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
         return " ".join(tables.sections(rows, "a machine")["answer"].split())
 
     none = "**Answer:** Not measured yet. **Numbers:** Not measured yet."
-    losses = {"test": [1.0, 2.0], "correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
-    assert text("synthetic_mmoe_0.5", losses) == none
-    assert "MMoE against one gate: cannot tell at relatedness 0.5." in text(
-        "synthetic_mmoe_0.5", losses, "synthetic_one_gate_0.5"
+
+    def losses(*parts: list[float]) -> dict[int, Any]:
+        """Rows of a model of two tasks with these last losses in each setting."""
+        figures = {"steps": [100, 200], "rate": 0.1, "floor": [0.1, 0.1], "correlation": [0.5] * 2}
+        return {
+            i: row({name: figures | {"excess": [[1, 1], last]} for name in settings})
+            for i, last in enumerate(parts)
+        }
+
+    settings = [synthetic.setting(*each) for each in synthetic.SETTINGS]
+    assert text("synthetic_mmoe", losses([1, 2])[0]["figures"]) == none
+    assert "MMoE against one gate at c = 1: cannot tell at relatedness 0.5, 0.9 and 1;" in text(
+        "synthetic_mmoe", losses([1, 2])[0]["figures"], "synthetic_one_gate"
     )
     aucs = {"auc": {"income": 0.9, "education": 0.9, "marital status": 0.9}, "parameters": 1}
     aucs |= {"epochs": [1], "settings": census.SETTINGS[0]}
@@ -299,16 +337,16 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
     found = answer.census_differences(twice, "income")
     alone = differences.difference((0.91, 0.93, 0.929), by_model["mmoe"])
     assert found["cgc", "income"].p > alone.p
-    losses = {"correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
     rows = {
-        f"synthetic_{model}_0.5": {0: row(losses | {"test": test})}
-        for model, test in (("mmoe", [1.0, 1.1, 1.2]), ("one_gate", [2.0, 2.1, 2.21]))
+        "synthetic_mmoe": losses([1.0, 1.1], [1.2, 1.1]),
+        "synthetic_one_gate": losses([2.0, 2.1], [2.21, 2.1], [9, 9]),  # a part that MMoE lacks
     }
     told = " ".join(tables.sections(rows, "a machine")["answer"].split())
     assert (
-        "On synthetic tasks, whose loss is mostly noise that no model can remove, MMoE against "
-        "one gate: **better** at relatedness 0.5."
+        "On synthetic tasks, of which every step draws new rows, after 200 steps at one rate, MMoE "
+        "against one gate at c = 1: **better** at relatedness 0.5, 0.9 and 1; against one gate"
     ) in told
+    assert "one gate minus MMoE: +1.0025 ± 0.0025 at 0.5" in told
     drawn = {"overlap": 0.25, "by_chance": 0.2, "accuracy": {"category": 0.5, "vendor": 0.5}}
     assert "category and vendor share **25%** of their weights" in text("drawings_2", drawn)
 
@@ -316,12 +354,13 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_row_is_written_once_and_not_repeated(tmp_path: Path) -> None:
-    name = "synthetic_mmoe_0.5"
-    options = ("--tiny", "--only", name, "--workdir", str(tmp_path), "--jobs", "1")
+    names = ("rate_mmoe", "synthetic_mmoe")
+    options = ("--tiny", "--only", *names, "--seeds", "0", "--workdir", str(tmp_path))
     script.experiment("multitask", *options)
     path = tmp_path / "tiny.jsonl"
-    row = json.loads(path.read_text())
-    assert len(row["figures"]["test"]) == 2
+    searched, measured = map(json.loads, path.read_text().splitlines())
+    for name, rate in searched["figures"]["rate"].items():
+        assert measured["figures"][name]["rate"] == rate
     before = path.stat().st_mtime_ns
     script.experiment("multitask", *options)
     assert path.stat().st_mtime_ns == before

@@ -1,7 +1,8 @@
 """What the rows say: differences of models that saw the same data, seed by seed; the answer."""
 
+import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from scripts.experiments.framework.differences import Difference, corrected, dif
 from scripts.experiments.framework.pages import Answer, answer_of, figures_of
 from scripts.experiments.framework.runs import Rows
 from scripts.experiments.multitask.census import MODELS, PAIRS
-from scripts.experiments.multitask.synthetic import RELATED, UNITS
+from scripts.experiments.multitask.synthetic import SCALES, SETTINGS, UNITS, setting
 
 LABELS = {
     "single_task": "a model for each task",
@@ -23,7 +24,7 @@ LABELS = {
 NAMES = LABELS | {"shared_bottom": "the shared bottom"}
 """As in a sentence."""
 LIMITS = {
-    "synthetic": "whose loss is mostly noise that no model can remove",
+    "synthetic": "of which every step draws new rows, after {steps:,} steps at one rate",
     "census": "over the seeds on one set of test rows, with settings chosen by one seed, a shape "
     "that was not searched, and training that ends by jumps of the validation loss",
 }
@@ -44,26 +45,57 @@ def verdicts(found: Mapping[str, Difference], better: int) -> dict[str, list[str
     return {word: names for word, names in words.items() if names}
 
 
-def synthetic_runs(rows: Rows) -> dict[float, dict[str, dict[str, Any]]]:
-    """The figures by relatedness and model, of what was measured."""
-    found = {
-        p: {
-            model: figures
-            for model in UNITS
-            for figures in figures_of(rows, f"synthetic_{model}_{p}")
+class Synthetic(NamedTuple):
+    """The figures of a model over the seeds that all models have; see ``synthetic.measure``.
+
+    Attributes:
+        excess: (points of the curve, seeds).
+    """
+
+    excess: np.ndarray
+    floor: np.ndarray
+    correlation: np.ndarray
+    steps: list[int]
+    rate: float
+
+
+def synthetic_runs(rows: Rows) -> dict[tuple[float, float], dict[str, Synthetic]]:
+    """The figures by scale and relatedness, and model, of what was measured."""
+    found = {model: rows[f"synthetic_{model}"] for model in UNITS if f"synthetic_{model}" in rows}
+    if "mmoe" not in found:
+        return {}
+    parts = sorted(set.intersection(*(set(each) for each in found.values())))
+    return {
+        (c, p): {
+            model: _joined([each[part]["figures"][setting(c, p)] for part in parts])
+            for model, each in found.items()
         }
-        for p in RELATED
+        for c, p in SETTINGS
     }
-    return {p: models for p, models in found.items() if "mmoe" in models}
 
 
-def synthetic_differences(rows: Rows) -> dict[tuple[str, float], Difference]:
-    """By model and relatedness: the test loss of the model minus that of MMoE."""
+def _joined(parts: list[dict[str, Any]]) -> Synthetic:
+    """The figures of several parts of the seeds."""
+
+    def over_seeds(name: str) -> np.ndarray:
+        return np.concatenate([np.array(part[name]) for part in parts], axis=-1)
+
+    return Synthetic(
+        excess=over_seeds("excess"),
+        floor=over_seeds("floor"),
+        correlation=over_seeds("correlation"),
+        steps=parts[0]["steps"],
+        rate=parts[0]["rate"],
+    )
+
+
+def synthetic_differences(rows: Rows) -> dict[tuple[str, float, float], Difference]:
+    """By model, scale and relatedness: the last excess of the model minus that of MMoE."""
     return corrected(
         {
-            (model, p): difference(models[model]["test"], models["mmoe"]["test"])
-            for p, models in synthetic_runs(rows).items()
-            for model in models
+            (model, c, p): difference(own.excess[-1], models["mmoe"].excess[-1])
+            for (c, p), models in synthetic_runs(rows).items()
+            for model, own in models.items()
             if model != "mmoe"
         }
     )
@@ -103,26 +135,29 @@ def answer(rows: Rows) -> str:
 
 
 def _synthetic(rows: Rows) -> Answer | None:
-    """Where MMoE has a clearly lower or higher loss than the shared bottom, and than one gate."""
+    """Where MMoE has a clearly lower or higher excess than the shared bottom, and than one gate."""
     behind = synthetic_differences(rows)
     texts, numbers = [], []
-    for model in ("shared_bottom", "one_gate"):
+    for model, c in itertools.product(("shared_bottom", "one_gate"), SCALES):
         name = NAMES[model]
-        found = {f"{p:g}": each for (of, p), each in behind.items() if of == model}
+        found = {
+            f"{p:g}": each for (of, scale, p), each in behind.items() if (of, scale) == (model, c)
+        }
         if found:
             texts.append(
-                f"against {name}: "
+                f"against {name} at c = {c:g}: "
                 + ", ".join(
                     f"{bold(word)} at relatedness {listed(ps)}"
                     for word, ps in verdicts(found, better=1).items()
                 )
             )
             each = ", ".join(f"{signed(x, 4)} at {p}" for p, x in found.items())
-            numbers.append(f"test loss, {name} minus MMoE: {each}")
+            numbers.append(f"excess at c = {c:g}, {name} minus MMoE: {each}")
     if not texts:
         return None
-    answer = f"on synthetic tasks, {LIMITS['synthetic']}, MMoE {'; '.join(texts)}"
-    return answer, "; ".join(numbers)
+    runs = next(iter(synthetic_runs(rows).values()))["mmoe"]
+    limits = LIMITS["synthetic"].format(steps=runs.steps[-1])
+    return f"on synthetic tasks, {limits}, MMoE {'; '.join(texts)}", "; ".join(numbers)
 
 
 def _census(rows: Rows) -> Answer | None:

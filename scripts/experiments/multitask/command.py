@@ -5,7 +5,8 @@
     python -m scripts.experiments multitask     # measures what is missing; prints
     python -m scripts.experiments results       # then writes docs/results
 
-    synthetic_MODEL_P     Ma et al. 2018, figure 4: two tasks of relatedness p, 50 seeds at once
+    synthetic_MODEL       Ma et al. 2018, figure 4: two related tasks, five times 40 seeds at once
+    rate_MODEL            the search for the rates of each model, which runs first
     census_PAIR_MODEL     the same, tables 1 and 2: two pairs of tasks on Census-Income, ten seeds
     search_PAIR_MODEL     the search for the settings of each census model, which runs first
     drawings_GATES        category and vendor of emoji, with one gate or two, three seeds
@@ -29,8 +30,27 @@ from scripts.experiments.multitask import census, drawings, synthetic
 from scripts.experiments.multitask.tables import TABLES
 
 
-def _synthetic(model: str, p: float) -> Part:
-    return Part(1, lambda options, seed: synthetic.measure(model, p, synthetic.SIZES[options.size]))
+def _rate(model: str) -> Part:
+    return Part(1, lambda options, seed: synthetic.search(model, synthetic.SIZES[options.size]))
+
+
+def _synthetic(model: str) -> Part:
+    def figures(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+        rates = _searched(options, f"rate_{model}")["rate"]
+        return synthetic.measure(model, seed, synthetic.SIZES[options.size], rates)
+
+    return Part(5, figures, later=True)
+
+
+def _searched(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What a search found, which has to be measured.
+
+    Raises:
+        SystemExit: it was not.
+    """
+    if not (searched := figures_of(read_rows(options.rows), name)):
+        raise SystemExit(f"{options.rows}: no row of {name}: run --only {name} first")
+    return searched[0]
 
 
 def _people(options: argparse.Namespace) -> dict[str, str]:
@@ -47,10 +67,7 @@ def _search(pair: str, model: str) -> Part:
 
 def _census(pair: str, model: str) -> Part:
     def figures(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-        search = f"search_{pair}_{model}"
-        if not (searched := figures_of(read_rows(options.rows), search)):
-            raise SystemExit(f"{options.rows}: no row of {search}: run --only {search} first")
-        (found,) = searched
+        found = _searched(options, f"search_{pair}_{model}")
         return census.measure(options.data, pair, model, seed, census.SIZES[options.size], found)
 
     return Part(10, figures, _people, later=True)
@@ -74,11 +91,8 @@ def _drawings(gates: int) -> Part:
 
 CENSUS = {f"{pair}_{model}": (pair, model) for pair in census.PAIRS for model in census.MODELS}
 PARTS: dict[str, Part] = {
-    **{
-        f"synthetic_{model}_{p}": _synthetic(model, p)
-        for p in synthetic.RELATED
-        for model in synthetic.UNITS
-    },
+    **{f"rate_{model}": _rate(model) for model in synthetic.UNITS},
+    **{f"synthetic_{model}": _synthetic(model) for model in synthetic.UNITS},
     **{f"search_{name}": _search(*own) for name, own in CENSUS.items()},
     **{f"census_{name}": _census(*own) for name, own in CENSUS.items()},
     **{f"drawings_{gates}": _drawings(gates) for gates in (1, 2)},

@@ -1,5 +1,6 @@
 """The figure of docs/results/multitask.md."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,38 +9,44 @@ from matplotlib import pyplot
 from scripts.experiments.framework.pages import figures_of
 from scripts.experiments.framework.plots import COLORS, dots
 from scripts.experiments.framework.runs import Rows
-from scripts.experiments.multitask.answer import LABELS, aucs, census_runs, synthetic_runs
+from scripts.experiments.multitask.answer import (
+    LABELS,
+    Synthetic,
+    aucs,
+    census_runs,
+    synthetic_runs,
+)
 from scripts.experiments.multitask.census import PAIRS, PAPER
 from scripts.experiments.multitask.drawings import EXPERTS, TASKS
-from scripts.experiments.multitask.synthetic import RELATED
+from scripts.experiments.multitask.synthetic import RELATED, SCALES
 from scripts.experiments.multitask.tables import GATES
 from vmoe.multitask.expert_use import draw_use
 
 
 def plot(rows: Rows) -> Any:
     """Losses of the synthetic tasks, AUCs of the main tasks, and who uses which expert."""
-    figure, axes = pyplot.subplots(2, 3, figsize=(14, 8.5), layout="constrained")
-    _synthetic(axes[0], rows)
-    for ax, pair in zip(axes[1], PAIRS, strict=False):
+    figure, axes = pyplot.subplots(3, 3, figsize=(14, 12.5), layout="constrained")
+    runs = synthetic_runs(rows)
+    for own, c in zip(axes, SCALES, strict=False):
+        for ax, p in zip(own, RELATED, strict=True):
+            _synthetic(ax, runs.get((c, p), {}))
+            ax.set_title(f"c = {c:g}, p = {p:g}: median, quartiles", fontsize=10)
+    for ax, pair in zip(axes[2], PAIRS, strict=False):
         _census(ax, rows, pair)
-    _drawings(axes[1, 2], rows)
+    _drawings(axes[2, 2], rows)
     return figure
 
 
-def _synthetic(axes: Any, rows: Rows) -> None:
-    """Curves of the test loss, one panel for each p."""
-    runs = synthetic_runs(rows)
-    for ax, p in zip(axes, RELATED, strict=True):
-        for color, (model, figures) in zip(COLORS, runs.get(p, {}).items(), strict=False):
-            mean, deviation = np.array(figures["curve"])
-            epochs = np.arange(1, len(mean) + 1)
-            ax.plot(epochs, mean, color=color, label=LABELS[model])
-            ax.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.15)
-        ax.set(xlabel="epoch", ylabel="test loss, in units of the variance", ylim=(0, 1))
-        ax.set_title(f"synthetic, p = {p:g}: mean ± deviation", fontsize=10)
-        ax.grid(alpha=0.3)
-        if p in runs:
-            ax.legend(fontsize=8)
+def _synthetic(ax: Any, runs: Mapping[str, Synthetic]) -> None:
+    """Curves of the excess over the seeds."""
+    for color, (model, run) in zip(COLORS, runs.items(), strict=False):
+        low, median, high = np.quantile(run.excess, (0.25, 0.5, 0.75), axis=1)
+        ax.plot(run.steps, median, color=color, label=f"{LABELS[model]}, rate {run.rate:g}")
+        ax.fill_between(run.steps, low, high, color=color, alpha=0.15)
+    ax.set(xlabel="step", ylabel="loss above the noise", yscale="log", ylim=(0.004, 1))
+    ax.grid(alpha=0.3, which="both")
+    if runs:
+        ax.legend(fontsize=8)
 
 
 def _census(ax: Any, rows: Rows, pair: str) -> None:

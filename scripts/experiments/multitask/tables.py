@@ -24,31 +24,52 @@ from scripts.experiments.multitask.answer import (
 )
 from scripts.experiments.multitask.census import PAIRS, PAPER
 from scripts.experiments.multitask.drawings import TASKS
+from scripts.experiments.multitask.synthetic import RELATED, SCALES, linear_excess
 
 GATES = {1: "one gate", 2: "a gate for each task"}
 
 
 def synthetic(rows: Rows) -> str:
-    """Test losses by relatedness."""
+    """Excess losses by scale and relatedness."""
     lines = []
     behind = synthetic_differences(rows)
-    for p, models in synthetic_runs(rows).items():
-        for model, figures in models.items():
-            losses = figures["test"]
+    for (c, p), models in synthetic_runs(rows).items():
+        mmoe = models["mmoe"].excess[-1]
+        for model, run in models.items():
+            last = run.excess[-1]
+            differs = (model, c, p) in behind
             lines.append(
                 [
+                    f"{c:g}",
                     f"{p:g}",
-                    f"{np.mean(figures['correlation']):.2f}",
+                    f"{np.mean(run.correlation):.2f}",
                     LABELS[model],
-                    f"{figures['parameters']:,}",
-                    f"{figures['rate']:g}; {np.mean(figures['epoch']):.0f}",
-                    spread(losses, 3),
-                    f"{np.median(losses):.3f}",
-                    signed(behind[model, p], 4, mark=True) if (model, p) in behind else "",
+                    f"{run.rate:g}",
+                    spread(last, 4),
+                    f"{np.median(last):.4f}",
+                    signed(behind[model, c, p], 4, mark=True) if differs else "",
+                    f"{np.mean(last > mmoe):.0%}" if differs else "",
                 ]
             )
-    columns = ["relatedness p", "correlation of the targets", "model", "parameters", "rate; epochs"]
-    columns += ["test loss", "median", "minus MMoE"]
+    columns = ["c", "relatedness p", "correlation", "model", "rate", "excess", "median"]
+    columns += ["minus MMoE", "MMoE is lower"]
+    return markdown_table(columns, lines)
+
+
+def noise(rows: Rows) -> str:
+    """What no model can remove, and no linear one."""
+    lines = []
+    runs = synthetic_runs(rows)
+    for c in SCALES:
+        if (c, RELATED[0]) in runs:
+            floor = runs[c, RELATED[0]]["mmoe"].floor
+            linear = [linear_excess(c, seed) for seed in range(len(floor))]
+            lines.append([f"{c:g}", f"{len(floor)}"])
+            lines[-1] += [f"{np.mean(floor):.3f}"]
+            lines[-1] += [f"{each:.3f}" for each in np.quantile(floor, (0.1, 0.5, 0.9))]
+            lines[-1] += [f"{np.mean(linear):.2f}", f"{np.median(linear):.2f}"]
+    columns = ["c", "seeds", "noise, mean", "first decile", "median", "last decile"]
+    columns += ["best linear function, mean excess", "median"]
     return markdown_table(columns, lines)
 
 
@@ -128,6 +149,7 @@ def spread(values: Sequence[float] | np.ndarray, digits: int) -> str:
 
 
 TABLES: Tables = {
+    "noise": ("Variance of the noise, in units of that of the function", noise),
     "synthetic": ("Synthetic tasks", synthetic),
     "labels": ("Correlation of the labels of the census", labels),
     "income": ("Census-Income: income", census("income")),
