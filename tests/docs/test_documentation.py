@@ -1,4 +1,4 @@
-"""The Python of the pages runs as written, one of them for fewer steps, and the options of their
+"""The Python of the pages runs as written, some of them for fewer steps, and the options of their
 commands exist."""
 
 import ast
@@ -51,6 +51,7 @@ SHELL = (".sh", ".yaml")
 FEWER_STEPS = {
     "docs/training_loop.md": ("STEPS, BATCH, DECAY = 300,", "STEPS, BATCH, DECAY = 40,"),
     "docs/layer.md": ("STEPS, BATCH = 100,", "STEPS, BATCH = 4,"),
+    "docs/mixtures.md": ("n_refits=50", "n_refits=2"),
 }
 """What a page sets and what the test sets, where running is most of the time."""
 
