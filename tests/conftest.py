@@ -68,6 +68,7 @@ SMOKE = (  # the one of tests/devices that runs without --processes
     "test_an_moe_layer_has_two_all_to_all_four_with_backward_and_no_all_gather[expert=4-mean]"
 )
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+ALLOWED = ("git", "fc-list")  # a run asks for its commit, matplotlib for the fonts
 _may_start_processes = True  # pytest itself may
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
@@ -127,7 +128,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _no_process(event: str, arguments: tuple[object, ...]) -> None:
-    if event in STARTS and not _may_start_processes and arguments[:1] != ("git",):
+    if event in STARTS and not _may_start_processes and arguments[0] not in ALLOWED:
         raise RuntimeError(f"a test without the mark 'process' starts one: {event} {arguments}")
 
 
@@ -136,7 +137,7 @@ sys.addaudithook(_no_process)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Only tests with the mark ``process`` start processes; but a run asks git for its commit."""
+    """Only tests with the mark ``process`` start processes, but for those in ``ALLOWED``."""
     global _may_start_processes
     _may_start_processes = item.get_closest_marker("process") is not None
     try:
