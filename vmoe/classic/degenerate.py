@@ -16,7 +16,7 @@ from vmoe.classic.rows import Rows
 
 SAME = 1e-6  # the largest difference of logarithms between copies
 NO_NOISE = 1e-20  # a variance below this part of y's is rounding, also if no floor was set
-NEAR = 1 + 1e-9  # a variance up to this multiple of the floor is at it
+AT_FLOOR = 1 + 1e-9  # a variance up to so many floors is at the floor
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,5 @@ def _at_floor(mixture: Mixture, rows: Rows) -> Bool[np.ndarray, "e"]:
     if experts.sizes.classes is not None:
         return np.zeros(experts.sizes.n_experts, bool)
     _, variance = moments(rows.y, rows.weight, "y")
-    least = np.maximum(NEAR * experts.sizes.floor, NO_NOISE * variance)
+    least = np.maximum(AT_FLOOR * experts.sizes.floor, NO_NOISE * variance)
     return np.any(experts.variances() <= least, axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import block_diag
 
+from vmoe.classic.degenerate import AT_FLOOR
 from vmoe.classic.design import Design
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear
@@ -20,8 +21,6 @@ from vmoe.classic.multinomial import centered
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import ColumnView
 from vmoe.classic.tree import TreeGate, breadth_first
-
-AT_FLOOR = 1 + 1e-9  # a variance up to so many floors is at the floor
 
 
 @dataclass(frozen=True)
