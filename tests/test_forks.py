@@ -62,7 +62,7 @@ def test_every_door_of_a_forked_process_is_closed_by_one_line(tmp_path: Path) ->
         lambda: train(tiny.config, tmp_path),
         lambda: MultiTaskEstimator().fit(x, {"a": x[:, 0]}),
         lambda: by_gradient.fit(x, x[:, 0]),
-        lambda: MixtureOfExpertsRegressor().fit(x, x[:, 0]).predict(x),  # without JAX
+        lambda: MixtureOfExpertsRegressor(1).fit(x, x[:, 0]).predict(x),  # without JAX
     )
     assert found == [MESSAGE.format(os.getpid())] * 7 + ["no error"]
 
