@@ -129,6 +129,18 @@ def test_wrong_settings_of_columns_get_one_line(message: str, settings: dict[str
     assert "\n" not in str(error.value)
 
 
+def test_a_row_without_a_list_is_an_empty_one_and_lists_have_a_power_of_two_of_places() -> None:
+    encoder = TableEncoder()
+    encoder.fit_transform(FRAME)
+    none = encoder.transform(FRAME.assign(tags=None)).lists
+    empty = encoder.transform(FRAME.assign(tags=[[]] * 8)).lists
+    np.testing.assert_array_equal(none, empty)
+    places = [
+        encoder.transform(FRAME.assign(tags=[["x"] * n] * 8)).lists[0].shape[1] for n in (3, 4, 5)
+    ]
+    assert places == [4, 4, 8]
+
+
 def test_lists_and_single_values_are_not_mixed() -> None:
     encoder = TableEncoder()
     encoder.fit_transform(FRAME)

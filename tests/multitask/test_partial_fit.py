@@ -1,6 +1,7 @@
 """Training by parts of a table."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from vmoe.multitask import MultiTaskEstimator
+from vmoe.multitask import MultiTaskEstimator, plot_history
 
 RANDOM = np.random.default_rng(0)
 AGE = RANDOM.normal(size=400)
@@ -65,6 +66,19 @@ def test_training_goes_on_after_pickle_fit_and_load(tmp_path: Path) -> None:
     np.testing.assert_array_equal(copied.predict(rows[0])["sum"], learned.predict(rows[0])["sum"])
     moved = np.abs(loaded.predict(rows[0])["sum"] - before).max()
     assert moved > 0 and len(loaded.history_) == 2
+
+
+def test_a_part_has_a_line_and_a_place_in_the_curves_beside_the_epochs_of_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = parts_of(TABLE)
+    learned = new_model(max_epochs=2, verbose=1).fit(*rows).partial_fit(*rows)
+    assert re.search(r"^epoch 3  train .* \d+\.\d s$", capsys.readouterr().out, re.MULTILINE)
+    seconds = [row["seconds"] for row in learned.history_]
+    assert seconds == sorted(seconds)
+    for ax in plot_history(learned):
+        train, validation, *_ = ax.lines
+        assert len(train.get_ydata()) == 3 and np.isnan(validation.get_ydata()[2])
 
 
 def test_what_needs_all_rows_is_refused() -> None:

@@ -324,13 +324,14 @@ class TableEncoder:
         for i, at in self.vocabulary_of.items():
             column = columns[i]
             assert isinstance(column, Distinct)
-            if column.lists != (i in self.lists):
+            some = len(column.values) > 0  # a column of missing values may be either
+            if some and column.lists != (i in self.lists):
                 raise ValueError(
                     f"{self._place(i)}: {'lists' if column.lists else 'single values'}, and in fit "
                     f"{'single values' if column.lists else 'lists'}: convert them"
                 )
             found = self.vocabularies[at].codes(self._place(i), column)
-            (lists if column.lists else codes).append(found)
+            (lists if i in self.lists else codes).append(found)
         return Table(scaled, np.concatenate(codes, axis=1), tuple(lists))
 
     def _numbers(self, columns: Sequence[Column]) -> list[Float[np.ndarray, "b"]]:

@@ -154,7 +154,7 @@ class MultiTaskEstimator(BaseEstimator):
         tasks_: the tasks by name; a classification has ``classes``.
         model_: the trained `MultiTask`, a module of Flax NNX.
         n_parameters_: number of parameters.
-        history_: for each epoch "epoch", "seconds" since training began, "gates", the mean loss of
+        history_: for each epoch "epoch", "seconds" of training so far, "gates", the mean loss of
             the gates or of the calibrator of "aitm", and "train", the mean losses by task; of the
             validation rows "validation", the mean losses by task, "scores", the metrics by task,
             NaN where one is undefined, and "monitor". See `plot_history`.
@@ -325,6 +325,7 @@ class MultiTaskEstimator(BaseEstimator):
         """
         forks.computes()
         self._check_partial()
+        started = time.perf_counter()
         X, y = rows_of(X), as_pandas(y)
         new, first = copy.copy(self), not hasattr(self, "model_")
         validate_data(new, X, reset=first, skip_check_array=True)
@@ -345,7 +346,9 @@ class MultiTaskEstimator(BaseEstimator):
         epoch = next(epochs)
         watch = Watch("loss", None, tasks, self._weights(tasks), None)
         row = {"epoch": len(new.history_) + 1, **watch.row_of(epoch)}
-        self._check_and_report(row)
+        before = new.history_[-1]["seconds"] if new.history_ else 0.0
+        row["seconds"] = before + time.perf_counter() - started
+        self._check_and_report(row, None)
         new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
         graph = begun.trainer.graph
         new._keep(nnx.merge(graph, epoch.params), begun.encoder, tasks, begun.findings)
@@ -499,7 +502,7 @@ class MultiTaskEstimator(BaseEstimator):
             row = {"epoch": number, **watch.row_of(epoch)}
             row["seconds"] = time.perf_counter() - started
             history.append(row)
-            self._check_and_report(row)
+            self._check_and_report(row, self.max_epochs)
             if kept is None or watch.goodness(row) > best:
                 best, kept, at = watch.goodness(row), epoch.params, number
             stops = [callback(row) for callback in callbacks]
@@ -650,7 +653,7 @@ class MultiTaskEstimator(BaseEstimator):
             self.architecture, config, inputs.width, outputs, towers, inputs, rngs=rngs
         )
 
-    def _check_and_report(self, row: Mapping[str, Any]) -> None:
+    def _check_and_report(self, row: Mapping[str, Any], max_epochs: int | None) -> None:
         """Prints the line of an epoch, and refuses losses that are not finite."""
         for split in ("train", "validation"):
             for name, loss in row.get(split, {}).items():
@@ -660,7 +663,7 @@ class MultiTaskEstimator(BaseEstimator):
                         f"a lower learning_rate than {self.learning_rate:g}"
                     )
         if self.verbose:
-            print(line_of(row, self.max_epochs), flush=True)
+            print(line_of(row, max_epochs), flush=True)
 
     def _expert_names(self) -> list[str]:
         match self.architecture:

@@ -117,13 +117,14 @@ def score_of(task: Task, split: Split, outputs: np.ndarray, metric: str) -> floa
     )
 
 
-def line_of(row: Mapping[str, Any], max_epochs: int) -> str:
+def line_of(row: Mapping[str, Any], max_epochs: int | None) -> str:
     """The line that is printed for an epoch.
 
     Args:
         row: of ``MultiTaskEstimator.history_``.
+        max_epochs: None if the number of epochs is not known.
     """
-    parts = [f"epoch {row['epoch']}/{max_epochs}"]
+    parts = [f"epoch {row['epoch']}" + (f"/{max_epochs}" if max_epochs else "")]
     for name in ("train", "validation", "scores"):
         if values := row.get(name):
             listed = ", ".join(f"{task} {value:.4f}" for task, value in values.items())
@@ -150,13 +151,19 @@ def plot_history(model: Any, *, axes: Any = None) -> Any:
         size = (4.2 * len(tasks) + 0.4, 3.4)
         axes = plt.figure(figsize=size, layout="constrained").subplots(1, len(tasks))
     epochs = [row["epoch"] for row in history]
+
+    def curve(kind: str, name: str) -> list[float]:
+        return [row.get(kind, {}).get(name, np.nan) for row in history]  # some epochs have none
+
     for name, ax in zip(tasks, np.atleast_1d(axes), strict=True):
         for split, color in (("train", "C7"), ("validation", "C0")):
-            if split in history[0]:
-                ax.plot(epochs, [row[split][name] for row in history], color, label=split)
-        if "scores" in history[0]:
+            losses = curve(split, name)
+            if not np.isnan(losses).all():
+                ax.plot(epochs, losses, color, label=split)
+        scores = curve("scores", name)
+        if not np.isnan(scores).all():
             right = ax.twinx()
-            right.plot(epochs, [row["scores"][name] for row in history], "C1--")
+            right.plot(epochs, scores, "C1--")
             right.set_ylabel(model.metric_of(name), color="C1")
         ax.axvline(model.n_epochs_, color="k", linewidth=0.8, linestyle=":", label="kept")
         ax.set(title=name, xlabel="epoch", ylabel="loss")

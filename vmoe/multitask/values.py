@@ -162,7 +162,9 @@ def _distinct_of_lists(place: str, given: Any) -> Distinct:
     flat = np.fromiter(itertools.chain.from_iterable(rows), object)
     values, index, _ = distinct(place, exact(flat))
     sizes = np.array([len(row) for row in rows])
-    found = np.full((len(rows), max(1, sizes.max())), -1, np.int32)
+    # A power of two of places: few programs are compiled, however long the lists are.
+    places = 1 << (max(1, int(sizes.max())) - 1).bit_length()
+    found = np.full((len(rows), places), -1, np.int32)
     found[np.arange(found.shape[1]) < sizes[:, None]] = index[:, 0]
     return Distinct(values, found, lists=True)
 
