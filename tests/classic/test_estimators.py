@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
+from tests.classic import problems
 from vmoe.classic import (
     HierarchicalMixtureClassifier,
     HierarchicalMixtureRegressor,
@@ -115,3 +116,12 @@ def test_experts_that_cannot_learn_on_line_pass_the_checks_that_call_partial_fit
 )
 def test_every_check_of_scikit_learn_passes_until_convergence(estimator: Any) -> None:
     check_estimator(estimator, on_skip=None)  # other array libraries are skipped
+
+
+def test_a_row_of_weight_0_does_not_change_the_noise_of_a_regressor() -> None:
+    x, y = problems.two_planes(0)
+    weight = np.arange(80) % 2
+    some = weight > 0
+    model = MixtureOfExpertsRegressor(1, experts=Ridge())
+    with_all = model.fit(x, y, weight).expert_std_
+    assert with_all == pytest.approx(model.fit(x[some], y[some]).expert_std_, rel=1e-12)

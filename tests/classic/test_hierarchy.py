@@ -218,3 +218,9 @@ def test_a_bad_branching_is_a_value_error(branching: Any) -> None:
     x, y = problems.two_planes(0)
     with pytest.raises(ValueError, match="branching"):
         HierarchicalMixtureRegressor(branching).fit(x, y)
+
+
+def test_every_expert_of_a_grown_tree_has_its_noise() -> None:
+    x, y = problems.two_planes(0, rows=60)
+    grown = HierarchicalMixtureRegressor((2,), experts=["linear", "student_t"], growth=3).fit(x, y)
+    assert len(grown.expert_std_) == len(grown.experts_) == 3

@@ -338,3 +338,31 @@ def test_a_level_that_is_no_probability_is_a_value_error() -> None:
         found.interval(95)
     shown = dataclasses.replace(found, estimates=1e3 * found.estimates)
     assert "< 2e-16" in str(shown)
+
+
+def test_a_column_of_any_name_is_a_slope_and_one_of_zeros_has_an_interval() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2)) * [1.0, 0.0]
+    frame = DataFrame(x, columns=["price_std_", "none"])
+    summary = (
+        MixtureOfExpertsRegressor(1)
+        .fit(frame, x[:, 0] + x[::-1, 0])
+        .summary(frame, x[:, 0] + x[::-1, 0])
+    )
+    assert summary.names[1] == ("expert 0", "price_std_")
+    assert np.isfinite(summary.z_values[1]) and np.isnan(summary.z_values[-1])
+    low, high = summary.interval()[1]
+    assert_allclose(
+        [low + high, high - low],
+        [2 * summary.estimates[1], 3.92 * summary.standard_errors[1]],
+        rtol=1e-4,
+    )
+    assert summary.estimates[2] == 0 and np.isfinite(summary.interval()).all()
+
+
+def test_a_bootstrap_whose_refits_all_fail_names_the_reason() -> None:
+    x, y = problems.two_planes(0, rows=60)
+    model = MixtureOfExpertsRegressor(2, max_iter=500).fit(x, y)
+    with pytest.raises(
+        ValueError, match="5 of 5 refits failed .* the last error: the experts, their"
+    ):
+        model.set_params(n_experts=3).bootstrap(x, 5)

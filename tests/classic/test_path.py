@@ -19,6 +19,7 @@ from vmoe.classic import (
     MixtureOfExpertsRegressor,
     mixture_path,
 )
+from vmoe.classic.path import _folds
 
 
 def test_every_criterion_chooses_the_number_of_planes() -> None:
@@ -102,3 +103,11 @@ def test_degenerate_experts_are_in_the_table_and_behind_the_curves() -> None:
     for ax, names in zip(path.plot(), (["aic", "bic", "icl"], ["held_out"]), strict=True):
         assert [text.get_text() for text in ax.get_legend().get_texts()] == names
         assert [line.get_xdata()[0] for line in ax.lines if line.get_linewidth() == 8] == [8]
+
+
+def test_folds_of_groups_keep_the_shares_of_classes() -> None:
+    y = np.repeat([0, 1], [80, 20])
+    who = np.repeat(np.arange(20), 5)  # one class each
+    model = MixtureOfExpertsClassifier(gate_features=[])
+    for train, test in _folds(model, np.zeros((100, 1)), y, who, 4):
+        assert y[test].sum() == 5 and not set(who[train]) & set(who[test])

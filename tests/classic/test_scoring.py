@@ -153,3 +153,15 @@ def test_an_estimator_without_a_density_is_named() -> None:
     x, y = problems.two_planes(0)
     with pytest.raises(ValueError, match=r"estimator=Ridge\(\): LogLikelihoodScorer needs a mix"):
         LogLikelihoodScorer()(make_pipeline(StandardScaler(), Ridge()).fit(x, y), x, y)
+
+
+def test_a_search_is_scored_by_its_best_mixture() -> None:
+    x, y = two_valued(80)
+    search = GridSearchCV(
+        MixtureOfExpertsRegressor(max_iter=1000),
+        {"n_experts": [1, 2]},
+        scoring=LogLikelihoodScorer(),
+        cv=2,
+    ).fit(x, y)
+    score = LogLikelihoodScorer()
+    assert score(search, x, y) == score(search.best_estimator_, x, y)

@@ -23,14 +23,15 @@ def bootstrap(model: Any, X: Any, n_refits: Any, random_state: Any) -> Summary:
     """
     if not (isinstance(n_refits, Integral) and int(n_refits) >= 2):
         raise ValueError(f"n_refits={n_refits!r}: should be an integer of at least 2")
-    names, estimates = named_estimates(model._mixture, model._view, model._names())
-    refits, unknown = [], np.zeros(len(names))
+    names, estimates, is_std = named_estimates(model._mixture, model._view, model._names())
+    refits, unknown, last = [], np.zeros(len(names)), None
     for y in model._draw(X, int(n_refits), check_random_state(random_state)):
         refit = copy.copy(model).set_params(warm_start=True)
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             try:
                 refit.fit(X, y)
-            except (ValueError, np.linalg.LinAlgError):
+            except (ValueError, np.linalg.LinAlgError) as error:
+                last = error
                 continue
         if not refit.converged_:
             continue
@@ -44,7 +45,7 @@ def bootstrap(model: Any, X: Any, n_refits: Any, random_state: Any) -> Summary:
             "max_iter may help"
         )
     if len(refits) < 2:
-        raise ValueError(f"bootstrap: {notes[0]}")
+        raise ValueError(f"bootstrap: {notes[0]}; the last error: {last}") from last
     kept = unknown <= len(refits) / 2  # the others stay where they start, and spread for no reason
     if not kept.all():
         notes.append(
@@ -52,4 +53,5 @@ def bootstrap(model: Any, X: Any, n_refits: Any, random_state: Any) -> Summary:
             "them, or have them at a bound; summary says more"
         )
     found = np.where(kept, refits, np.nan)
-    return Summary(names, estimates, np.atleast_2d(np.cov(found, rowvar=False)), notes, found)
+    spread = np.atleast_2d(np.cov(found, rowvar=False))
+    return Summary(names, estimates, is_std, spread, notes, found)

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, check_cv
+from sklearn.model_selection import (
+    GroupKFold,
+    KFold,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    check_cv,
+)
 from sklearn.utils import _safe_indexing
 
 from vmoe.classic.degenerate import degenerate_experts
@@ -179,8 +185,12 @@ def _folds(
     if cv is None:
         return []
     if isinstance(cv, Integral):
-        kind = StratifiedKFold if is_classifier(estimator) else KFold
-        kind = kind if groups is None else GroupKFold
+        rows, whole = (
+            (StratifiedKFold, StratifiedGroupKFold)
+            if is_classifier(estimator)
+            else (KFold, GroupKFold)
+        )
+        kind = rows if groups is None else whole
         cv = kind(cv, shuffle=True, random_state=0)  # rows are often sorted
     return check_cv(cv).split(X, y, groups)
 

@@ -17,8 +17,9 @@ from vmoe.classic.estimator import MixtureEstimator
 class LogLikelihoodScorer(_BaseScorer):
     """The mean of ``log_density`` over the rows, as ``scoring=`` of a search: more is better.
 
-    It takes a fitted mixture, or a ``Pipeline`` that ends in one. ``sample_weight`` weighs the
-    mean; a search passes it after ``set_score_request(sample_weight=True)``, as to any scorer.
+    It takes a fitted mixture, or a ``Pipeline`` or search that ends in one. ``sample_weight``
+    weighs the mean; a search passes it after ``set_score_request(sample_weight=True)``, as to any
+    scorer.
     A density has the unit 1 / y: compare scores of the same targets only.
 
     >>> from sklearn.model_selection import GridSearchCV
@@ -39,13 +40,18 @@ class LogLikelihoodScorer(_BaseScorer):
 
     def _score(self, _: Any, estimator: Any, X: Any, y: Any, **weight: Any) -> float:
         """The score; scikit-learn calls this with its cache of predictions, which has no y."""
-        while isinstance(estimator, Pipeline):
-            X = estimator[:-1].transform(X) if len(estimator) > 1 else X
-            estimator = estimator[-1]
+        while not isinstance(estimator, MixtureEstimator):
+            if isinstance(estimator, Pipeline):
+                X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+                estimator = estimator[-1]
+            elif hasattr(estimator, "best_estimator_"):  # of a fitted search
+                estimator = estimator.best_estimator_
+            else:
+                break
         if not isinstance(estimator, MixtureEstimator):
             raise ValueError(
                 f"estimator={estimator!r}: LogLikelihoodScorer needs a mixture of vmoe.classic, or "
-                "a Pipeline that ends in one"
+                "a Pipeline or search that ends in one"
             )
         return self._score_func(y, estimator.log_density(X, y), **weight)
 

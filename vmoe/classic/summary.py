@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import norm
 
 from vmoe.classic.covariance import covariance
@@ -28,6 +28,7 @@ class Summary:
     Attributes:
         names: the part and the name of every parameter, as ("expert 0", "x1").
         estimates: their values (c,).
+        is_std: which of them are an expert's ``std_`` (c,).
         covariance: (c, c); NaN for parameters without an error, which ``notes`` explain.
         notes: what is missing or off, one line each.
         refits: the estimates of a bootstrap's refits (m, c); None for errors by the information.
@@ -35,6 +36,7 @@ class Summary:
 
     names: list[tuple[str, str]]
     estimates: Float[np.ndarray, "c"]
+    is_std: Bool[np.ndarray, "c"]
     covariance: Float[np.ndarray, "c c"]
     notes: list[str]
     refits: Any = None
@@ -47,7 +49,7 @@ class Summary:
     @property
     def z_values(self) -> Float[np.ndarray, "c"]:
         """The estimates in units of their errors; NaN for ``std_``, which is never 0."""
-        return np.where(self._is_std(), np.nan, self.estimates / self.standard_errors)
+        return np.where(self.is_std, np.nan, self.estimates / self.standard_errors)
 
     @property
     def p_values(self) -> Float[np.ndarray, "c"]:
@@ -66,12 +68,11 @@ class Summary:
         if self.refits is not None:
             return np.quantile(self.refits, tails, axis=0).T
         error, value = self.standard_errors[:, None], self.estimates[:, None]
+        found = value + norm.ppf(tails) * error
+        error, value = error[self.is_std], value[self.is_std]
         with np.errstate(over="ignore"):
-            logarithmic = value * np.exp(norm.ppf(tails) * error / value)
-        return np.where(self._is_std()[:, None], logarithmic, value + norm.ppf(tails) * error)
-
-    def _is_std(self) -> np.ndarray:
-        return np.array([name.endswith(STD) for _, name in self.names])
+            found[self.is_std] = value * np.exp(norm.ppf(tails) * error / value)
+        return found
 
     def __repr__(self) -> str:
         how = "the observed information"
@@ -107,8 +108,8 @@ def summarize(mixture: Mixture, rows: Rows, columns: list[str]) -> Summary:
 
 def named_estimates(
     mixture: Mixture, view: Any, columns: list[str]
-) -> tuple[list[tuple[str, str]], Float[np.ndarray, "c"]]:
-    """The names and values of all parameters.
+) -> tuple[list[tuple[str, str]], Float[np.ndarray, "c"], Bool[np.ndarray, "c"]]:
+    """The names and values of all parameters, and which are standard deviations.
 
     Raises:
         ValueError: the mixture has no parameters.
@@ -117,7 +118,8 @@ def named_estimates(
     names = [name for block in every for name in _names(block, view, columns)]
     if not names:
         raise ValueError("there are no parameters: the gate is a rule, the experts are estimators")
-    return names, np.concatenate([block.given(view) for block in every])
+    is_std = [np.arange(block.coef.size + block.std.size) >= block.coef.size for block in every]
+    return names, np.concatenate([block.given(view) for block in every]), np.concatenate(is_std)
 
 
 def _names(block: Block, view: Any, columns: list[str]) -> list[tuple[str, str]]:

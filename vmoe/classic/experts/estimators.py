@@ -66,7 +66,7 @@ class Estimators(Experts):
             return
         means, folds = self.means(rows), folds_of(rows)
         for e in np.flatnonzero(alive(mass)):
-            for out in (folds == fold for fold in np.unique(folds)):
+            for out in (folds == fold for fold in np.unique(folds[folds >= 0])):
                 seen = mass[:, e] * ~out
                 if seen.sum() > DEAD * mass[:, e].sum():  # otherwise nothing is left to learn from
                     model = self._fitted(self.new[e], rows, seen)
@@ -133,17 +133,21 @@ class Estimators(Experts):
 def folds_of(rows: Rows) -> Int[np.ndarray, "n"]:
     """A fold of each row, by chance; equal rows share one, whatever their number and order.
 
-    The rows of a group share one, too.
+    The rows of a group share one, too. Rows of weight 0, which do not exist, have -1.
     """
+    some = rows.weight > 0
     if rows.groups is None:
-        y = np.ascontiguousarray(rows.y)
-        contents = zip(_contents(rows.expert_given), y, strict=True)
+        y = np.ascontiguousarray(rows.y[some])
+        contents = zip(_contents(rows.expert_given[some]), y, strict=True)
         keys = [x + target.tobytes() for x, target in contents]
     else:
-        keys = [group.tobytes() for group in rows.groups]
+        _, groups = np.unique(rows.groups[some], return_inverse=True)
+        keys = [group.tobytes() for group in groups]
     shuffled = sorted(set(keys), key=lambda key: (zlib.crc32(key), key))
     fold = {key: i % FOLDS for i, key in enumerate(shuffled)}
-    return np.array([fold[key] for key in keys])
+    found = np.full(len(some), -1)
+    found[some] = [fold[key] for key in keys]
+    return found
 
 
 def _contents(x: Any) -> Iterator[bytes]:

@@ -71,6 +71,7 @@ class Mixed(Experts):
             part.resume(one)
 
     def keep(self, experts: list[int]) -> None:
+        self.sizes = dataclasses.replace(self.sizes, n_experts=len(experts))
         self.parts = [copy.copy(self.parts[e]) for e in experts]
         for part in self.parts:
             part.keep([0])
