@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -13,12 +12,12 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 
 from tests.classic import problems
+from tests.classic.test_gradient import objective_by_jax
 from vmoe.classic import (
     HierarchicalMixtureRegressor,
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
 )
-from vmoe.classic import gradient as by_gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -97,10 +96,7 @@ def test_jax_computes_the_log_likelihood_of_em_with_an_exposure() -> None:
     frame, y = observed()
     model = poisson(max_iter=3).fit(frame, y)
     fitted, rows = model._mixture, model._labeled_rows(frame, y)
-    with jax.enable_x64(True):
-        values = by_gradient.parameters(fitted), by_gradient.data_of(fitted, rows)
-        objective = jax.jit(lambda v, data: by_gradient.objective(fitted, v, data))
-        value = float(objective(*values))
+    value = objective_by_jax(fitted, rows)
     assert value == pytest.approx(fitted.log_likelihood(rows) - fitted.penalty(), rel=1e-12)
 
 

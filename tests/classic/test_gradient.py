@@ -12,8 +12,18 @@ from tests.classic import problems
 from tests.classic.test_em import EXPERTS, mixture
 from vmoe.classic import HierarchicalMixtureRegressor, MixtureOfExpertsRegressor, PartitionGate
 from vmoe.classic import gradient as by_gradient
+from vmoe.classic.mixture import Mixture
+from vmoe.classic.rows import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def objective_by_jax(fitted: Mixture, rows: Rows) -> float:
+    """The penalized log-likelihood of weighted rows."""
+    with jax.enable_x64(True):
+        values = by_gradient.parameters(fitted), by_gradient.data_of(fitted, rows)
+        objective = jax.jit(lambda v, data: by_gradient.objective(fitted, v, data))
+        return float(objective(*values))
 
 
 @pytest.mark.long_after(3)
@@ -22,10 +32,7 @@ def test_jax_computes_the_log_likelihood_of_em(experts: Any, problem: Any) -> No
     x, y = problem(0)
     model = mixture(experts, gate_penalty=0.3, expert_penalty=0.7, max_iter=4).fit(x, y)
     fitted, rows = model._mixture, model._labeled_rows(x, y, np.arange(len(y)) % 3)
-    with jax.enable_x64(True):
-        values = by_gradient.parameters(fitted), by_gradient.data_of(fitted, rows)
-        objective = jax.jit(lambda v, data: by_gradient.objective(fitted, v, data))
-        value = float(objective(*values))
+    value = objective_by_jax(fitted, rows)
     _, each = fitted.posterior(rows)
     assert value == pytest.approx(rows.weight @ each - fitted.penalty(), rel=1e-12)
 

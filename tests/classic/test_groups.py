@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import sklearn
@@ -13,13 +12,13 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.tree import DecisionTreeRegressor
 
 from tests.classic import problems
+from tests.classic.test_gradient import objective_by_jax
 from vmoe.classic import (
     HierarchicalMixtureRegressor,
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
     mixture_path,
 )
-from vmoe.classic import gradient as by_gradient
 from vmoe.classic.experts.estimators import folds_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -128,10 +127,7 @@ def test_jax_computes_the_log_likelihood_of_groups() -> None:
     model = MixtureOfExpertsRegressor(gate_features=[], max_iter=3).fit(x, y, groups=who)
     fitted = model._mixture
     rows = model._labeled_rows(x, y, np.arange(100) % 3, who)
-    with jax.enable_x64(True):
-        values = by_gradient.parameters(fitted), by_gradient.data_of(fitted, rows)
-        objective = jax.jit(lambda v, data: by_gradient.objective(fitted, v, data))
-        value = float(objective(*values))
+    value = objective_by_jax(fitted, rows)
     assert value == pytest.approx(fitted.log_likelihood(rows) - fitted.penalty(), rel=1e-12)
 
 

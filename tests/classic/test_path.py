@@ -10,7 +10,7 @@ from pandas import DataFrame
 from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import KFold
+from sklearn.model_selection import KFold, StratifiedGroupKFold
 
 from tests.classic import problems
 from vmoe.classic import (
@@ -19,7 +19,6 @@ from vmoe.classic import (
     MixtureOfExpertsRegressor,
     mixture_path,
 )
-from vmoe.classic.path import _folds
 
 
 def test_every_criterion_chooses_the_number_of_planes() -> None:
@@ -106,8 +105,11 @@ def test_degenerate_experts_are_in_the_table_and_behind_the_curves() -> None:
 
 
 def test_folds_of_groups_keep_the_shares_of_classes() -> None:
-    y = np.repeat([0, 1], [80, 20])
-    who = np.repeat(np.arange(20), 5)  # one class each
-    model = MixtureOfExpertsClassifier(gate_features=[])
-    for train, test in _folds(model, np.zeros((100, 1)), y, who, 4):
-        assert y[test].sum() == 5 and not set(who[train]) & set(who[test])
+    x, y = problems.crossed(0)
+    who = np.arange(80) // 4
+    model = MixtureOfExpertsClassifier(gate_features=[], max_iter=5)
+    shares = StratifiedGroupKFold(4, shuffle=True, random_state=0)
+    by_number, by_splitter = (
+        mixture_path(model, x, y, [1], cv=cv, groups=who).table["held_out"] for cv in (4, shares)
+    )
+    assert by_number == by_splitter

@@ -105,7 +105,7 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one. With the same rows and
-            penalties, and named experts, ``history_`` goes on.
+            penalties, and named experts, ``history_`` continues.
         decay: the factor by which the past counts less with every row of ``partial_fit``.
 
     Attributes:

@@ -60,7 +60,7 @@ AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 POSITIVE = Interval(Real, 0, None, closed="neither")
 
 
-class Begun(NamedTuple):
+class Setup(NamedTuple):
     """What training begins with.
 
     Attributes:
@@ -128,7 +128,7 @@ class MultiTaskEstimator(BaseEstimator):
             task "balanced" or a dict by class; or "balanced" for all classifications.
         dropout: rate of dropout after each layer of ``expert_units`` and ``tower_units``.
         learning_rate: learning rate of Adam, at the start.
-        schedule: how the learning rate goes on over ``max_epochs``: "constant", or to 0 by "cosine"
+        schedule: how the learning rate changes over ``max_epochs``: "constant", or to 0 by "cosine"
             or "linear".
         ema_decay: decay at each step of an exponential moving average of the parameters, such as
             0.999, which is then evaluated and kept; None for no average.
@@ -293,15 +293,15 @@ class MultiTaskEstimator(BaseEstimator):
         weights = self._weights(tasks)
         given, train, held_out, validated = new._splits(given, validation, tasks, random)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
-        begun = self._begin(given, tasks, problems, random)
-        train = jax.device_put(train._replace(inputs=begun.inputs))
+        setup = self._begin(given, tasks, problems, random)
+        train = jax.device_put(train._replace(inputs=setup.inputs))
         if held_out is not None and validated is not None:
-            validated = validated._replace(inputs=begun.encoder.transform(held_out.X))
+            validated = validated._replace(inputs=setup.encoder.transform(held_out.X))
             validated = jax.device_put(validated)
-        trainer, state = begun.trainer, begun.state
+        trainer, state = setup.trainer, setup.state
         epochs = trainer.epochs(state, train, validated, random, self.batch_size)
         params, new.history_, new.n_epochs_ = self._train(epochs, watch, list(callbacks))
-        new._keep(nnx.merge(trainer.graph, params), begun.encoder, tasks, begun.findings)
+        new._keep(nnx.merge(trainer.graph, params), setup.encoder, tasks, setup.findings)
         new._training = None
         self.__dict__ = new.__dict__
         return self
@@ -334,15 +334,15 @@ class MultiTaskEstimator(BaseEstimator):
         if first:
             categories = {name for name in given.targets if is_category(y[name])}
             tasks, problems = self._make_tasks(given.targets, categories, given.sample_weight)
-            begun, new.history_ = self._begin(given, tasks, problems, random), []
+            setup, new.history_ = self._begin(given, tasks, problems, random), []
         else:
             tasks = self.tasks_
-            begun, random = self._resumed(given, random)
+            setup, random = self._resumed(given, random)
         train = given.data(
             tasks, self._class_weights(tasks, given), "training", self.chain is not None
         )
-        train = jax.device_put(train._replace(inputs=begun.inputs))
-        epochs = begun.trainer.epochs(begun.state, train, None, random, self.batch_size)
+        train = jax.device_put(train._replace(inputs=setup.inputs))
+        epochs = setup.trainer.epochs(setup.state, train, None, random, self.batch_size)
         epoch = next(epochs)
         watch = Watch("loss", None, tasks, self._weights(tasks), None)
         row = {"epoch": len(new.history_) + 1, **watch.row_of(epoch)}
@@ -350,8 +350,8 @@ class MultiTaskEstimator(BaseEstimator):
         row["seconds"] = before + time.perf_counter() - started
         self._check_and_report(row, None)
         new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
-        graph = begun.trainer.graph
-        new._keep(nnx.merge(graph, epoch.params), begun.encoder, tasks, begun.findings)
+        graph = setup.trainer.graph
+        new._keep(nnx.merge(graph, epoch.params), setup.encoder, tasks, setup.findings)
         new._training = graph, epoch.state, random
         self.__dict__ = new.__dict__
         return self
@@ -368,19 +368,19 @@ class MultiTaskEstimator(BaseEstimator):
 
     def _resumed(
         self, given: Split, random: np.random.Generator
-    ) -> tuple["Begun", np.random.Generator]:
-        """What training goes on with for some rows, after ``partial_fit``, ``fit`` or ``load``."""
+    ) -> tuple["Setup", np.random.Generator]:
+        """What training continues with, after ``partial_fit``, ``fit`` or ``load``."""
         inputs, found = self._encoder.transform(given.X), self.findings_
         if self._training is not None:
             graph, state, random = self._training
             trainer = self._trainer(graph, self.tasks_)
-            return Begun(self._encoder, inputs, trainer, state, found), copy.deepcopy(random)
+            return Setup(self._encoder, inputs, trainer, state, found), copy.deepcopy(random)
         saved.check_settings(self)
         seed = int(random.integers(2**31))
         model = self._new_model(self._encoder, self.tasks_, seed, float(self.dropout))
         nnx.update(model, nnx.state(self.model_, nnx.Param, graph=True))
         trainer, state = self._before(model, self.tasks_, len(given.X))
-        return Begun(self._encoder, inputs, trainer, state, found), random
+        return Setup(self._encoder, inputs, trainer, state, found), random
 
     def _begin(
         self,
@@ -388,7 +388,7 @@ class MultiTaskEstimator(BaseEstimator):
         tasks: Mapping[str, Task],
         problems: Iterable[str],
         random: np.random.Generator,
-    ) -> "Begun":
+    ) -> "Setup":
         """An encoder, a new model and its trainer for some rows.
 
         Args:
@@ -407,7 +407,7 @@ class MultiTaskEstimator(BaseEstimator):
         for problem in [*problems, *encoder.problems, *found]:
             warnings.warn(problem, UserWarning, stacklevel=4)  # fit, scikit-learn, the user
         trainer, state = self._before(model, tasks, len(given.X))
-        return Begun(encoder, inputs, trainer, state, found)
+        return Setup(encoder, inputs, trainer, state, found)
 
     def _before(
         self, model: MultiTask, tasks: Mapping[str, Task], rows: int
@@ -745,8 +745,8 @@ class MultiTaskEstimator(BaseEstimator):
             ValueError: there is no such task, or its targets are missing or not of its kind, or the
                 metric is undefined for them.
         """
-        outputs, metrics = self._forward(X)[0], metrics_of(self.tasks_, self.scoring)
         X = rows_of(X)
+        outputs, metrics = self._forward(X)[0], metrics_of(self.tasks_, self.scoring)
         targets = targets_of(y, len(X))
         for name in targets:
             task_named("y", name, self.tasks_)
