@@ -474,7 +474,7 @@ class MixtureEstimator(BaseEstimator):
     def degenerate_experts(
         self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
     ) -> DegenerateExperts:
-        """The experts that are copies of others, have no rows, or have no noise of their own."""
+        """The experts that are copies of others, have less than a row, or the least variance."""
         rows = self._labeled_rows(X, y, sample_weight, groups)
         return degenerate_experts(self._mixture, rows)
 
@@ -514,7 +514,7 @@ class MixtureEstimator(BaseEstimator):
     def splits(self, X: Any, y: Any, sample_weight: Any = None) -> list[Split]:
         """The gates, level by level, with their direction, entropy per row and covariance.
 
-        A warning says why parts of a covariance are NaN.
+        A warning says why parts of a covariance are NaN, or if these rows have another maximum.
 
         Args:
             X: rows (n, d).

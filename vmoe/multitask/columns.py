@@ -56,7 +56,7 @@ class Vocabulary:
 
     Attributes:
         size: size of an embedding.
-        categories: sorted, None with ``buckets``.
+        categories: sorted; empty with ``buckets``.
         buckets: number of values of the hash that replaces categories.
         type: see ``type_of``.
         matrix: the matrix of the embeddings, one for each size.
@@ -402,9 +402,9 @@ class TableRows(nnx.Module):
     """Rows of a table as f[b d]: its numbers, and the embeddings of categories.
 
     All embeddings of one size are rows of one matrix. This is the same as a linear layer of one-hot
-    codes, without the products with zeros. In each column, missing and unknown categories share an
-    embedding, which starts at zero and is learned from rows of ``fit`` with such a category. Of a
-    list, it is the mean of the embeddings of its values.
+    codes, without the products with zeros. Missing and unknown categories of a column, or of
+    several that share their embeddings, have one together, which starts at zero and is learned from
+    rows of ``fit`` with such a category. Of a list, it is the mean of the embeddings of its values.
     """
 
     def __init__(self, encoder: TableEncoder, *, rngs: nnx.Rngs):

@@ -313,7 +313,9 @@ class MultiTaskEstimator(BaseEstimator):
         The first call learns scales, categories and classes, unless there is a fitted model; so its
         rows should be many, and drawn at random. Categories that come later are unknown, except in
         columns of ``hash_buckets``. There is no validation split, and ``history_`` gets a row.
-        After ``fit`` or ``load``, the moments of Adam start at zero.
+        After ``fit`` or ``load``, the moments of Adam and what the weighting has learned start
+        anew. A ``learning_rate``, ``weight_decay``, ``ema_decay`` or ``task_weights`` that is
+        changed between two calls has no effect.
 
         Args:
             X: as in ``fit``; some of the rows have a target of each task.
@@ -792,7 +794,8 @@ class MultiTaskEstimator(BaseEstimator):
 
         Raises:
             ValueError: a setting is an object of another kind than numbers, strings, lists and
-                dicts, such as ``expert``; or settings were changed after ``fit``.
+                dicts, such as ``expert``; or one that gives parameters another shape was changed
+                after ``fit``.
         """
         check_is_fitted(self, "model_")
         saved.write(Path(path), self)

@@ -1,9 +1,9 @@
 """A training step on those rows of large matrices of embeddings that its batch uses.
 
-The optimizer sees only these rows and their moments, so the time of a step does not depend on the
-number of categories. With Adam this is its lazy form: the moments of other rows stay as they are,
-and weight decay, if it is for embeddings, acts at the steps that use a row. The number of steps in
-Adam's bias correction is that of all steps, as in ``torch.optim.SparseAdam``.
+The optimizer sees only these rows and their moments, so its time does not depend on the number of
+categories. With Adam this is its lazy form: the moments of other rows stay as they are, and weight
+decay, if it is for embeddings, acts at the steps that use a row. The number of steps in Adam's bias
+correction is that of all steps, as in ``torch.optim.SparseAdam``.
 """
 
 import re
