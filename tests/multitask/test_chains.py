@@ -1,5 +1,6 @@
 """Chains of events, ESMM and AITM, against loops in float64 and through the estimator."""
 
+import pickle
 from typing import Any
 
 import jax
@@ -135,6 +136,9 @@ X = RANDOM.normal(size=(1500, 4))
 CTR, CVR = expit(X[:, 0] - 0.5), expit(2 * X[:, 1])
 CLICK = RANDOM.random(1500) < CTR
 BUY = CLICK & (RANDOM.random(1500) < CVR)
+EVENTS_OF_ALL = {"click": CLICK, "buy": BUY}
+UNKNOWN = pd.DataFrame({"click": CLICK, "buy": pd.array(BUY).astype("boolean")})
+UNKNOWN.loc[~CLICK, "buy"] = pd.NA
 
 
 def fitted(architecture: str, y: Any, **settings: Any) -> MultiTaskClassifier:
@@ -145,7 +149,7 @@ def fitted(architecture: str, y: Any, **settings: Any) -> MultiTaskClassifier:
 
 @pytest.fixture(scope="module")
 def esmm() -> MultiTaskClassifier:
-    return fitted("esmm", {"buy": BUY, "click": CLICK})
+    return fitted("esmm", {"buy": BUY, "click": CLICK})  # in any order
 
 
 def test_esmm_learns_the_rate_of_purchases_after_a_click_for_all_rows(
@@ -165,11 +169,33 @@ def test_esmm_learns_the_rate_of_purchases_after_a_click_for_all_rows(
 
 def test_purchases_that_are_unknown_without_a_click_are_none(esmm: MultiTaskClassifier) -> None:
     """Left out of the loss, they would make every row a click."""
-    unknown = pd.DataFrame({"click": CLICK, "buy": pd.array(BUY).astype("boolean")})
-    unknown.loc[~CLICK, "buy"] = pd.NA
-    again = fitted("esmm", unknown).predict_proba(X)
+    again = fitted("esmm", UNKNOWN)
     for name, expected in esmm.predict_proba(X).items():
-        np.testing.assert_array_equal(again[name], expected)
+        np.testing.assert_array_equal(again.predict_proba(X)[name], expected)
+    assert again.scores(X, UNKNOWN) == esmm.scores(X, EVENTS_OF_ALL)
+    with pytest.raises(ValueError, match="chain: scored row 0 has 'buy' without 'click'"):
+        again.scores(X, {"click": np.zeros(1500, bool), "buy": np.ones(1500, bool)})
+
+
+def test_purchases_that_are_unknown_without_a_click_count_in_class_weights_and_scores() -> None:
+    settings = {"class_weight": "balanced", "monitor": ("buy", "roc_auc"), "max_epochs": 2}
+    known, unknown = (fitted("esmm", y, **settings) for y in (EVENTS_OF_ALL, UNKNOWN))
+    for one, other in zip(known.history_, unknown.history_, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    unknown.set_params(class_weight=None)
+    unknown.partial_fit(X[~CLICK], UNKNOWN[~CLICK])  # where all purchases follow
+    assert unknown.history_[-1]["train"]["buy"] > 0
+
+
+def test_a_purchase_after_a_click_that_is_next_to_impossible_has_its_probability(
+    esmm: MultiTaskClassifier,
+) -> None:
+    changed = pickle.loads(pickle.dumps(esmm))
+    click, _ = changed.model_.towers
+    click.last.bias[...] = click.last.bias[...] - 1000
+    assert (changed.predict_proba(X)["click"][:, 1] == 0).all()
+    found = changed.conditional_proba(X)["buy"]
+    np.testing.assert_allclose(found, esmm.conditional_proba(X)["buy"], rtol=1e-3)
 
 
 def test_the_calibrator_of_aitm_makes_probabilities_fall_along_the_chain() -> None:
@@ -184,7 +210,6 @@ def test_the_calibrator_of_aitm_makes_probabilities_fall_along_the_chain() -> No
     assert rises[100.0] < rises[0.0] / 2
 
 
-EVENTS_OF_ALL = {"click": CLICK, "buy": BUY}
 WRONG = [
     ("name each task once, in the order of their events", {"architecture": "esmm"}, {}),
     ("chain=\\('click',\\): name each task once", {"chain": ("click",)}, {}),

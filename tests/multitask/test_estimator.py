@@ -717,21 +717,21 @@ def test_wrong_calls_of_a_fitted_model_get_one_line(fitted: MultiTaskEstimator) 
         ValueError, match="task 'place': all targets are missing: leave the task out"
     ):
         fitted.scores(X, {**Y, "place": np.full(300, np.nan)})
-    with pytest.raises(ValueError, match="a target is too far from those of fit for float32"):
+    with pytest.raises(ValueError, match="a target is too far from the learned mean for float32"):
         model().fit(X, {"sum": Y["sum"]}, validation=(X, {"sum": 1e300 * Y["sum"]}))
     with pytest.raises(
-        ValueError, match=r"validation: y has the tasks \['place'\]: expected \['sum'\]"
+        ValueError, match=r"y of the validation rows has the tasks \['place'\]: expected \['sum'\]"
     ):
         model().fit(X, {"sum": Y["sum"]}, validation=(X, {"place": Y["place"]}))
     with pytest.raises(ValueError, match="task 'visits': all targets are 0: D² is undefined"):
         fitted.scores(X, {**Y, "visits": np.zeros(300)})
     with pytest.raises(ValueError, match="task 'sum': all targets are 1: R² is undefined"):
         fitted.scores(X, {**Y, "sum": np.ones(300)})
-    with pytest.raises(ValueError, match="targets of type number, and in fit they were of type st"):
+    with pytest.raises(ValueError, match="targets of type number, and the classes are of type str"):
         fitted.scores(X, {**Y, "positive": X[:, 0] > 0})
     with pytest.raises(NotFittedError):
         model().findings(X)
-    with pytest.raises(ValueError, match="class 9 of the validation split is not in the targets"):
+    with pytest.raises(ValueError, match="class 9 was in no target when the classes were"):
         model().fit(X, {"place": Y["place"]}, validation=(X, {"place": np.full(300, 9)}))
     with pytest.raises(ValueError, match="validation: give a tuple of X and y"):
         model().fit(X, {"place": Y["place"]}, validation=X)

@@ -90,3 +90,19 @@ def test_what_needs_all_rows_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             new_model(**settings).partial_fit(*rows)
+
+
+def test_errors_of_a_part_speak_of_its_rows() -> None:
+    table, y = parts_of(TABLE)
+    learned = new_model().partial_fit(table, y)
+    old = np.array(y["old"])
+    for wrong, message in (
+        ({"sum": AGE, "old": np.where(old, 2, 0)}, "task 'old': class 2 was in no target when"),
+        ({"sum": AGE, "old": np.where(old, "yes", "no")}, "of type str, and the classes are of ty"),
+        ({"sum": AGE}, "y of the training rows has the tasks ..sum..: expected ..sum., .old..$"),
+        ({"sum": AGE, "old": [None] * 400}, "task 'old': no training row has a target that counts"),
+        ({"sum": AGE * 1e300, "old": old}, "'sum': a target is too far from the learned mean"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            learned.partial_fit(table, wrong)
+        assert "validation" not in str(error.value) and "fit" not in str(error.value)

@@ -169,7 +169,7 @@ def test_the_score_of_a_task_is_the_metric_that_it_names() -> None:
     assert learned.scores(rows, {"rare": targets["rare"]})["rare"] == pytest.approx(
         f1_score(positive, predicted["rare"] == "yes")
     )
-    with pytest.raises(ValueError, match="f1: class 'new' is not in|class 'new' is not in the"):
+    with pytest.raises(ValueError, match="task 'rare': class 'new' was in no target when"):
         learned.scores(rows, {"rare": np.where(positive, "new", "no")})
 
 
@@ -231,6 +231,34 @@ def test_a_row_of_weight_0_is_left_out() -> None:
 def test_equal_weights_are_no_weights() -> None:
     none, equal = plain().fit(*TRAIN), plain().fit(*TRAIN, np.full(120, 0.25))
     np.testing.assert_allclose(none.predict(X)["sum"], equal.predict(X)["sum"], rtol=1e-4)
+    for weight in (1e-60, 1e60):  # float32 has neither
+        same = plain().fit(*TRAIN, np.full(120, weight))
+        np.testing.assert_allclose(same.predict(X)["sum"], equal.predict(X)["sum"], rtol=1e-6)
+
+
+def test_a_task_whose_classes_all_weigh_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="task 'rare': no training row has a target that counts"):
+        plain(class_weight={"rare": {"yes": 0, "no": 0}}).fit(*TRAIN)
+
+
+class Word(str):
+    """A class that counts how often it is looked up."""
+
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        Word.looked_up += 1
+        return super().__hash__()
+
+
+def test_validation_targets_are_encoded_once_and_not_after_each_epoch() -> None:
+    rows, targets = HELD_OUT
+    words = np.array([Word(each) for each in targets["rare"]], object)
+    seen: list[int] = []
+    learned = plain(scoring={"rare": "f1"}, monitor=("rare", "roc_auc"))
+    held_out = (rows, {**targets, "rare": words})
+    learned.fit(*TRAIN, validation=held_out, callbacks=[lambda _: seen.append(Word.looked_up)])
+    assert 0 < seen[0] == seen[-1] and len(seen) == 3
 
 
 @pytest.mark.parametrize("given", ["balanced", {"rare": {"yes": 5}}])

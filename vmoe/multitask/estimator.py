@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from scipy.special import log_expit
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -24,9 +25,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vmoe import forks
 from vmoe.multitask import saved
 from vmoe.multitask.build import ARCHITECTURES, CHAINS, BodyConfig, new_model
+from vmoe.multitask.chains import filled
 from vmoe.multitask.columns import SIZE, Table, TableEncoder, TableRows, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
-from vmoe.multitask.history import Watch, line_of, metrics_of, score_of
+from vmoe.multitask.history import Watch, line_of, metrics_of, scorer_of
 from vmoe.multitask.model import MultiTask
 from vmoe.multitask.splits import Split, data_at, row_weights, split_of, strata_of
 from vmoe.multitask.tasks import (
@@ -291,6 +293,7 @@ class MultiTaskEstimator(BaseEstimator):
             given.sample_weight,
         )
         weights = self._weights(tasks)
+        given = self._filled(given, tasks, "training")
         given, train, held_out, validated = new._splits(given, validation, tasks, random)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
         setup = self._begin(given, tasks, problems, random)
@@ -340,9 +343,8 @@ class MultiTaskEstimator(BaseEstimator):
         else:
             tasks = self.tasks_
             setup, random = self._resumed(given, random)
-        train = given.data(
-            tasks, self._class_weights(tasks, given), "training", self.chain is not None
-        )
+        given = self._filled(given, tasks, "training")
+        train = given.data(tasks, self._class_weights(tasks, given), "training")
         train = jax.device_put(train._replace(inputs=setup.inputs))
         epochs = setup.trainer.epochs(setup.state, train, None, random, self.batch_size)
         epoch = next(epochs)
@@ -450,8 +452,7 @@ class MultiTaskEstimator(BaseEstimator):
     ) -> tuple[Split, Data, Split | None, Data | None]:
         """The rows to train with and those of validation, each with their encoded targets."""
         class_weights = self._class_weights(tasks, given)
-        chained = self.chain is not None
-        data = given.data(tasks, class_weights, "training", chained)
+        data = given.data(tasks, class_weights, "training")
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) not in (2, 3):
                 raise ValueError(
@@ -460,7 +461,8 @@ class MultiTaskEstimator(BaseEstimator):
             X = self._known(validation[0])
             weight = validation[2] if len(validation) == 3 else None
             held_out = split_of(X, targets_of(validation[1], len(X)), weight)
-            return given, data, held_out, held_out.data(tasks, class_weights, "validation", chained)
+            held_out = self._filled(held_out, tasks, "validation")
+            return given, data, held_out, held_out.data(tasks, class_weights, "validation")
         if not self.validation_fraction:
             return given, data, None, None
         rows, others = self._split(tasks, data, random)
@@ -528,6 +530,12 @@ class MultiTaskEstimator(BaseEstimator):
                 f"{list(targets)}"
             )
         return {name: targets[name] for name in chain}
+
+    def _filled(self, split: Split, tasks: Mapping[str, Task], name: str) -> Split:
+        """Rows with the targets that follow from others, if the tasks are a chain."""
+        if self.chain is None:
+            return split
+        return split._replace(targets=filled(tasks, split.targets, name))
 
     def _known(self, X: Any) -> Any:
         """X, with the columns of ``fit``."""
@@ -724,8 +732,10 @@ class MultiTaskEstimator(BaseEstimator):
         """
         if self.architecture != "esmm":
             raise ValueError(f"{self.architecture!r} has no conditional probabilities: use 'esmm'")
-        p = {name: each[:, 1] for name, each in self.predict_proba(X).items()}
-        return {name: np.minimum(p[name] / p[before], 1) for before, name in itertools.pairwise(p)}
+        # a quotient of logarithms, since the probability of the event before may underflow
+        logs = {k: log_expit(x[:, 0].astype(np.float64)) for k, x in self._forward(X)[0].items()}
+        pairs = itertools.pairwise(logs)
+        return {name: np.minimum(np.exp(logs[name] - logs[before]), 1) for before, name in pairs}
 
     def metric_of(self, task: str) -> str:
         """The name of the metric of a task, see ``scoring``."""
@@ -749,14 +759,14 @@ class MultiTaskEstimator(BaseEstimator):
         """
         X = rows_of(X)
         outputs, metrics = self._forward(X)[0], metrics_of(self.tasks_, self.scoring)
-        targets = targets_of(y, len(X))
-        for name in targets:
+        split = Split(X, targets_of(y, len(X)), row_weights(sample_weight, X))
+        for name in split.targets:
             task_named("y", name, self.tasks_)
-        labels_of(targets)
-        split = Split(X, targets, row_weights(sample_weight, X))
+        split = self._filled(split, self.tasks_, "scored")
+        labels_of(split.targets)
         return {
-            name: score_of(self.tasks_[name], split, outputs[name], metrics[name])
-            for name in targets
+            name: scorer_of(self.tasks_[name], split, metrics[name])(outputs[name])
+            for name in split.targets
         }
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

@@ -1,6 +1,7 @@
 """The curves of a training run: what is measured after an epoch, and how it is shown."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,12 @@ class Watch:
             ValueError: there is no such task, or nothing to monitor it on.
         """
         self.tasks, self.weights, self.held_out = tasks, weights, held_out
-        self._metrics = metrics_of(tasks, scoring)
+        metrics = metrics_of(tasks, scoring)
+        self._scorers = {
+            name: scorer_of(tasks[name], held_out, metric)
+            for name, metric in metrics.items()
+            if held_out is not None
+        }
         self._named, self._task, self._metric = set(scoring or {}), None, LOSS
         if isinstance(monitor, str):
             return
@@ -48,7 +54,9 @@ class Watch:
                 f"monitor={monitor!r} needs validation rows: use a validation_fraction above 0"
             )
         self._task, self._metric = monitor
-        task_named("monitor", self._task, tasks)
+        self._monitored = scorer_of(
+            task_named("monitor", self._task, tasks), held_out, self._metric
+        )
 
     def row_of(self, epoch: Epoch) -> dict[str, Any]:
         """What the history has of an epoch.
@@ -60,31 +68,29 @@ class Watch:
             "train": self._by_task(epoch.train.tasks),
             "gates": float(epoch.train.gates),
         }
-        split = self.held_out
-        if epoch.validation is None or split is None:
+        if epoch.validation is None:
             return row
         losses, outputs = jax.device_get(epoch.validation)
         by_name = dict(zip(self.tasks, outputs, strict=True))
         row["validation"] = self._by_task(losses.tasks)
         if not np.isfinite(losses.tasks).all():
             return row  # there is nothing to score, and training ends with an error
-        row["scores"] = {name: self._score(split, name, by_name[name]) for name in self.tasks}
+        row["scores"] = {name: self._score(name, by_name[name]) for name in self.tasks}
         if self._task is None:
             row["monitor"] = float(np.dot(self.weights, list(row["validation"].values())))
         elif self._metric == LOSS:
             row["monitor"] = row["validation"][self._task]
         else:
-            task = self.tasks[self._task]
-            row["monitor"] = score_of(task, split, by_name[self._task], self._metric)
+            row["monitor"] = self._monitored(by_name[self._task])
         return row
 
     def _by_task(self, losses: Any) -> dict[str, float]:
         return dict(zip(self.tasks, np.asarray(losses).tolist(), strict=True))
 
-    def _score(self, split: Split, name: str, outputs: np.ndarray) -> float:
+    def _score(self, name: str, outputs: np.ndarray) -> float:
         """The score on the validation rows; NaN for a default metric that is undefined."""
         try:
-            return score_of(self.tasks[name], split, outputs, self._metrics[name])
+            return self._scorers[name](outputs)
         except ValueError:
             if name in self._named:
                 raise
@@ -108,13 +114,13 @@ def metrics_of(tasks: Mapping[str, Task], scoring: Mapping[str, str] | None) -> 
     return {name: task.metric for name, task in tasks.items()} | dict(scoring or {})
 
 
-def score_of(task: Task, split: Split, outputs: np.ndarray, metric: str) -> float:
-    """The score of a task over the rows with a target."""
+def scorer_of(task: Task, split: Split, metric: str) -> Callable[[np.ndarray], float]:
+    """The score of a task's outputs over the rows with a target, which are encoded once."""
     targets, weight = split.targets[task.name], split.sample_weight
     labeled = ~is_missing(targets)
-    return task.score(
-        targets[labeled], outputs[labeled], metric, None if weight is None else weight[labeled]
-    )
+    weight = None if weight is None else weight[labeled]
+    truth = functools.cache(lambda: task.truth(targets[labeled], metric))
+    return lambda outputs: task.score(truth(), outputs[labeled], metric, weight)
 
 
 def line_of(row: Mapping[str, Any], max_epochs: int | None) -> str:

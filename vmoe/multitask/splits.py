@@ -1,6 +1,6 @@
 """Rows of a table with targets and weights, which are split for training and validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight
 
-from vmoe.multitask.chains import followed
-from vmoe.multitask.tasks import Classification, Task, check_labeled, labels_of
+from vmoe.multitask.tasks import Classification, Task
 from vmoe.multitask.training import Data
+from vmoe.multitask.values import is_missing
 
 
 class Split(NamedTuple):
@@ -36,38 +36,45 @@ class Split(NamedTuple):
             None if weight is None else weight[rows],
         )
 
-    def data(
-        self,
-        tasks: Mapping[str, Task],
-        class_weights: Mapping[str, Any],
-        name: str,
-        chained: bool = False,
-    ) -> Data:
+    def data(self, tasks: Mapping[str, Task], class_weights: Mapping[str, Any], name: str) -> Data:
         """The encoded targets with their weights, without inputs.
 
         Args:
             class_weights: the weights of the classes by name of the task, for some tasks.
             name: of the split, for errors.
-            chained: whether the tasks are a chain of events, see ``followed``.
+
+        Raises:
+            ValueError: the tasks are others, or one has no target in these rows.
         """
         if set(self.targets) != set(tasks):
             raise ValueError(
-                f"validation: y has the tasks {list(self.targets)}: expected {list(tasks)}"
+                f"y of the {name} rows has the tasks {list(self.targets)}: expected {list(tasks)}"
             )
-        weights = labels_of({task: self.targets[task] for task in tasks}, name)
-        encoded = {k: task.encode(self.targets[k], weights[k]) for k, task in tasks.items()}
-        if chained:
-            weights = followed(tasks, encoded, weights, name)
-        if self.sample_weight is not None:
-            weights = {k: each * self.sample_weight for k, each in weights.items()}
-        for k, of_class in class_weights.items():
-            weights[k] = weights[k] * of_class[encoded[k]]
-        return Data(None, tuple(encoded.values()), tuple(map(as_weights, weights.values())))
+        encoded, weights = [], []
+        for k, task in tasks.items():
+            weight = ~is_missing(self.targets[k])
+            encoded.append(task.encode(self.targets[k], weight))
+            if self.sample_weight is not None:
+                weight = weight * self.sample_weight
+            if k in class_weights:
+                weight = weight * class_weights[k][encoded[-1]]
+            weights.append(weight)
+        check_labeled(tasks, weights, name)
+        return Data(None, tuple(encoded), tuple(map(as_weights, weights)))
 
 
 def as_weights(weights: np.ndarray) -> np.ndarray:
-    """Weights as booleans or float32."""
-    return weights if weights.dtype == bool else weights.astype(np.float32)
+    """Weights as booleans, or as float32 of at most 1: only their ratios count in a mean."""
+    return weights if weights.dtype == bool else (weights / weights.max()).astype(np.float32)
+
+
+def check_labeled(tasks: Iterable[str], weights: Iterable[np.ndarray], name: str) -> None:
+    """Raises a ValueError if a task has no target in the rows of a split."""
+    for task, weight in zip(tasks, weights, strict=True):
+        if not weight.any():
+            raise ValueError(
+                f"task {task!r}: no {name} row has a target that counts: give more targets"
+            )
 
 
 def split_of(X: Any, targets: dict[str, np.ndarray], sample_weight: Any) -> Split:
@@ -78,7 +85,7 @@ def split_of(X: Any, targets: dict[str, np.ndarray], sample_weight: Any) -> Spli
 
 
 def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
-    """The weight of each row; None for 1.
+    """The weight of each row, at most 1, as only their ratios count; None for equal ones.
 
     Raises:
         ValueError: ``sample_weight`` is not a number from 0 on for each row, or all are 0.
@@ -88,7 +95,7 @@ def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not weight.any():
         raise ValueError("sample_weight: all weights are 0: give some rows more")
-    return weight
+    return weight / weight.max()
 
 
 def data_at(rows: np.ndarray, tasks: Mapping[str, Task], data: Data, name: str) -> Data:
@@ -98,7 +105,7 @@ def data_at(rows: np.ndarray, tasks: Mapping[str, Task], data: Data, name: str) 
         ValueError: a task has no target in these rows.
     """
     found = jax.tree.map(lambda each: each[rows], data)
-    check_labeled(dict(zip(tasks, found.weights, strict=True)), name)
+    check_labeled(tasks, found.weights, name)
     return found
 
 

@@ -89,23 +89,22 @@ class Task:
 
     def score(
         self,
-        targets: np.ndarray,
+        truth: np.ndarray,
         outputs: Float[np.ndarray, "b q"],
-        metric: str | None = None,
+        metric: str,
         sample_weight: Float[np.ndarray, "b"] | None = None,
     ) -> float:
         """How well outputs predict targets, none of which is missing; more is better.
 
         Args:
-            metric: the name of a scorer of scikit-learn, or "d2_poisson"; None for that of the
-                kind. For those that have a positive class, it is the last one.
+            truth: the targets (b,) as ``truth`` makes them for the metric.
+            metric: the name of a scorer of scikit-learn, or "d2_poisson". For those that have a
+                positive class, it is the last one.
 
         Raises:
             ValueError: the metric is not for such a task, or is undefined for these targets.
         """
-        metric = metric or self.metric
         given = {} if sample_weight is None else {"sample_weight": sample_weight}
-        truth = self.truth(targets, metric)
         try:
             scorer = SCORERS[metric] if metric in SCORERS else get_scorer(metric)
             found = float(scorer(self.predictor(), outputs, truth, **given))
@@ -173,27 +172,30 @@ class Classification(Task):
         self.size = 1 if len(self.classes) == 2 else len(self.classes)
 
     def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
-        codes = self._codes(targets[labeled])
-        if (unknown := codes < 0).any():
-            first = as_list(targets[labeled][unknown])[0]
-            raise ValueError(
-                f"task {self.name!r}: class {first!r} of the validation split is not in the "
-                "targets of fit: leave its rows out"
-            )
         encoded = np.zeros(len(targets), np.int32)
-        encoded[labeled] = codes
+        encoded[labeled] = self._known_codes(targets[labeled])
         return encoded
 
-    def _codes(self, targets: np.ndarray) -> Int[np.ndarray, "b"]:
+    def codes(self, targets: np.ndarray) -> Int[np.ndarray, "b"]:
         """The index of the class of each target, none of which is missing; -1 for unknown ones."""
         found = type_of(f"task {self.name!r}", targets)
-        if found != self.type:
+        if found not in (self.type, None):
             raise ValueError(
-                f"task {self.name!r}: targets of type {found}, and in fit they were of type "
+                f"task {self.name!r}: targets of type {found}, and the classes are of type "
                 f"{self.type}: convert them"
             )
         known = {value: code for code, value in enumerate(as_list(self.classes))}
         return np.array([known.get(value, -1) for value in as_list(targets)], np.int32)
+
+    def _known_codes(self, targets: np.ndarray) -> Int[np.ndarray, "b"]:
+        codes = self.codes(targets)
+        if (unknown := codes < 0).any():
+            first = as_list(targets[unknown])[0]
+            raise ValueError(
+                f"task {self.name!r}: class {first!r} was in no target when the classes were "
+                "learned: leave its rows out"
+            )
+        return codes
 
     @staticmethod
     def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
@@ -212,11 +214,7 @@ class Classification(Task):
 
     def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
         """The codes of the classes. For the accuracy, a class that is not in fit is a code, -1."""
-        codes = self._codes(targets)
-        if metric != "accuracy" and (unknown := codes < 0).any():
-            first = as_list(targets[unknown])[0]
-            raise ValueError(f"class {first!r} is not in the targets of fit: leave its rows out")
-        return codes
+        return self.codes(targets) if metric == "accuracy" else self._known_codes(targets)
 
     def predictor(self) -> BaseEstimator:
         return OutputClassifier(self)
@@ -239,7 +237,7 @@ class Classification(Task):
         if isinstance(class_weight, str) and class_weight == "balanced":
             labeled = ~is_missing(targets)
             weight = None if sample_weight is None else sample_weight[labeled]
-            counts = np.bincount(self._codes(targets[labeled]), weight, len(self.classes))
+            counts = np.bincount(self.codes(targets[labeled]), weight, len(self.classes))
             return counts.sum() / (len(counts) * counts)
         if not isinstance(class_weight, Mapping):
             raise ValueError(f'{place}: {class_weight!r}: use "balanced" or a dict by class')
@@ -412,30 +410,18 @@ def as_float32(name: str, values: Float[np.ndarray, "b"]) -> np.ndarray:
     with np.errstate(over="ignore"):
         encoded = values.astype(np.float32)
     if not np.isfinite(encoded).all():
-        raise ValueError(f"task {name!r}: a target is too far from those of fit for float32")
+        raise ValueError(f"task {name!r}: a target is too far from the learned mean for float32")
     return encoded
 
 
-def labels_of(
-    targets: Mapping[str, np.ndarray], split: str | None = None
-) -> dict[str, Bool[np.ndarray, "b"]]:
+def labels_of(targets: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray, "b"]]:
     """Whether a target is there, for each task.
 
-    Args:
-        split: which rows these are, for the error; None for all.
+    Raises:
+        ValueError: a task has none.
     """
     found = {name: ~is_missing(values) for name, values in targets.items()}
-    check_labeled(found, split)
-    return found
-
-
-def check_labeled(labeled: Mapping[str, Bool[np.ndarray, "b"]], split: str | None) -> None:
-    """Raises a ValueError if a task has no target."""
-    for name, known in labeled.items():
+    for name, known in found.items():
         if not known.any():
-            raise ValueError(
-                f"task {name!r}: all targets are missing: leave the task out"
-                if split is None
-                else f"task {name!r}: no {split} row has a target: give more targets, or a "
-                "validation split that has some"
-            )
+            raise ValueError(f"task {name!r}: all targets are missing: leave the task out")
+    return found

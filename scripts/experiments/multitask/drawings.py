@@ -153,8 +153,8 @@ def compare(train: Drawings, test: Drawings, gates: int, seed: int, epochs: int)
     others = np.random.default_rng(0).permutation(len(second))
     return {
         "accuracy": {
-            task.name: task.score(test.labels[task.name], np.asarray(outputs[task.name]))
-            for task in tasks
+            name: float((task.predict(np.asarray(outputs[name])) == test.labels[name]).mean())
+            for name, task in zip(train.labels, tasks, strict=True)
         },
         "overlap": float(np.minimum(first, second).sum(1).mean()),
         "by_chance": float(np.minimum(first, second[others]).sum(1).mean()),
