@@ -4,6 +4,7 @@ The test that converts to ONNX runs where jax2onnx and onnxruntime are installed
 """
 
 import contextlib
+import datetime
 import io
 import json
 import sys
@@ -69,26 +70,68 @@ def test_the_program_has_the_outputs_of_the_model_for_any_number_of_rows(
             np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def of_all_kinds(random: np.random.Generator, rows: int) -> pd.DataFrame:
+    """Random columns of every kind of categories, some of them missing."""
+    day = datetime.datetime(2020, 10, 24, 23, 30)
+    days = [day + datetime.timedelta(hours=i) for i in range(6)]
+    kinds: dict[str, list[Any]] = {
+        "text": ["a", "b", "1", "", None, float("nan")],
+        "mixed": [
+            True,
+            False,
+            1,
+            1.0,
+            2.5,
+            np.float32(0.1),
+            np.int64(7),
+            None,
+            float("nan"),
+            10**20,
+        ],
+        "date": [*(each.date() for each in days), None],
+        "time": [datetime.time(1), datetime.time(2, 30), None],
+        "naive": [*days, None, pd.NaT],
+        "stamp": [*map(pd.Timestamp, days), None],
+        "numpy": [*map(np.datetime64, days), np.datetime64("NaT")],
+        "zoned": list(pd.Series(days).dt.tz_localize("UTC").dt.tz_convert("Europe/Oslo")),
+        "span": [*(each - day for each in days), pd.Timedelta(3, "h"), None],
+        "tags": [["x"], [], None, ["y", None], [None], ["x", "z", "y"]],
+        "sizes": [[1, 2.0], [True], [float("nan"), 5.0], [5]],
+    }
+    columns = {}
+    for kind, choices in kinds.items():
+        drawn = [choices[i] for i in random.integers(len(choices), size=rows)]
+        for name in (kind, f"{kind} hashed"):
+            columns[name] = pd.Series(drawn, dtype=object)
+    return pd.DataFrame({"age": random.normal(size=rows), **columns})
+
+
 @pytest.mark.slow
-def test_the_program_runs_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lists = FRAME.assign(
-        tags=[["x"], ["y", "x"], []] * 20, work=FRAME["work"].replace(np.nan, None)
-    )
-    fitted = new_model(hash_buckets={"place": 3}, categorical=["work", "place", "tags"])
-    tables.write_program(tmp_path, fitted.fit(lists, TARGETS))
+def test_the_page_of_the_program_encodes_rows_as_the_model_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    rows, targets = of_all_kinds(random, 60), {"sum": FRAME["age"]}
+    coded = [name for name in rows if name != "age"]
+    buckets = {name: 50 for name in coded if "hashed" in name}
+    fitted = new_model(hash_buckets=buckets, categorical=coded, kinds=None, embedding_size=2)
+    tables.write_program(tmp_path, fitted.fit(rows, targets))
     text = (tmp_path / "README.md").read_text().split("```")[1].removeprefix("python\n")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(text, "README.md", "exec"), names)
-    assert "'positive'" in printed.getvalue()
-    new = {**names["rows"][0], "work": "new", "tags": ["new", "x"]}
-    rows = [*lists.to_dict("records"), new]
-    numbers, codes, lists = names["encode"](rows)
-    table = fitted._encoder.transform(pd.DataFrame(rows))
-    np.testing.assert_allclose(numbers, table.numbers, rtol=1e-6)
-    np.testing.assert_array_equal(codes, table.codes)
-    np.testing.assert_array_equal(lists, table.lists)
+    assert "'sum'" in printed.getvalue()
+    new = {**names["rows"][0], "text": "new", "tags": ["new", "x"], "mixed": 3}
+    for given in (rows, of_all_kinds(random, 200), pd.DataFrame([new]).astype({"age": float})):
+        numbers, codes, lists = names["encode"](given.to_dict("records"))
+        table = fitted._encoder.transform(given)
+        np.testing.assert_array_equal(numbers, table.numbers)
+        np.testing.assert_array_equal(codes, table.codes)
+        for found, expected in zip(lists, table.lists, strict=True):
+            n = found.shape[1]
+            np.testing.assert_array_equal(found, expected[:, :n])
+            assert (expected[:, n:] == -1).all()
 
 
 @pytest.mark.slow

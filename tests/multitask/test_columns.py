@@ -51,6 +51,10 @@ def test_hashed_categories_need_no_vocabulary() -> None:
     np.testing.assert_array_equal(
         whole.fit_transform(ints, ["from"]).codes, whole.transform(floats).codes
     )
+    equal = TableEncoder(hash_buckets={"from": 10**6})
+    for values in ([True, 1, 1.0, np.float32(1)], [0.1, np.float64(0.1)], [False, 0, -0.0]):
+        one = pd.DataFrame({"from": pd.Series(values, dtype=object)})
+        assert len(set(equal.fit_transform(one, ["from"]).codes[:, 0].tolist())) == 1, values
 
 
 def test_columns_that_share_embeddings_have_equal_codes_for_equal_categories() -> None:

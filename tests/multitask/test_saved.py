@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import itertools
 import json
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from vmoe.errors import Failure
-from vmoe.multitask import MultiTaskClassifier, MultiTaskEstimator, saved
+from vmoe.multitask import MultiTaskClassifier, MultiTaskEstimator, as_json, saved
+from vmoe.multitask.columns import TableEncoder
+from vmoe.multitask.tasks import Classification
+from vmoe.multitask.values import as_values
 
 RANDOM = np.random.default_rng(0)
 DAYS = [datetime.datetime(2020, 1, day) for day in (1, 2, 3)]
@@ -26,17 +31,19 @@ FRAME = pd.DataFrame(
         "day": pd.Series(DAYS * 20),
         "user": np.arange(60) % 7,
         "tags": [["x"], ["x", "y"], []] * 20,
+        "at": pd.Series(DAYS * 20).dt.tz_localize("Europe/Oslo"),
     }
 )
 TARGETS = {
     "sum": FRAME["age"].to_numpy() * 3,
     "work": np.array(["no", "yes", "maybe"] * 20),
     "day": np.array(["2020-01-01", "2021-01-01"] * 30, "datetime64[D]"),
+    "at": FRAME["at"],
     "visits": RANDOM.poisson(2, 60),
 }
 SETTINGS: dict[str, Any] = {
     "kinds": {"visits": "count"},
-    "categorical": ["work", "day", "user", "tags"],
+    "categorical": ["work", "day", "user", "tags", "at"],
     "hash_buckets": {"user": 5},
     "embedding_size": {"day": 2},
     "expert_units": (4,),
@@ -46,6 +53,10 @@ SETTINGS: dict[str, Any] = {
     "validation_fraction": 0,
     "random_state": 0,
 }
+
+
+class Own(MultiTaskEstimator):
+    """A class of a user."""
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +114,94 @@ def test_every_architecture_is_saved(architecture: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, fitted.predict(FRAME)["sum"])
 
 
-def test_a_class_loads_its_own_models(file: Path) -> None:
+def test_a_class_loads_its_own_models(fitted: MultiTaskEstimator, file: Path) -> None:
     with pytest.raises(ValueError, match="class is 'MultiTaskEstimator', not MultiTaskClassifier"):
         MultiTaskClassifier.load(file)
+    own = Own(**fitted.get_params())
+    vars(own).update(vars(fitted))
+    own.save(path := file.with_name("own"))
+    assert type(Own.load(path)) is Own
+    with pytest.raises(ValueError, match="class is 'Own', not MultiTaskEstimator or .*: call load"):
+        MultiTaskEstimator.load(path)
+    own.more_ = 3
+    with pytest.raises(ValueError, match="more_: .* has no attributes of your own"):
+        own.save(path)
 
 
-def with_content(file: Path, change: Any) -> Path:
-    """The file with another JSON text and its SHA-256."""
+CHANGES: list[tuple[str, Any]] = [
+    ("gate_temperature=2.0, and in fit it was 1.0", {"gate_temperature": 2.0}),
+    ("k=1, and in fit it was 2: fit again", {"k": 1}),
+    ("gate='dselect_k', and in fit", {"gate": "dselect_k"}),
+    ("architecture='one_gate', and in fit it was 'shared_bottom'", {"architecture": "one_gate"}),
+    ("chain", {"chain": ["a", "b"]}),
+    ("expert_units=.5,., and in fit it was .4,.: fit again", {"expert_units": (5,)}),
+    ("categorical=None, and in fit it was", {"categorical": None}),
+    ("expert.*function", {"expert": lambda width, rngs: nnx.Linear(width, 4, rngs=rngs)}),
+]
+
+
+def test_a_setting_that_decides_the_model_is_that_of_fit(
+    fitted: MultiTaskEstimator, file: Path
+) -> None:
+    models = [fitted, MultiTaskEstimator.load(file)]
+    for (message, change), made in itertools.product(CHANGES, models):
+        model = copy.copy(made).set_params(**change)
+        with pytest.raises(ValueError, match=message) as error:
+            model.save(file.with_name("gone"))
+        assert "\n" not in str(error.value) and not file.with_name("gone").exists()
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(FRAME, TARGETS)
+
+
+def test_settings_of_training_and_scores_may_change_before_a_model_is_saved(
+    fitted: MultiTaskEstimator, file: Path
+) -> None:
+    changed = copy.copy(fitted).set_params(learning_rate=0.5, scoring={"work": "neg_log_loss"})
+    changed.save(path := file.with_name("changed settings"))
+    loaded = MultiTaskEstimator.load(path)
+    assert loaded.get_params() == changed.get_params()
+    assert loaded.metric_of("work") == "neg_log_loss"
+
+
+def test_dates_with_time_zones_and_of_numpy_and_pandas_are_saved() -> None:
+    zoned = pd.Series(DAYS).dt.tz_localize("Europe/Oslo")
+    # the clock shows 2 to 3 twice, first at +2 hours and then at +1
+    twice = pd.date_range("2020-10-24 23:30", periods=3, freq="h", tz="UTC").tz_convert(zoned.dt.tz)
+    for days in (
+        zoned.tolist(),
+        twice.tolist(),
+        [day.replace(tzinfo=datetime.UTC) for day in DAYS],
+        [pd.Timestamp(day) for day in DAYS],
+        [pd.Timestamp(day) - pd.Timestamp(0) for day in DAYS],
+        [np.datetime64(day) for day in DAYS],
+    ):
+        targets = as_values("days", days)
+        classes = Classification("days", targets, np.full(3, True)).classes
+        text = json.dumps(as_json.to_json("days", classes))
+        np.testing.assert_array_equal(as_json.from_json(json.loads(text)), classes)
+        encoder = TableEncoder()
+        rows = pd.DataFrame({"day": pd.Series(days, dtype=object)})
+        codes = encoder.fit_transform(rows, ["day"]).codes
+        again = TableEncoder.from_json(json.loads(json.dumps(encoder.to_json())))
+        np.testing.assert_array_equal(again.transform(rows).codes, codes)
+        assert sorted(codes[:, 0].tolist()) == [0, 1, 2]
+
+
+def test_the_metadata_that_a_model_asks_for_are_saved(
+    fitted: MultiTaskEstimator, file: Path
+) -> None:
+    with sklearn.config_context(enable_metadata_routing=True):
+        asking = copy.copy(fitted).set_fit_request(sample_weight=True)
+    asking.save(path := file.with_name("asking"))
+    requests = MultiTaskEstimator.load(path).get_metadata_routing()
+    assert str(requests) == str(asking.get_metadata_routing())
+    assert requests.fit.requests["sample_weight"] is True
+
+
+def with_content(file: Path, change: Any, change_arrays: Any = lambda arrays: None) -> Path:
+    """The file with another JSON text, other arrays, and their SHA-256."""
     arrays = load_file(file)
+    change_arrays(arrays)
     content = json.loads(arrays["json"].tobytes())
     change(content)
     arrays["json"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
@@ -130,15 +221,88 @@ def with_content(file: Path, change: Any) -> Path:
         lambda content: content["settings"].update(expert_units=[3]),
         lambda content: content["settings"].update(n_experts="many"),
         lambda content: content["settings"].update(gone=1),
+        lambda content: content["settings"].pop("gate_temperature"),
         lambda content: content["settings"].update(expert={"code": ["print()"]}),
+        lambda content: content["settings"].update(architecture="mmoe", n_experts=10**12),
+        lambda content: content["settings"].update(
+            architecture="mmoe", n_experts=2, gate="dselect_k", k=3
+        ),
+        lambda content: content["settings"].update(categorical={"array": ["<U500000000", ["a"]]}),
+        lambda content: content["settings"].update(categorical={"array": ["V500000000", ["a"]]}),
         lambda content: content["encoder"].update(columns=3),
+        lambda content: content["encoder"]["columns"][0].update(mean=float("nan")),
+        lambda content: content["encoder"]["columns"][0].update(name=[]),
+        lambda content: content["encoder"]["columns"][1].update(vocabulary=-1),
+        lambda content: content["encoder"]["vocabularies"][0].update(size=10**12),
+        lambda content: content["encoder"]["vocabularies"][2].update(buckets=10**18),
+        lambda content: content["encoder"]["vocabularies"][0].update(categories=["b", "a"]),
+        lambda content: content["encoder"]["vocabularies"][0].update(categories=["a", 3]),
+        lambda content: content["tasks"][0][1]["dict"].append(["predict", 3]),
+        lambda content: content["tasks"][0][1]["dict"].pop(),
+        lambda content: content["tasks"].append(content["tasks"][0]),
+        lambda content: content.update(predict=3),
+        lambda content: content.update(history=[3]),
+        lambda content: content.update(requests={"fit": {"sample_weight": 3}}),
         lambda content: content.update({"class": "Popen"}),
+        lambda content: content.update({"class": []}),
     ],
 )
 def test_a_file_with_another_content_gets_one_line(change: Any, file: Path) -> None:
-    with pytest.raises(ValueError, match="changed: it cannot be used") as error:
+    with pytest.raises(ValueError, match="changed: (it cannot be used|k=3: use 1 to 2)") as error:
         MultiTaskEstimator.load(with_content(file, change))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_names_no_attributes(file: Path) -> None:
+    def change(content: Any) -> None:
+        content["attributes"] = {"predict": 3, "__class__": 3}
+
+    with pytest.raises(ValueError, match="changed: it cannot be used .*attributes"):
+        MultiTaskEstimator.load(with_content(file, change))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_refused(file: Path, value: float) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays["towers/0/last/bias/value"][0] = value
+
+    with pytest.raises(
+        ValueError, match="changed: .*towers/0/last/bias/value has values that are NaN"
+    ):
+        MultiTaskEstimator.load(with_content(file, lambda content: None, change))
+
+
+def damage(random: np.random.Generator, content: Any) -> None:
+    """Removes, replaces or repeats a random part of a JSON value."""
+    parts = [content]
+    for part in parts:
+        values = part.values() if isinstance(part, dict) else part
+        parts += [each for each in values if isinstance(each, dict | list) and each]
+    part = parts[random.integers(len(parts))]
+    at = list(part)[random.integers(len(part))] if isinstance(part, dict) else -1
+    new = (None, True, -1, 0, 10**30, 0.5, float("nan"), "x", [], {}, [["x"]], {"tuple": [1]})
+    match random.integers(3):
+        case 0:
+            part.pop(at)
+        case 1:
+            part[at] = new[random.integers(len(new))]
+        case _ if isinstance(part, dict):
+            part["more"] = 1
+        case _:
+            part.append(part[-1])
+
+
+@pytest.mark.slow
+def test_a_damaged_content_loads_or_gets_one_line(file: Path) -> None:
+    random, refused = np.random.default_rng(0), 0
+    for _ in range(100):
+        path = with_content(file, lambda content: damage(random, content))
+        try:
+            MultiTaskEstimator.load(path)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert refused > 50
 
 
 def test_a_damaged_file_gets_one_line(file: Path, tmp_path: Path) -> None:
@@ -171,9 +335,6 @@ def test_what_json_cannot_have_is_refused_and_leaves_the_file(
     own.set_params(expert=lambda width, rngs: nnx.Linear(width, 4, rngs=rngs))
     with pytest.raises(ValueError, match="expert: <function .* is a function, which cannot be sa"):
         own.save(path)
-    changed = copy.copy(fitted).set_params(expert_units=(5,))
-    with pytest.raises(ValueError, match="the settings were changed after fit: fit again"):
-        changed.save(path)
     with pytest.raises(Failure, match="cannot be written .No such file or directory"):
         fitted.save(tmp_path / "gone" / "model")
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

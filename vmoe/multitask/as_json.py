@@ -1,10 +1,11 @@
 """Settings, categories and classes as JSON and back, each with its type.
 
 None, booleans, integers, floats, strings and lists are themselves, anything else is an object with
-one field, whose name is the type.
+one field, whose name is the type. Arrays have one axis.
 """
 
 import datetime
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,8 @@ def to_json(place: str, value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.ndarray) and value.ndim == 1:
-        return {"array": [value.dtype.str, to_json(place, _items(value))]}
+        dtype = "U" if value.dtype.kind == "U" else value.dtype.str
+        return {"array": [dtype, to_json(place, _items(value))]}
     if type(value) is list:
         return [to_json(place, each) for each in value]
     if type(value) is tuple:
@@ -75,10 +77,13 @@ def from_json(given: Any) -> Any:
         case "timedelta":
             return datetime.timedelta(*values)
         case "array":
+            if not re.fullmatch(r"U|\|O|[<>|][biufmM]\d{1,2}(\[\w{1,8}\])?", values[0]):
+                raise ValueError(f"{values[0]!r:.40} is no type of an array")
             dtype = np.dtype(values[0])
             if dtype.kind == "O":
                 found = np.empty(len(values[1]), object)
                 found[:] = values[1]
                 return found
-            return np.array(values[1], "i8" if dtype.kind in "mM" else dtype).view(dtype)
+            found = np.array(values[1], "i8" if dtype.kind in "mM" else dtype)
+            return found.view(dtype) if dtype.kind in "mM" else found
     raise ValueError(f"{kind!r:.20} is no type of a value")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -118,10 +118,12 @@ class Vocabulary:
 def bucket(value: Any, buckets: int) -> int:
     """MurmurHash3 of a category's text in UTF-8, with seed 0, modulo the number of buckets.
 
-    A whole number has the same text as an integer.
+    Equal numbers have the same text: True, 1 and 1.0 that of 1.
     """
-    whole = isinstance(value, float) and value.is_integer()
-    return murmurhash3_32(str(int(value) if whole else value), positive=True) % buckets
+    if isinstance(value, Real | np.bool_):
+        number: Any = value
+        value = int(number) if float(number).is_integer() else float(number)
+    return murmurhash3_32(str(value), positive=True) % buckets
 
 
 class TableEncoder:
@@ -177,11 +179,7 @@ class TableEncoder:
         for at, vocabulary in enumerate(self.vocabularies):
             own = {self._place(i): coded[i] for i, v in self.vocabulary_of.items() if v == at}
             vocabulary.learn(own, self._min_frequency)
-        rows: dict[int, int] = {}  # of the matrix of each size
-        for vocabulary in self.vocabularies:
-            vocabulary.first = rows.setdefault(vocabulary.size, 0)
-            rows[vocabulary.size] += len(vocabulary) + 1
-            vocabulary.matrix = list(rows).index(vocabulary.size)
+        self._place_embeddings()
         if numbers := self._numbers(columns):
             with np.errstate(over="ignore", invalid="ignore"):
                 self.scaler.fit(np.stack(numbers, axis=1), sample_weight=sample_weight)
@@ -213,6 +211,14 @@ class TableEncoder:
             vocabulary_of |= dict.fromkeys(group, len(self.vocabularies))
             self.vocabularies.append(Vocabulary(*ways.pop()))
         self.vocabulary_of = dict(sorted(vocabulary_of.items()))
+
+    def _place_embeddings(self) -> None:
+        """Sets the matrix of each vocabulary, and its rows there."""
+        rows: dict[int, int] = {}  # of the matrix of each size
+        for vocabulary in self.vocabularies:
+            vocabulary.first = rows.setdefault(vocabulary.size, 0)
+            rows[vocabulary.size] += len(vocabulary) + 1
+            vocabulary.matrix = list(rows).index(vocabulary.size)
 
     def _by_index(
         self, setting: str, given: Mapping[Hashable, Any], categorical: Sequence[int]
@@ -277,25 +283,43 @@ class TableEncoder:
         vocabularies = []
         for at, each in enumerate(self.vocabularies):
             place = self._place(next(i for i, own in self.vocabulary_of.items() if own == at))
-            vocabularies.append(vars(each) | {"categories": to_json(place, each.categories)})
+            vocabularies.append(vars(each) | {"categories": to_json(place, list(each.categories))})
         return {"columns": columns, "vocabularies": vocabularies}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "TableEncoder":
-        """The encoder of ``to_json``, for ``transform``."""
+        """The encoder of ``to_json``, for ``transform``.
+
+        Raises:
+            Exception: it is none.
+        """
         made, columns = cls(), given["columns"]
         made.names = [from_json(column["name"]) for column in columns]
-        made.vocabularies = [
-            Vocabulary(**{**each, "categories": from_json(each["categories"])})
-            for each in given["vocabularies"]
-        ]
+        for each in given["vocabularies"]:
+            size, buckets, kind = each["size"], each["buckets"], each["type"]
+            made.vocabularies.append(own := Vocabulary(size, buckets, kind))
+            own.categories = from_json(each["categories"])
+            values = np.fromiter(own.categories, object)
+            if not (type(size) is int and type(buckets) is int and size > 0 <= buckets) or (
+                own.categories != sorted(set(own.categories))
+                or (len(values) and (buckets or type_of("its categories", values) != kind))
+            ):
+                raise ValueError("a vocabulary has other values than a fit gives it")
+        made._place_embeddings()
         coded = {i: column for i, column in enumerate(columns) if "vocabulary" in column}
         made.vocabulary_of = {i: column["vocabulary"] for i, column in coded.items()}
         made.lists = {i for i, column in coded.items() if column["lists"]}
-        numbers = [(each["mean"], each["scale"]) for each in columns if "mean" in each]
+        known = set(range(len(made.vocabularies))) == set(made.vocabulary_of.values())
+        if not known or len(set(made.names)) < len(columns):
+            raise ValueError("two columns have one name, or a vocabulary has no column")
+        numbers = [
+            (each["mean"], each["scale"]) for i, each in enumerate(columns) if i not in coded
+        ]
         if numbers:
-            made.scaler.mean_, made.scaler.scale_ = np.array(numbers, np.float64).T
+            made.scaler.mean_, made.scaler.scale_ = np.array(numbers).T
             made.scaler.n_features_in_ = len(numbers)
+            if not (np.isfinite(numbers).all() and (made.scaler.scale_ > 0).all()):
+                raise ValueError("a column of numbers has no mean and scale")
         return made
 
     @property

@@ -374,12 +374,12 @@ class MultiTaskEstimator(BaseEstimator):
         self, given: Split, random: np.random.Generator
     ) -> tuple["Setup", np.random.Generator]:
         """What training continues with, after ``partial_fit``, ``fit`` or ``load``."""
+        saved.check_settings(self)
         inputs, found = self._encoder.transform(given.X), self.findings_
         if self._training is not None:
             graph, state, random = self._training
             trainer = self._trainer(graph, self.tasks_)
             return Setup(self._encoder, inputs, trainer, state, found), copy.deepcopy(random)
-        saved.check_settings(self)
         seed = int(random.integers(2**31))
         model = self._new_model(self._encoder, self.tasks_, seed, float(self.dropout))
         nnx.update(model, nnx.state(self.model_, nnx.Param, graph=True))
@@ -440,6 +440,7 @@ class MultiTaskEstimator(BaseEstimator):
         self.n_parameters_ = sum(x.size for x in jax.tree.leaves(nnx.state(model, graph=True)))
         self._encoder, self.tasks_, self.findings_ = encoder, tasks, found
         self.expert_names_ = self._expert_names()
+        self._fixed = saved.fixed_settings(self)
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
         self._experts_seen = own + self.n_experts  # by the gate of a task
 
@@ -804,8 +805,8 @@ class MultiTaskEstimator(BaseEstimator):
 
         Raises:
             ValueError: a setting is an object of another kind than numbers, strings, lists and
-                dicts, such as ``expert``; or one that gives parameters another shape was changed
-                after ``fit``.
+                dicts, such as ``expert``; or one that decides the model, what encodes tables or the
+                tasks was changed after ``fit``.
         """
         check_is_fitted(self, "model_")
         saved.write(Path(path), self)
@@ -814,10 +815,12 @@ class MultiTaskEstimator(BaseEstimator):
     def load(cls, path: str | os.PathLike[str]) -> "MultiTaskEstimator":
         """The fitted model of a file that ``save`` wrote. Nothing in the file is executed.
 
+        A model of your own subclass is loaded by ``load`` of that class.
+
         Raises:
             ValueError: the file is damaged, of another version, or has a model of another class.
         """
-        known = (MultiTaskEstimator, MultiTaskClassifier)
+        known = (MultiTaskEstimator, MultiTaskClassifier, cls)
         return saved.read(
             Path(path), {each.__name__: each for each in known if issubclass(each, cls)}
         )

@@ -14,32 +14,64 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sklearn
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vmoe import forks
 from vmoe.cache import atomic
-from vmoe.errors import parse_json, reading, writing
+from vmoe.errors import (
+    UsageError,
+    naming,
+    one_line,
+    parse_json,
+    reading,
+    shortened,
+    writing,
+)
 from vmoe.multitask.as_json import from_json, to_json
 from vmoe.multitask.columns import TableEncoder
-from vmoe.multitask.tasks import KINDS, Task
+from vmoe.multitask.tasks import KINDS, Classification, Task
+from vmoe.multitask.values import type_of
 from vmoe.trees import by_name
 
 FORMAT, VERSION = "vmoe.multitask", "1"
 JSON = "json"
+CONTENT = {"class", "settings", "encoder", "tasks", "history", "n_epochs", "findings", "requests"}
+METHODS = ("fit", "partial_fit", "score")  # that take metadata of scikit-learn
+FIELDS: dict[str, dict[str, type]] = {  # of the tasks by kind
+    "classification": {"name": str, "type": str, "classes": np.ndarray, "size": int},
+    "regression": {"name": str, "mean": float, "std": float},
+    "count": {"name": str, "mean": float},
+}
+ATTRIBUTES = {
+    *("model_", "tasks_", "history_", "n_epochs_", "findings_", "n_parameters_", "expert_names_"),
+    *("n_features_in_", "feature_names_in_", "_metadata_request"),
+    *("_encoder", "_training", "_fixed", "_experts_seen"),
+}
+FREE = {  # settings of training and of scores
+    *("weighting", "weighting_params", "task_weights", "class_weight", "dropout", "learning_rate"),
+    *("schedule", "ema_decay", "weight_decay", "batch_size", "max_epochs", "monitor", "patience"),
+    *("scoring", "validation_fraction", "random_state", "verbose"),
+    *("entropy_weight", "calibrator_weight"),
+}
 
 
 def write(path: Path, estimator: Any) -> None:
     """Writes a fitted estimator; an existing file is replaced at the end.
 
     Raises:
-        ValueError: a setting has a type that JSON does not have, or was changed after ``fit``.
+        ValueError: a setting has a type that JSON does not have, or decides the model and was
+            changed after ``fit``; or the estimator has attributes of its own.
     """
     params = by_name(nnx.state(estimator.model_, graph=True))
     arrays = {name: np.asarray(each, order="C") for name, each in params.items()}
     settings = estimator.get_params(deep=False)
-    left_out = {*settings, "model_", "tasks_", "_encoder", "_training"}
+    if own := sorted(vars(estimator).keys() - settings.keys() - ATTRIBUTES):
+        raise ValueError(
+            f"{own[0]}: a file has no attributes of your own: delete it, or make it a setting"
+        )
     content = {
         "class": type(estimator).__name__,
         "settings": {name: to_json(name, value) for name, value in settings.items()},
@@ -50,10 +82,11 @@ def write(path: Path, estimator: Any) -> None:
             for kind in KINDS
             if type(task) is KINDS[kind]
         ],
-        "attributes": {
-            name: to_json(name, value)
-            for name, value in vars(estimator).items()
-            if name not in left_out
+        "history": to_json("history_", estimator.history_),
+        "n_epochs": estimator.n_epochs_,
+        "findings": estimator.findings_,
+        "requests": {
+            method: getattr(estimator.get_metadata_routing(), method).requests for method in METHODS
         },
     }
     check_settings(estimator)
@@ -73,25 +106,41 @@ def read(path: Path, classes: Mapping[str, type[Any]]) -> Any:
         ValueError: the file is damaged, of another format or version, or of another class.
     """
     forks.computes()
-    arrays = read_arrays(path)
-    with reading(path, "it cannot be used", "; save the model again"):
+    with reading(path, "it cannot be used", "; save the model again"), naming(path):
+        arrays = read_arrays(path)
         content = parse_json(arrays.pop(JSON).tobytes())
+        if unknown := content.keys() ^ CONTENT:
+            raise ValueError(f"{min(unknown)!r:.40} is missing or unknown")
         if content["class"] not in classes:
-            raise ValueError(f"its class is {content['class']!r:.40}, not {' or '.join(classes)}")
+            raise ValueError(
+                f"its class is {content['class']!r:.40}, not {' or '.join(classes)}: call load of "
+                "its class"
+            )
         settings = {name: from_json(value) for name, value in content["settings"].items()}
         estimator = classes[content["class"]](**settings)
+        if left_out := estimator.get_params(deep=False).keys() - settings:
+            raise ValueError(f"the setting {min(left_out)!r} is missing")
         estimator._validate_params()
-        estimator._encoder = TableEncoder.from_json(content["encoder"])
-        estimator.tasks_ = {task.name: task for task in map(new_task, content["tasks"])}
-        for name, value in content["attributes"].items():
-            setattr(estimator, name, from_json(value))
-        graph, params = outline(estimator)
+        encoder = TableEncoder.from_json(content["encoder"])
+        tasks = new_tasks(estimator, content["tasks"])
+        set_attributes(estimator, encoder, tasks, content)
+        values = sum(each.size for each in arrays.values())
+        sizes = [estimator.n_experts, estimator.n_task_experts, estimator.n_layers]
+        for units in map(estimator._units, ("expert_units", "tower_units", "gate_units")):
+            sizes += [len(units), *units]
+        sizes += [len(each) * each.size for each in encoder.vocabularies]
+        if max(sizes) > max(values, 1000):  # even shapes of so many modules need memory
+            raise ValueError(f"it asks for {max(sizes)} parts and has {values} parameters")
+        graph, params = outline(estimator, encoder, tasks)
         names = by_name(params)
         if shapes_of(names) != shapes_of(arrays):
             raise ValueError("its parameters are not those of its settings")
-    leaves = [jnp.asarray(arrays[name]) for name in names]
-    estimator._training = None
-    estimator.model_ = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves))
+        for name, each in arrays.items():
+            if not np.isfinite(each).all():
+                raise ValueError(f"{name} has values that are NaN or infinite")
+        leaves = [jnp.asarray(arrays[name]) for name in names]
+        model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves))
+        estimator._keep(model, encoder, tasks, content["findings"])
     return estimator
 
 
@@ -102,39 +151,97 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: no estimator of vmoe.multitask: give a file of its save")
+                raise UsageError("no estimator of vmoe.multitask: give a file of its save")
             if (version := metadata.get("version")) != VERSION:
-                raise ValueError(
-                    f"{path}: format version {version!r:.20}, this version of vmoe reads "
-                    f"{VERSION}: use the version that wrote it"
+                raise UsageError(
+                    f"format version {version!r:.20}, this version of vmoe reads {VERSION}: use "
+                    "the version that wrote it"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}: give a file of save") from None
+        raise UsageError(f"{error.strerror or error}: give a file of save") from None
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or no such file ({error}): save it again") from None
+        raise UsageError(f"damaged or no such file ({error}): save it again") from None
     if metadata.get("sha256") != sha256(arrays):
-        raise ValueError(f"{path}: its SHA-256 differs from the stored one: save the model again")
+        raise UsageError("its SHA-256 differs from the stored one: save the model again")
     return arrays
 
 
-def new_task(given: list[Any]) -> Task:
-    kind, attributes = given
-    task = KINDS[kind].__new__(KINDS[kind])
-    vars(task).update(from_json(attributes))
-    return task
+def new_tasks(estimator: Any, given: list[Any]) -> dict[str, Task]:
+    """The tasks of a file, in the order of the chain if there is one."""
+    found = {}
+    for kind, content in given:
+        attributes = from_json(content)
+        types = {name: type(value) for name, value in attributes.items()}
+        if kind not in estimator._kinds or types != FIELDS[kind]:
+            raise ValueError(f"a task has kind {kind!r:.20} and {sorted(attributes)}")
+        task = KINDS[kind].__new__(KINDS[kind])
+        vars(task).update(attributes)
+        numbers = [attributes.get("mean", 0.0), attributes.get("std", 1.0)]
+        if isinstance(task, Classification):
+            n = len(np.unique(task.classes))
+            sound = n == len(task.classes) > 1 and task.size == (1 if n == 2 else n)
+            sound = sound and type_of("its classes", task.classes) == task.type
+        else:
+            sound = np.isfinite(numbers).all() and numbers[1] > 0
+        if not sound or task.name in found:
+            raise ValueError(f"task {task.name!r:.40} has other values than a fit gives it")
+        found[task.name] = task
+    in_order = estimator._in_order(dict.fromkeys(found, np.zeros(0)))
+    if list(in_order) != list(found) or (
+        estimator.chain and {t.size for t in found.values()} != {1}
+    ):
+        raise ValueError(f"its tasks are {list(found)}")
+    return found
+
+
+def set_attributes(
+    estimator: Any, encoder: TableEncoder, tasks: Mapping[str, Task], content: Mapping[str, Any]
+) -> None:
+    """Sets what a file has beside the model."""
+    estimator.history_, estimator.n_epochs_ = from_json(content["history"]), content["n_epochs"]
+    for row in estimator.history_:
+        if row["train"].keys() != tasks.keys() or not isinstance(row["seconds"], float):
+            raise ValueError("its history is of another model")
+    if (
+        not isinstance(estimator.history_, list)
+        or type(estimator.n_epochs_) is not int
+        or not all(isinstance(each, str) for each in [*content["findings"], ""])
+    ):
+        raise ValueError("n_epochs or findings have another type")
+    estimator.n_features_in_ = len(encoder.names)
+    if all(isinstance(name, str) for name in encoder.names):
+        estimator.feature_names_in_ = np.array(encoder.names, object)
+    with sklearn.config_context(enable_metadata_routing=True):
+        for method in METHODS:
+            getattr(estimator, f"set_{method}_request")(**content["requests"][method])
+    estimator._training = None
+
+
+def fixed_settings(estimator: Any) -> dict[str, Any]:
+    """The settings that decide the model, the encoder and the tasks: functions, others as text."""
+    return {
+        name: value if callable(value) else shortened(one_line(repr(value)), 10_000)
+        for name, value in estimator.get_params(deep=False).items()
+        if name not in FREE
+    }
 
 
 def check_settings(estimator: Any) -> None:
-    """Raises a ValueError if the settings of a fitted estimator are for another model."""
-    params = by_name(nnx.state(estimator.model_, graph=True))
-    if shapes_of(by_name(outline(estimator)[1])) != shapes_of(params):
-        raise ValueError("the settings were changed after fit: fit again")
+    """Raises a ValueError if a setting that decides the model is another than in ``fit``."""
+    for name, value in fixed_settings(estimator).items():
+        if value != (before := estimator._fixed.get(name)):
+            raise ValueError(
+                f"{name}={shortened(str(value), 100)}, and in fit it was "
+                f"{shortened(str(before), 100)}: fit again, or set it back"
+            )
 
 
-def outline(estimator: Any) -> tuple[nnx.GraphDef, nnx.State]:
+def outline(
+    estimator: Any, encoder: TableEncoder, tasks: Mapping[str, Task]
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The structure of the model that an estimator makes, and its parameters as shapes."""
-    made = nnx.eval_shape(lambda: estimator._new_model(estimator._encoder, estimator.tasks_, 0))
+    made = nnx.eval_shape(lambda: estimator._new_model(encoder, tasks, 0))
     return nnx.split(made, graph=True)
 
 

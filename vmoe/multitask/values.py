@@ -34,11 +34,22 @@ def as_values(place: str, given: Any) -> np.ndarray:
 
 
 def _single(place: str, value: Any) -> Any:
-    """A value of an object array; a decimal as a float."""
+    """A value of an object array; a decimal as a float, a date of numpy or pandas as Python's.
+
+    Times with a zone are those of UTC, in which equal ones have equal hashes.
+    """
     if isinstance(value, str):  # most are
         return value
     if not isinstance(value, Hashable) or isinstance(value, tuple):
         raise ValueError(f"{place}: a value is a {type(value).__name__}: give single values")
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return as_list(np.asarray(value))[0]
+    if hasattr(value, "to_pytimedelta"):
+        return value.to_pytimedelta()
+    if isinstance(value, datetime.datetime) and value == value:  # no NaT
+        if hasattr(value, "to_pydatetime"):
+            value = value.to_pydatetime(warn=False)
+        return value if value.tzinfo is None else value.astimezone(datetime.UTC)
     if not isinstance(value, Real | Decimal):
         return value
     try:
@@ -214,8 +225,7 @@ def type_of(place: str, values: np.ndarray) -> str | None:
 def _type_name(value: Any) -> str:
     if isinstance(value, Real | np.bool_):
         return "number"
-    bases = (str, datetime.datetime, datetime.timedelta)  # of types of numpy and pandas
-    kind = next((base for base in bases if isinstance(value, base)), type(value))
+    kind = str if isinstance(value, str) else type(value)  # np.str_
     zone = " with a time zone" if getattr(value, "tzinfo", None) else ""
     return kind.__name__ + zone
 

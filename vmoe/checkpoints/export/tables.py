@@ -46,8 +46,11 @@ Inputs: standardized numbers f32[b, n], codes i32[b, c] of categories, and a tup
 i32[b, m] for each column of lists, for any numbers b and m. Outputs by name of the task: the
 probabilities f32[b, q] of the classes, or the means f32[b] of numbers and counts.
 
-It runs on CPU, CUDA and TPU, with jax {jax} or later, flatbuffers and numpy. In this folder:
+It runs on CPU, CUDA and TPU, with jax {jax} or later, flatbuffers and numpy, and scikit-learn for
+hashes. In this folder:
 ```python
+import datetime
+import decimal
 import json
 from pathlib import Path
 
@@ -58,15 +61,35 @@ program = jax.export.deserialize(Path("model.jaxexport").read_bytes())
 encoder = json.loads(Path("encoder.json").read_text())
 
 
+def category(given):  # of encoder.json
+    if not isinstance(given, dict):
+        return given
+    ((kind, content),) = given.items()
+    if kind == "timedelta":
+        return datetime.timedelta(*content)
+    return getattr(datetime, kind).fromisoformat(content)
+
+
+def plain(value):  # equal values have equal texts; None is missing
+    if value is None or type(value).__name__ == "NAType" or value != value:
+        return None
+    for name in ("to_pydatetime", "to_pytimedelta"):  # of pandas
+        value = getattr(value, name)() if hasattr(value, name) else value
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        value = value.astype(value.dtype.kind + "8[us]").item()
+    if isinstance(value, (int, float, decimal.Decimal, np.number, np.bool_)):
+        return int(value) if float(value).is_integer() else float(value)
+    aware = isinstance(value, datetime.datetime) and value.tzinfo
+    return value.astimezone(datetime.timezone.utc) if aware else value
+
+
 def code(vocabulary, known, value):
-    if value in known:
-        return vocabulary["first"] + known[value]
-    if vocabulary["buckets"] and value is not None:
+    buckets = vocabulary["buckets"]
+    if buckets and value is not None:
         from sklearn.utils import murmurhash3_32
 
-        hashed = murmurhash3_32(str(value), positive=True)
-        return vocabulary["first"] + hashed % vocabulary["buckets"]
-    return vocabulary["first"] + (vocabulary["buckets"] or len(known))
+        return vocabulary["first"] + murmurhash3_32(str(value), positive=True) % buckets
+    return vocabulary["first"] + known.get(value, buckets or len(known))
 
 
 def encode(rows):  # a list of dicts
@@ -77,11 +100,15 @@ def encode(rows):  # a list of dicts
             numbers.append((np.array(values, float)[:, None] - column["mean"]) / column["scale"])
             continue
         vocabulary = encoder["vocabularies"][column["vocabulary"]]
-        known = {{each: i for i, each in enumerate(vocabulary["categories"])}}
+        known = {{category(each): i for i, each in enumerate(vocabulary["categories"])}}
         if not column["lists"]:
-            codes.append(np.array([[code(vocabulary, known, value)] for value in values]))
+            codes.append(np.array([[code(vocabulary, known, plain(each))] for each in values]))
             continue
-        found = [[code(vocabulary, known, each) for each in row or [None]] for row in values]
+        found = []
+        for row in values:
+            row = [plain(each) for each in row] if isinstance(row, (list, np.ndarray)) else []
+            row = [each for each in row if each is not None] or [None]
+            found.append([code(vocabulary, known, each) for each in row])
         longest = max(map(len, found))
         lists.append(np.array([row + [-1] * (longest - len(row)) for row in found], np.int32))
     return np.hstack(numbers).astype(np.float32), np.hstack(codes).astype(np.int32), tuple(lists)
@@ -93,8 +120,10 @@ print(jax.jit(program.call)(*encode(rows)))
 Columns are in the order of `encoder.json`. The code of a category is `first` of its vocabulary plus
 its place in `categories`; that of missing and unknown ones is `first` plus their number. With
 `buckets`, it is `first` plus MurmurHash3 (32 bits, seed 0, unsigned) of the text in UTF-8, modulo
-`buckets`, and `first` plus `buckets` where it is missing. Categories that are dates are objects
-such as {{"date": "2020-01-01"}}. `tasks` has the classes in the order of the probabilities. JAX
+`buckets`, and `first` plus `buckets` where it is missing. Whole numbers and booleans have the texts
+of integers, times with a zone those of UTC. Categories that are dates are objects such as
+{{"date": "2020-01-01"}}. Values have the types of those that the model was fitted to, and numbers
+are not missing. `tasks` has the classes in the order of the probabilities. JAX
 promises to read such a program for at least six months after the version that wrote it. There are
 no gradients.
 """
@@ -105,10 +134,17 @@ def write_program(folder: str | Path, model: MultiTaskEstimator) -> None:
 
     Args:
         folder: a new or an empty folder.
+
+    Raises:
+        UsageError: the folder has files, or JSON cannot have the name of a column.
+        ValueError: JSON cannot have the type of a category or a class.
     """
     folder = Path(folder)
     program = export(model)
     encoder = model._encoder
+    for name in encoder.names:
+        if not isinstance(name, str | int):
+            raise UsageError(f"column {name!r}: JSON has names of strings or integers: rename it")
     content = {"format": FORMAT, "version": VERSION, **encoder.to_json(), "tasks": tasks_of(model)}
     with new_folder(folder):
         (folder / PROGRAM).write_bytes(program.serialize())
