@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from pandas import DataFrame
+from scipy import sparse
 from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
@@ -83,6 +84,11 @@ def test_experts_whose_parameters_cannot_be_counted_are_chosen_by_the_held_out_s
     estimator = MixtureOfExpertsRegressor(experts=Ridge(), max_iter=5)
     path = mixture_path(estimator, x, y, [1, 2], cv=2)
     assert path.best("held_out").n_experts == 2 and "nan" in str(path)
+    found = [
+        mixture_path(estimator, sparse.coo_array(x).asformat(form), y, [1, 2], cv=2).table
+        for form in ("csr", "coo", "dia")
+    ]
+    assert found[0]["held_out"] == found[1]["held_out"] == found[2]["held_out"]
     with pytest.raises(ValueError, match=r"criterion='bic' has no values here: .* \['held_out'\]"):
         path.best("bic")
     with pytest.raises(ValueError, match="criterion='r2': expected one of"):

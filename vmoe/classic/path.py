@@ -12,6 +12,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import (
@@ -165,6 +166,7 @@ def mixture_path(
     if n_experts is None:
         least = estimator._least_size()
         n_experts = range(least, least + 6)
+    X = X.tocsr() if issparse(X) else X  # rows of other formats cannot be taken
     data = [X, y, sample_weight, groups]
     folds = list(_folds(estimator, X, y, groups, cv))
     estimators, lines = [], []

@@ -3,6 +3,11 @@
 A rate may be per exposure, such as a time, an area or a population: the mean of a count is the
 exposure times exp(linear predictor). The logarithm of the exposure is what generalized linear
 models call an offset.
+
+Numbers between counts are taken, as ``PoissonRegressor`` does: the likelihood, with the gamma
+function in the place of the factorial, is then a quasi-likelihood, which needs a mean alone. Its
+criteria do not compare with those of other kinds, and its distribution is one of counts, for which
+such a number is impossible.
 """
 
 from typing import Any, NamedTuple
