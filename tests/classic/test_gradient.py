@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from sklearn.base import clone
 from sklearn.tree import DecisionTreeRegressor
 
 from tests.classic import problems
@@ -66,6 +67,25 @@ def test_both_solvers_find_the_same_maximum() -> None:
     assert gradient.lower_bound_ == pytest.approx(em.lower_bound_, rel=1e-8)
     assert_allclose(gradient.predict(x), em.predict(x), atol=1e-4)
     assert np.all(np.diff(gradient.history_) > -1e-9)
+
+
+def test_the_gradient_leaves_bounds_where_the_likelihood_rises() -> None:
+    """EM starts above: where a clipped parameter has no gradient, it would stay for ever."""
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(1, experts="student_t", max_iter=500, tol=1e-9)
+    best, floor = model.fit(x, y), 0.01 * y.std()
+    start: Any = {"gate_coef": np.zeros((1, 3)), "expert_coef": [best.experts_[0].coef_]}
+    start |= {"expert_std": [0.5 * floor], "expert_df": [200]}
+    other = clone(model).set_params(start=start, solver="gradient").fit(x, y)
+    assert other.lower_bound_ == pytest.approx(best.lower_bound_, abs=1e-4)
+    assert other.expert_std_[0] == pytest.approx(best.expert_std_[0], rel=1e-2)
+
+
+def test_the_gradient_does_not_stop_at_a_single_short_step() -> None:
+    x, y = problems.two_planes(4, rows=200)
+    model = MixtureOfExpertsRegressor(3, solver="gradient").fit(x, y)
+    limit = MixtureOfExpertsRegressor(3, solver="gradient", tol=1e-9, max_iter=2000).fit(x, y)
+    assert model.converged_ and limit.lower_bound_ - model.lower_bound_ < 1e-4 * len(y)
 
 
 def test_a_tree_grows_by_gradient() -> None:

@@ -17,7 +17,7 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm, poisson
 from jax.scipy.stats import t as student_t
 from jaxtyping import Float
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 
 from vmoe import forks
 from vmoe.classic.em import Fit, Stopping
@@ -32,6 +32,8 @@ from vmoe.classic.multinomial import penalty_of
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import TreeGate, breadth_first
+
+STEPS = 10  # rises of so many steps are compared, since a single step of L-BFGS may be short
 
 
 class RowArrays(NamedTuple):
@@ -94,7 +96,7 @@ def run(
 
     def stop(intermediate_result: Any) -> None:
         fit.history.append(-float(intermediate_result.fun))
-        fit.converged = stopping.reached(fit.history, float(rows.weight.sum()))
+        fit.converged = stopping.reached(fit.history[::-STEPS][::-1], float(rows.weight.sum()))
         if fit.converged:
             raise StopIteration
 
@@ -104,11 +106,18 @@ def run(
         loss = jax.jit(jax.value_and_grad(lambda flat, d: -objective(mixture, unravel(flat), d)))
         options = {"maxiter": stopping.max_iter, "ftol": 0.0, "gtol": 0.0}
         found = minimize(
-            loss, start, (data,), method="L-BFGS-B", jac=True, callback=stop, options=options
+            loss,
+            start,
+            (data,),
+            method="L-BFGS-B",
+            jac=True,
+            bounds=limits(mixture),
+            callback=stop,
+            options=options,
         )
         set_parameters(mixture, unravel(jnp.asarray(found.x)))
     fit.history = fit.history or [-float(found.fun)]
-    fit.converged |= found.nit < stopping.max_iter  # no step leads up any more
+    fit.converged |= found.status != 1  # no step leads up any more, and not too many were tried
     fit.converged &= bool(np.isfinite(fit.history[-1]))
     return fit
 
@@ -146,6 +155,22 @@ def parameters(mixture: Mixture) -> Parameters:
     return jax.tree.map(jnp.asarray, values)
 
 
+def limits(mixture: Mixture) -> Bounds:
+    """The least and the largest values of the parameters; without a floor there is no maximum."""
+    free = jax.tree.map(lambda each: jnp.full(each.shape, jnp.inf), parameters(mixture))
+    floors = [
+        None if std is None else jnp.zeros_like(std).at[:].set(0.5 * jnp.log(kind.sizes.floor))
+        for kind, std in zip(parts(mixture), free.log_std, strict=True)
+    ]
+
+    def bound(df: float) -> Any:
+        return jax.tree.map(lambda each: jnp.full(each.shape, jnp.log(df)), free.log_df)
+
+    least = jax.tree.map(jnp.negative, free)._replace(log_std=floors, log_df=bound(LEAST))
+    most = free._replace(log_df=bound(MOST))
+    return Bounds(*(ravel_pytree(each)[0] for each in (least, most)))
+
+
 def set_parameters(mixture: Mixture, values: Parameters) -> None:
     """The reverse of ``parameters``."""
     for gate, coef in zip(breadth_first(mixture.tree), values.gates, strict=True):
@@ -153,9 +178,9 @@ def set_parameters(mixture: Mixture, values: Parameters) -> None:
     for kind, coef, log_std, log_df in each_part(mixture, values):
         kind.coef = np.array(coef)
         if isinstance(kind, Linear):
-            kind.std = np.array(std_of(kind, log_std))
-        if isinstance(kind, StudentT):
-            kind.df_ = np.array(df_of(kind, log_df))
+            kind.std = np.exp(log_std)
+        if log_df is not None:
+            kind.df_ = np.clip(np.exp(log_df), LEAST, MOST)  # of rounding
 
 
 def each_part(mixture: Mixture, values: Parameters) -> list[tuple[Any, Any, Any, Any]]:
@@ -182,17 +207,6 @@ def with_zeros(coef: jax.Array) -> jax.Array:
     return jnp.pad(coef, ((1, 0), (0, 0)))
 
 
-def std_of(kind: Linear, log_std: jax.Array | None) -> jax.Array:
-    """The standard deviations (e, q), not below the floor."""
-    assert log_std is not None
-    return jnp.maximum(jnp.exp(log_std), jnp.sqrt(kind.sizes.floor))
-
-
-def df_of(kind: StudentT, log_df: jax.Array | None) -> jax.Array:
-    """The degrees of freedom (e,): given, or within the bounds of an estimate."""
-    return jnp.asarray(kind.df_) if log_df is None else jnp.clip(jnp.exp(log_df), LEAST, MOST)
-
-
 def log_prior(gate: TreeGate, coefs: dict[int, jax.Array], data: RowArrays) -> jax.Array:
     """``TreeGate.log_prior`` for these coefficients, which are found by the gate's identity."""
     own = log_softmax(data.gate @ with_zeros(coefs[id(gate)]).T, axis=1)
@@ -215,10 +229,11 @@ def log_density(
     if isinstance(kind, Logistic):
         return log_softmax(predictor)[jnp.arange(len(data.y)), :, data.y]
     y = data.y[:, None]
-    if isinstance(kind, StudentT):
-        each = student_t.logpdf(y, df_of(kind, log_df)[:, None], predictor, std_of(kind, log_std))
-    elif isinstance(kind, Linear):
-        each = norm.logpdf(y, predictor, std_of(kind, log_std))
+    if isinstance(kind, StudentT) and log_std is not None:
+        df = kind.df_ if log_df is None else jnp.exp(log_df)
+        each = student_t.logpdf(y, df[:, None], predictor, jnp.exp(log_std))
+    elif log_std is not None:
+        each = norm.logpdf(y, predictor, jnp.exp(log_std))
     else:
         log_rate = predictor + data.log_exposure[:, None, None]
         each = poisson.logpmf(y, jnp.exp(jnp.minimum(log_rate, LARGEST)))
@@ -231,5 +246,5 @@ def expert_penalty(kind: Experts, coef: jax.Array, log_std: jax.Array | None) ->
         return penalty_of(coef, kind.sizes.penalty)
     if not kind.sizes.penalty:
         return 0.0
-    unit = std_of(kind, log_std)[..., None] if isinstance(kind, Linear) else 1.0
+    unit = 1.0 if log_std is None else jnp.exp(log_std)[..., None]
     return 0.5 * kind.sizes.penalty * jnp.sum((coef[..., 1:] / unit) ** 2)
