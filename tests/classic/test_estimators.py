@@ -9,6 +9,7 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import (
     check_estimator,
@@ -125,3 +126,21 @@ def test_a_row_of_weight_0_does_not_change_the_noise_of_a_regressor() -> None:
     model = MixtureOfExpertsRegressor(1, experts=Ridge())
     with_all = model.fit(x, y, weight).expert_std_
     assert with_all == pytest.approx(model.fit(x[some], y[some]).expert_std_, rel=1e-12)
+
+
+@pytest.mark.parametrize("experts", [KNeighborsRegressor(5), ["linear", KNeighborsRegressor(5)]])
+def test_an_expert_that_cannot_leave_rows_out_has_the_noise_of_its_own_rows(experts: Any) -> None:
+    """Five neighbours of six rows, of which four remain in a fold."""
+    x, y = problems.two_planes(0, rows=6)
+    number = 2 if isinstance(experts, list) else 1
+    model = MixtureOfExpertsRegressor(number, experts=experts, max_iter=3, random_state=0)
+    with pytest.warns(
+        UserWarning, match=r"expert \d: .* has the noise of rows that it has seen"
+    ) as found:
+        model.fit(x, y)
+    (message,) = [str(each.message) for each in found if "has seen" in str(each.message)]
+    assert message.startswith(f"expert {number - 1}: KNeighborsRegressor()")
+    assert "n_neighbors = 5, n_samples_fit = 4" in message
+    if number == 1:
+        squares = (y - model.predict(x)) ** 2
+        assert model.expert_std_[0] == pytest.approx(np.sqrt(squares.mean()))

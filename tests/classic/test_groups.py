@@ -15,6 +15,7 @@ from tests.classic import problems
 from tests.classic.test_gradient import objective_by_jax
 from vmoe.classic import (
     HierarchicalMixtureRegressor,
+    LogLikelihoodScorer,
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
     mixture_path,
@@ -139,10 +140,54 @@ def test_searches_and_paths_keep_groups_together() -> None:
     again = mixture_path(model, x, y, [1, 2], cv=list(splits), groups=who)
     assert path.table["held_out"] == again.table["held_out"]
     assert path.table["bic"] == [m.bic(x, y, groups=who) for m in path.estimators]
+    folds = GroupKFold(3, shuffle=True, random_state=0)
     with sklearn.config_context(enable_metadata_routing=True):
+        scorer = LogLikelihoodScorer().set_score_request(groups=True)
+        search = GridSearchCV(model, {"n_experts": [1, 2]}, scoring=scorer, cv=folds)
+        with pytest.raises(
+            ValueError, match=r"\[groups\] are passed .* requested or not requested"
+        ):
+            search.fit(x, y, groups=who)
         model.set_fit_request(groups=True)
-        search = GridSearchCV(model, {"n_experts": [2]}, cv=GroupKFold(3)).fit(x, y, groups=who)
-    assert_allclose(search.best_estimator_.history_, path.estimators[1].history_)
+        found = search.set_params(refit=False).fit(x, y, groups=who).cv_results_
+    rows = [np.sum(np.isin(who, who[test])) for _, test in folds.split(x, y, who)]
+    means = [
+        np.average([found[f"split{i}_test_score"][n] for i in range(3)], weights=rows)
+        for n in range(2)
+    ]
+    assert_allclose(means, path.table["held_out"])
+
+
+def test_after_a_fit_with_groups_a_score_needs_them() -> None:
+    x, y, who, _ = persons()
+    model = MixtureOfExpertsRegressor(gate_features=[], max_iter=5).fit(x, y, groups=who)
+    names = ("log_likelihood", "aic", "bic", "icl", "responsibilities", "degenerate_experts")
+    for name in (*names, "summary", "splits"):
+        with pytest.raises(ValueError, match="groups: the fit had groups, without which rows"):
+            getattr(model, name)(x, y)
+    with pytest.raises(ValueError, match="groups: the fit had groups"):
+        LogLikelihoodScorer()(model, x, y)
+    with pytest.raises(ValueError, match="the fit had groups, but a bootstrap draws rows one by"):
+        model.bootstrap(x)
+    alone = model.log_likelihood(x, y, groups=np.arange(100))
+    assert model.log_density(x, y).sum() == pytest.approx(alone)
+    assert model.fit(x, y).bic(x, y) == model.bic(x, y, groups=None)
+
+
+@pytest.mark.filterwarnings("ignore:covariance. the maximum for these rows")
+def test_errors_of_parameters_are_those_of_groups() -> None:
+    """Groups of equal rows have the errors of a fit to one row of each that weighs as many."""
+    x, y, who, _ = persons(number=80)
+    model = HierarchicalMixtureRegressor((2,), gate_features=[], tol=1e-9, max_iter=2000, **FREE)
+    found = model.fit(x, y, groups=who).summary(x, y, groups=who)
+    assert not found.notes and np.isfinite(found.standard_errors).all()
+    (split,) = model.splits(x, y, groups=who)
+    assert_allclose(split.covariance, found.covariance[:1, :1])
+    proportion = model.gate_proba(x[:1])[0]
+    known = 1 / np.sqrt(80 * proportion.prod())  # if it were known who rises
+    assert known < found.standard_errors[0] < 3 * known
+    by_row = model.fit(x, y).summary(x, y).standard_errors[0]
+    assert found.standard_errors[0] < by_row
 
 
 def test_what_is_no_group_is_refused() -> None:

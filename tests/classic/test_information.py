@@ -21,6 +21,7 @@ from vmoe.classic import (
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
     PartitionGate,
+    StudentT,
 )
 from vmoe.classic import gradient as by_gradient
 from vmoe.classic.information import derivatives
@@ -33,13 +34,14 @@ PENALTIES: dict[str, Any] = {"gate_penalty": 0.3, "expert_penalty": 0.7}
 
 
 def moved(mixture: Mixture, number: int, step: float) -> Mixture:
-    """A mixture whose parameter of this number is moved; of standard deviations the logarithm."""
+    """A mixture whose parameter of this number is moved; the logarithm, if it is positive."""
     result = copy.deepcopy(mixture)
     views = [gate.coef[1:] for gate in breadth_first(result.tree)]
     for kind in parts(result):
         for e, coef in enumerate(kind.coef):
             views += [coef[1:] if kind.classifies else coef]
             views += [kind.std[e]] if hasattr(kind, "std") else []
+            views += [kind.df_[e : e + 1]] if getattr(kind, "df", 0) is None else []
     for view in views:
         if number < view.size:
             at = np.unravel_index(number, view.shape)
@@ -49,27 +51,31 @@ def moved(mixture: Mixture, number: int, step: float) -> Mixture:
     raise AssertionError("there are fewer parameters")
 
 
-def fitted(experts: Any, problem: Any, tree: bool) -> tuple[Any, Any]:
-    """A mixture before its limit, and rows with weights."""
+def fitted(experts: Any, problem: Any, form: str) -> tuple[Any, Any]:
+    """A mixture before its limit, and rows with weights, which may be in groups."""
     x, y = problem(0)
-    if tree:
+    groups = np.random.default_rng(0).permutation(len(y)) % 30 if form == "groups" else None
+    if form == "tree":
         classify = experts == "logistic"
         kind = HierarchicalMixtureClassifier if classify else HierarchicalMixtureRegressor
         size = (len(experts),) if isinstance(experts, list) else (2, 2)
         model: Any = kind(size, experts=experts, max_iter=4, **PENALTIES)
     else:
         model = mixture(experts, max_iter=4, **PENALTIES)
+    if form == "groups":
+        x[:, 0] = x[groups, 0]
+        model.set_params(gate_features=[0])
     y = np.column_stack([y, x[:, 0] * y]) if experts == "student_t" else y
     y = (y + problems.inputs(1)[:, 0] > 1.5) + y if experts == "logistic" else y
-    return model.fit(x, y), model._labeled_rows(x, y, np.arange(len(y)) % 3)
+    return model.fit(x, y), model._labeled_rows(x, y, np.arange(len(y)) % 3, groups)
 
 
-@pytest.mark.parametrize("tree", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["rows", "groups", pytest.param("tree", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
 def test_the_information_is_how_the_log_likelihood_curves(
-    experts: Any, problem: Any, tree: bool
+    experts: Any, problem: Any, form: str
 ) -> None:
-    model, rows = fitted(experts, problem, tree)
+    model, rows = fitted(experts, problem, form)
     own, step = model._mixture, 1e-5
     gradient, information = derivatives(own, rows)
 
@@ -99,9 +105,10 @@ def test_the_information_of_many_rows_is_the_sum_of_that_of_parts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["rows", "groups"])
 @pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
-def test_the_information_is_the_hessian_by_jax(experts: Any, problem: Any) -> None:
-    model, rows = fitted(experts, problem, tree=False)
+def test_the_information_is_the_hessian_by_jax(experts: Any, problem: Any, form: str) -> None:
+    model, rows = fitted(experts, problem, form)
     own = model._mixture
     with jax.enable_x64(True):
         flat, unravel = ravel_pytree(by_gradient.parameters(own))
@@ -110,10 +117,10 @@ def test_the_information_is_the_hessian_by_jax(experts: Any, problem: Any) -> No
         numbers = jax.tree.map(np.asarray, unravel(np.arange(len(flat), dtype=float)))
         found = np.asarray(hessian(flat))
     order = [gate.ravel() for gate in numbers.gates]
-    for kind, coefs, stds in zip(parts(own), numbers.experts, numbers.log_std, strict=True):
+    for kind, coefs, *positive in by_gradient.each_part(own, numbers):
         for e, coef in enumerate(coefs):
             order += [coef[1:].ravel() if kind.classifies else coef.ravel()]
-            order += [] if stds is None else [stds[e]]
+            order += [np.ravel(each[e]) for each in positive if each is not None]
     at = np.concatenate(order).astype(int)
     _, information = derivatives(own, rows)
     assert_allclose(information, -found[np.ix_(at, at)], atol=1e-12 * np.abs(found).max())
@@ -245,7 +252,7 @@ def test_an_expert_without_rows_is_named() -> None:
     model._set_parameters(model._mixture, model._view, gate, expert, [3.0, 1.0])
     notes = model.summary(x, y).notes
     assert any(
-        note.startswith("expert 1: these rows do not determine 4 of its 4 parameters (it has no r")
+        note.startswith("expert 1: these rows do not determine 4 of its 4 parameters (it has less")
         for note in notes
     )
 
@@ -277,17 +284,37 @@ def test_a_rule_and_estimators_count_as_known() -> None:
         MixtureOfExpertsRegressor(2, experts=Ridge(), gate=gate).fit(x, y).summary(x, y)
 
 
-def test_a_fit_with_groups_has_no_errors_of_rows() -> None:
-    x, y = problems.two_planes(0)
-    model = HierarchicalMixtureRegressor((2,), gate_features=[])
-    model.fit(x, y, groups=np.arange(80) // 2)
-    for call in (
-        lambda: model.summary(x, y),
-        lambda: model.bootstrap(x),
-        lambda: model.splits(x, y),
-    ):
-        with pytest.raises(ValueError, match="the fit had groups"):
-            call()
+def test_degrees_of_freedom_have_an_error_like_that_of_other_parameters() -> None:
+    """The intervals of noise and degrees of freedom are those of the likelihood by scipy."""
+    random = np.random.default_rng(0)
+    x, noise = random.normal(size=(500, 1)), stats.t(3).rvs(500, random_state=random)
+    model = MixtureOfExpertsRegressor(1, experts="student_t", expert_penalty=0.0, **LIMIT)
+    found = model.fit(x, x[:, 0] + noise).summary(x, x[:, 0] + noise)
+    assert not found.notes and found.names[-1] == ("expert 0", "df_")
+    assert found.estimates[-1] == model.experts_[0].df_ and np.isnan(found.z_values[-1])
+    left, step = x[:, 0] + noise - model.predict(x), 1e-3
+
+    def value(log_std: float, log_df: float) -> float:
+        return stats.t(np.exp(log_df), 0, np.exp(log_std)).logpdf(left).sum()
+
+    a, b = np.log(found.estimates[-2:])
+    diagonal = [
+        (value(a + s, b + t) + value(a - s, b - t) - 2 * value(a, b)) / step**2
+        for s, t in ((step, 0), (0, step), (step, step))
+    ]
+    crossed = (diagonal[2] - diagonal[0] - diagonal[1]) / 2
+    covariance = -np.linalg.inv([[diagonal[0], crossed], [crossed, diagonal[1]]])
+    errors = np.sqrt(np.diag(covariance)) * found.estimates[-2:]
+    assert_allclose(found.standard_errors[-2:], errors, rtol=0.02)
+    low, high = found.interval()[-1]
+    assert low < 3 < high and low * high == pytest.approx(found.estimates[-1] ** 2)
+    gaussian = model.fit(x, np.sin(99 * x[:, 0])).summary(x, np.sin(99 * x[:, 0]))
+    assert (
+        np.isnan(gaussian.standard_errors[-1]) and np.isfinite(gaussian.standard_errors[:-1]).all()
+    )
+    assert gaussian.notes[0].startswith("expert 0: df_ is at its bound, 200: no standard error")
+    given = MixtureOfExpertsRegressor(1, experts=StudentT(3)).fit(x, noise)
+    assert given.summary(x, noise).names[-1] == ("expert 0", "std_")
 
 
 def test_the_bootstrap_agrees_with_the_information_where_both_hold() -> None:

@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.compose import make_column_selector
 from sklearn.datasets import load_diabetes
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.dummy import DummyRegressor
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -246,6 +247,16 @@ def test_a_warm_start_continues_where_the_last_fit_stopped() -> None:
     assert len(parts.set_params(max_iter=2).fit(x, y, np.full(80, 2)).history_) == 2  # another sum
 
 
+@pytest.mark.parametrize("experts", [Ridge(), ["linear", Ridge()]])
+def test_a_warm_start_of_estimators_continues_where_the_last_fit_stopped(experts: Any) -> None:
+    x, y = problems.two_planes(0)
+    settings: Any = {"experts": experts, "tol": 0.0}
+    whole = MixtureOfExpertsRegressor(max_iter=7, **settings).fit(x, y)
+    parts = MixtureOfExpertsRegressor(max_iter=4, warm_start=True, **settings).fit(x, y)
+    assert_allclose(parts.set_params(max_iter=3).fit(x, y).history_, whole.history_)
+    assert_allclose(parts.expert_std_, whole.expert_std_)
+
+
 def test_steps_one_at_a_time_converge_where_one_fit_does() -> None:
     x, y = problems.two_planes(0)
     model = MixtureOfExpertsRegressor(max_iter=1, warm_start=True)
@@ -255,6 +266,8 @@ def test_steps_one_at_a_time_converge_where_one_fit_does() -> None:
         model.fit(x, y)
     assert model.converged_
     assert_allclose(model.history_, whole.history_)
+    for _ in range(40):  # rises are rounding in the end
+        assert model.fit(x, y).converged_
 
 
 def test_a_warm_start_follows_settings_that_changed() -> None:
@@ -448,15 +461,19 @@ def test_a_fit_stops_within_tol_per_row_of_the_limit_in_any_unit_of_the_target()
     assert 0 < limit - model.lower_bound_ < 1e-5 * len(y)
 
 
-def test_a_start_from_fitted_parameters_stays_there() -> None:
+@pytest.mark.parametrize("experts", ["linear", "student_t"])
+def test_a_start_from_fitted_parameters_stays_there(experts: Any) -> None:
     x, y = problems.two_planes(0)
-    model = MixtureOfExpertsRegressor(tol=1e-12, max_iter=1000).fit(x, y)
+    settings: Any = {"experts": experts, "max_iter": 1000}
+    model = MixtureOfExpertsRegressor(tol=1e-12, **settings).fit(x, y)
     start = {
         "gate_coef": model.gate_coef_,
         "expert_coef": [expert.coef_ for expert in model.experts_],
         "expert_std": [expert.std_ for expert in model.experts_],
     }
-    again = MixtureOfExpertsRegressor(start=start, max_iter=1).fit(x, y)
+    if experts == "student_t":
+        start["expert_df"] = [expert.df_ for expert in model.experts_]
+    again = MixtureOfExpertsRegressor(start=start, experts=experts, max_iter=1).fit(x, y)
     assert again.lower_bound_ == pytest.approx(model.lower_bound_, rel=1e-9)
 
 
@@ -512,6 +529,15 @@ def test_criteria_choose_the_number_of_planes() -> None:
         ({"start": PARAMETERS | {"expert_coef": np.zeros((3, 2))}}, r"expected \(2, 1, 3\)"),
         ({"start": PARAMETERS | {"expert_std": [0.0, 1.0]}}, "expert_std should be positive"),
         ({"start": PARAMETERS | {"gate_coef": np.full((2, 3), np.nan)}}, "should be finite"),
+        ({"start": PARAMETERS | {"expert_df": [3, 3]}}, "expert_df is not a parameter of linear"),
+        *(
+            ({"experts": experts, "start": PARAMETERS | {"expert_df": df}}, message)
+            for experts, df, message in (
+                (StudentT(4), [4, 4], "start: expert_df is not a parameter beside df=4"),
+                ("student_t", [2, 3], r"expert_df should be in \[2.1, 200\]"),
+                ("student_t", [3], r"expert_df has shape \(1,\), expected \(2,\)"),
+            )
+        ),
         ({"start": np.tile([1.0, 0.0], (80, 1))}, r"experts \[1\] start without any row"),
         ({"experts": "poisson"}, "negative"),
     ],
@@ -599,16 +625,36 @@ def test_every_expert_shows_the_size_of_its_noise(outputs: int) -> None:
 UNBOUNDED: dict[str, Any] = {"gate_penalty": 0.0, "expert_penalty": 0.0, "variance_floor": 0.0}
 
 
-def test_without_penalty_and_floor_a_likelihood_is_finite_or_never_wins() -> None:
-    """An expert without noise gets the least standard deviation, and L-BFGS no gradient."""
+@pytest.mark.parametrize("solver", ["em", "gradient"])
+def test_without_penalty_and_floor_an_expert_without_noise_has_a_finite_likelihood(
+    solver: str,
+) -> None:
+    """A variance that is rounding does not move the history, and the expert is named."""
     x, y = np.array([[-1.0], [1], [4], [-2], [-3], [1]]), np.array([0.0, 0, 14, 21, 41, 41])
-    start = np.eye(2)[[0, 0, 1, 1, 1, 1]]
-    model = MixtureOfExpertsRegressor(2, start=start, max_iter=4, gate_features=[], **UNBOUNDED)
-    assert np.isfinite(model.fit(x, y).history_).all()
-    model.set_params(solver="gradient", random_state=0)
-    with pytest.warns(ConvergenceWarning, match="log-likelihood is nan: .* use a variance_floor"):
+    settings: Any = {"start": np.eye(2)[[0, 0, 1, 1, 1, 1]], "solver": solver, "max_iter": 20}
+    model = MixtureOfExpertsRegressor(2, gate_features=[], **settings, **UNBOUNDED)
+    with pytest.warns(ConvergenceWarning, match=r"experts \[0\] have the least variance"):
+        model.fit(x, y)
+    assert np.all(np.diff(model.history_) >= -1e-12 * np.abs(model.history_[1:]))
+    found = model.summary(x, y)
+    assert found.notes[0].startswith("expert 0: std_ is at its least value")
+    assert np.isnan(found.standard_errors[found.names.index(("expert 0", "std_"))])
+    assert np.isfinite(found.standard_errors).sum() == 6
+
+
+class Endless(DummyRegressor):
+    """Predicts numbers that have no square."""
+
+    def predict(self, X: Any) -> Any:
+        return np.full(len(X), 1e200)
+
+
+def test_a_likelihood_that_is_not_finite_never_wins_and_is_told() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(1, experts=Endless(), max_iter=2)
+    message = "log-likelihood is .*: the predictions of an expert are too large"
+    with pytest.warns(ConvergenceWarning, match=message), np.errstate(all="ignore"):
         assert not model.fit(x, y).converged_
-    assert np.isfinite(model.set_params(n_init=2).fit(x, y).history_).all()
 
 
 def test_a_row_without_weight_that_no_expert_can_have_made_does_not_count() -> None:

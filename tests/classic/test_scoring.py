@@ -7,8 +7,8 @@ import pytest
 import sklearn
 from numpy.testing import assert_allclose
 from scipy import stats
-from scipy.special import log_softmax, logsumexp
-from sklearn.linear_model import LogisticRegression, Ridge
+from scipy.special import gammaln, log_softmax, logsumexp
+from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -165,3 +165,14 @@ def test_a_search_is_scored_by_its_best_mixture() -> None:
     ).fit(x, y)
     score = LogLikelihoodScorer()
     assert score(search, x, y) == score(search.best_estimator_, x, y)
+
+
+def test_a_number_between_counts_has_a_quasi_likelihood_and_no_probability() -> None:
+    x, y = problems.counts(0)
+    model = MixtureOfExpertsRegressor(1, experts="poisson").fit(x, y + 0.5)
+    rate = model.predict(x)
+    expected = (y + 0.5) * np.log(rate) - rate - gammaln(y + 1.5)
+    assert_allclose(model.log_density(x, y + 0.5), expected)
+    theirs = PoissonRegressor(alpha=0.0, tol=1e-9).fit(x, y + 0.5)
+    assert_allclose(rate, theirs.predict(x), rtol=0.02)
+    assert np.isneginf(model.predict_dist(x).logpdf(y + 0.5)).all()

@@ -23,7 +23,7 @@ def bootstrap(model: Any, X: Any, n_refits: Any, random_state: Any) -> Summary:
     """
     if not (isinstance(n_refits, Integral) and int(n_refits) >= 2):
         raise ValueError(f"n_refits={n_refits!r}: should be an integer of at least 2")
-    names, estimates, is_std = named_estimates(model._mixture, model._view, model._names())
+    names, estimates, is_positive = named_estimates(model._mixture, model._view, model._names())
     refits, unknown, last = [], np.zeros(len(names)), None
     for y in model._draw(X, int(n_refits), check_random_state(random_state)):
         refit = copy.copy(model).set_params(warm_start=True)
@@ -54,4 +54,4 @@ def bootstrap(model: Any, X: Any, n_refits: Any, random_state: Any) -> Summary:
         )
     found = np.where(kept, refits, np.nan)
     spread = np.atleast_2d(np.cov(found, rowvar=False))
-    return Summary(names, estimates, is_std, spread, notes, found)
+    return Summary(names, estimates, is_positive, spread, notes, found)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import block_diag
 
+from vmoe.classic.degenerate import empty_experts
 from vmoe.classic.information import derivatives
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.parameters import Block, blocks
@@ -15,7 +16,6 @@ from vmoe.classic.rows import Rows
 LEAST = 1e-9  # the least information about a parameter, in its natural unit, per row
 LOADED = 1e-6  # the squared part of a direction without information from which a parameter counts
 FAR = 0.1  # standard errors between the fit and the maximum that are worth a note
-NO_ROWS = 1e-6  # the share of the mass up to which an expert has no rows
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,21 @@ def _notes(
     mixture: Mixture, rows: Rows, every: list[Block], fixed: np.ndarray, kept: np.ndarray
 ) -> Iterator[str]:
     """What has no error, and why."""
-    mass = rows.weight @ mixture.posterior(rows)[0]
+    empty = [f"expert {i}" for i in empty_experts(mixture, rows)]
     without = "no standard error, and the others take it as known"
     end = 0
     for block in every:
-        here = slice(end, end := end + block.coef.size + block.std.size)
-        if block.at_floor.any():
+        here = slice(end, end := end + len(block.slope))
+        if block.at_bound[: len(block.std)].any():
             yield f"{block.part}: std_ is at its least value, by variance_floor: {without}"
+        if block.at_bound[len(block.std) :].any():
+            yield f"{block.part}: df_ is at its bound, {block.df[0]:g}: {without}"
         if lost := int(np.sum(~kept[here] & ~fixed[here])):
             why = "two children are separable, or one has no rows"
             if not block.is_gate:
-                empty = mass[int(block.part.split()[1])] <= NO_ROWS * mass.sum()
-                why = "it has no rows" if empty else "collinear columns, separable classes"
+                why = "collinear columns, separable classes"
+                if block.part in empty:
+                    why = "it has less than one row"
             yield (
                 f"{block.part}: these rows do not determine {lost} of its {here.stop - here.start} "
                 f"parameters ({why}): {without}"

@@ -8,15 +8,12 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from vmoe.classic.design import moments
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
 
 SAME = 1e-6  # the largest difference of logarithms between copies
-NO_NOISE = 1e-20  # a variance below this part of y's is rounding, also if no floor was set
-AT_FLOOR = 1 + 1e-9  # a variance up to so many floors is at the floor
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,18 @@ class DegenerateExperts:
 
 def degenerate_experts(mixture: Mixture, rows: Rows) -> DegenerateExperts:
     """The degenerate experts of a fitted mixture, given its rows."""
-    posterior, _ = mixture.posterior(rows)
-    load = rows.weight @ posterior
-    row = min(1.0, float(rows.weight[rows.weight > 0].mean()))
     return DegenerateExperts(
         copies=_copies(mixture, rows),
-        empty=np.flatnonzero(load < row).tolist(),
-        at_floor=np.flatnonzero(_at_floor(mixture, rows)).tolist(),
+        empty=empty_experts(mixture, rows),
+        at_floor=np.flatnonzero(mixture.experts.at_floor().any(axis=1)).tolist(),
     )
+
+
+def empty_experts(mixture: Mixture, rows: Rows) -> list[int]:
+    """The experts whose load is less than a row, or than a row's mean weight if that is less."""
+    posterior, _ = mixture.posterior(rows)
+    row = min(1.0, float(rows.weight[rows.weight > 0].mean()))
+    return np.flatnonzero(rows.weight @ posterior < row).tolist()
 
 
 def _copies(mixture: Mixture, rows: Rows) -> list[int]:
@@ -72,12 +73,3 @@ def _copies(mixture: Mixture, rows: Rows) -> list[int]:
 def _equal(density: Float[np.ndarray, "n e"], first: int, second: int) -> bool:
     with np.errstate(invalid="ignore"):  # -inf minus -inf, which makes no copy
         return bool((np.abs(density[:, first] - density[:, second]) < SAME).all())
-
-
-def _at_floor(mixture: Mixture, rows: Rows) -> Bool[np.ndarray, "e"]:
-    experts = mixture.experts
-    if experts.sizes.classes is not None:
-        return np.zeros(experts.sizes.n_experts, bool)
-    _, variance = moments(rows.y, rows.weight, "y")
-    least = np.maximum(AT_FLOOR * experts.sizes.floor, NO_NOISE * variance)
-    return np.any(experts.variances() <= least, axis=1)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe.classic.mixture import Mixture
+from vmoe.classic.newton import ROUNDING
 from vmoe.classic.rows import Rows
 
 
@@ -40,7 +41,7 @@ def aitken(history: Sequence[float]) -> float:
     if len(history) < 3:
         return np.inf
     before, last = history[-2] - history[-3], history[-1] - history[-2]
-    if last == 0:
+    if abs(last) <= ROUNDING * abs(history[-1]):
         return 0.0
     return abs(last / (1 - last / before)) if abs(last) < abs(before) else np.inf
 

@@ -41,6 +41,7 @@ from vmoe.classic.summary import Summary, summarize
 from vmoe.classic.tree import TreeGate, breadth_first, leaves, origins
 
 NEGLIGIBLE = 1e-12  # the least sum of the weights, in units of a penalty
+NO_NOISE = 1e-20  # a variance below this part of y's is rounding, so it is the least floor
 SAME = 1e-9  # the difference of two log-likelihoods of the same function, from rounding
 TRIAL = 2  # steps after which starts are compared
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
@@ -111,7 +112,8 @@ class MixtureEstimator(BaseEstimator):
             groups: the group of each row (n,), such as the person whose repeated measures they are;
                 all rows of a group have the same expert (``| id`` in R's flexmix). The gates may
                 then only see columns that are constant in every group. A group counts once for
-                them, and a weight within its group alone: repeat groups instead.
+                them, and a weight within its group alone: repeat groups instead. A search of
+                scikit-learn passes groups here with metadata routing alone (`LogLikelihoodScorer`).
 
         Raises:
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
@@ -128,8 +130,9 @@ class MixtureEstimator(BaseEstimator):
             fits = self._fits(rows, self.start)
         fit = _best(fits)
         posterior, _ = fit.mixture.posterior(rows)
-        fit.mixture.experts.finish(rows, posterior * rows.weight[:, None])
-        for problem in self._problems(fit, rows):
+        unfinished = fit.mixture.experts.finish(rows, posterior * rows.weight[:, None])
+        noise = [UserWarning(f"expert {e}: {problem}") for e, problem in unfinished.items()]
+        for problem in [*self._problems(fit, rows), *noise]:
             warnings.warn(problem, stacklevel=3)  # fit, scikit-learn's check of settings, the user
         self._keep(fit, rows)
         return self
@@ -203,8 +206,8 @@ class MixtureEstimator(BaseEstimator):
             yield ConvergenceWarning(
                 f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
                 if np.isfinite(fit.history[-1])
-                else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
-                "use a variance_floor above 0"
+                else f"the log-likelihood is {fit.history[-1]}: the predictions of an expert are "
+                "too large, or no numbers"
             )
         for message in degenerate_experts(fit.mixture, rows).messages():
             yield ConvergenceWarning(message)
@@ -293,10 +296,11 @@ class MixtureEstimator(BaseEstimator):
                 f"sample_weight: the weights sum to {total:g}, which is nothing beside a penalty "
                 f"of {penalty:g}: scale them to a mean of 1"
             )
-        classes, floor = getattr(self, "classes_", None), None
+        classes, floor = getattr(self, "classes_", None), 0.0
         if classes is None:
             _, variance = moments(rows.y, rows.weight, "y")
-            floor = np.maximum(self.variance_floor * variance, np.finfo(float).tiny)
+            least = max(self.variance_floor, NO_NOISE)
+            floor = np.maximum(least * variance, np.finfo(float).tiny)
         return Sizes(
             n_experts=n_experts,
             n_columns=len(rows.view.expert_columns),
@@ -321,7 +325,7 @@ class MixtureEstimator(BaseEstimator):
             tried = [em.run(self._new_mixture(rows), rows, each, trial) for each in found]
             return found[first_largest([fit.history[-1] for fit in tried])]
         if isinstance(start, dict):
-            if unknown := set(start) - {"gate_coef", "expert_coef", "expert_std"}:
+            if unknown := set(start) - {"gate_coef", "expert_coef", "expert_std", "expert_df"}:
                 raise ValueError(f"start has unknown parameters {sorted(unknown)}")
             if missing := {"gate_coef", "expert_coef"} - set(start):
                 raise ValueError(f"start lacks the parameters {sorted(missing)}")
@@ -343,6 +347,7 @@ class MixtureEstimator(BaseEstimator):
         gate_coef: Any,
         expert_coef: Any,
         expert_std: Any = None,
+        expert_df: Any = None,
     ) -> None:
         """Sets parameters given as in ``gate_coef_`` and ``experts_``."""
         gates = breadth_first(mixture.tree)
@@ -353,7 +358,7 @@ class MixtureEstimator(BaseEstimator):
             gate.coef = view.gate_design.from_given(in_shape("gate_coef", coef, gate.coef.shape))
         if view.expert_design is None:
             raise ValueError("a start from parameters needs named experts of one kind")
-        mixture.experts.set_parameters(expert_coef, expert_std, view.expert_design)
+        mixture.experts.set_parameters(expert_coef, expert_std, expert_df, view.expert_design)
 
     def _training_rows(
         self, X: Any, y: Any, sample_weight: Any, classes: Any = None, groups: Any = None
@@ -430,6 +435,16 @@ class MixtureEstimator(BaseEstimator):
         rows = Rows(self._view, X, y, checked_weight(sample_weight, X))
         return self._grouped(rows, groups)
 
+    def _rows_of_units(self, X: Any, y: Any, sample_weight: Any, groups: Any) -> Rows:
+        """Rows with targets for what counts units, in groups if the fit had some."""
+        rows = self._labeled_rows(X, y, sample_weight, groups)
+        if self._had_groups and groups is None:
+            raise ValueError(
+                "groups: the fit had groups, without which rows would count one by one: give the "
+                "group of each row"
+            )
+        return rows
+
     def _combined(self, X: Any) -> Float[np.ndarray, "n q"]:
         """The experts' predictions as one, as ``combine`` says."""
         rows = self._rows(X)
@@ -449,17 +464,27 @@ class MixtureEstimator(BaseEstimator):
     ) -> Float[np.ndarray, "n e"]:
         """The probability of every expert given the row and its target, or given its group's.
 
-        Weights matter in groups alone: there, an integer is the same as repeated rows.
+        Weights matter in groups alone: there, an integer is the same as repeated rows. Arguments
+        and errors are those of ``log_likelihood``.
         """
-        rows = self._labeled_rows(X, y, sample_weight, groups)
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return self._mixture.posterior(rows)[0]
 
     def log_density(self, X: Any, y: Any) -> Float[np.ndarray, "n"]:
         """The log density of each row's target, of the whole mixture, whatever ``combine`` is.
 
-        For counts and classes it is the logarithm of their probability, for several outputs the
-        joint density. Classifiers of scikit-learn as experts give no class less than 2.2e-16.
-        (scikit-learn's ``score_samples`` sees X alone.)
+        It is in nats, and of each row alone, also after a fit with groups. For counts and classes
+        it is the logarithm of their probability, for several outputs the joint density. Between
+        counts, it has the gamma function in the place of the factorial (`Poisson`). Classifiers of
+        scikit-learn as experts give no class less than 2.2e-16. (scikit-learn's ``score_samples``
+        sees X alone.)
+
+        Args:
+            X: rows (n, d).
+            y: their targets (n,) or (n, q), or their classes (n,).
+
+        Raises:
+            ValueError: rows or targets are not such as the fit had.
         """
         rows = self._labeled_rows(X, y)
         return self._mixture.posterior(rows)[1]
@@ -467,30 +492,61 @@ class MixtureEstimator(BaseEstimator):
     def log_likelihood(
         self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
     ) -> float:
-        """The sum of ``log_density`` over the weighted rows, or groups, without the penalties."""
-        rows = self._labeled_rows(X, y, sample_weight, groups)
+        """The log-likelihood in nats, summed over the weighted rows, without the penalties.
+
+        A group counts with the joint density of its rows, given that they have one expert.
+
+        Args:
+            X: rows (n, d).
+            y: their targets (n,) or (n, q), or their classes (n,).
+            sample_weight: weights (n,), as in ``fit``.
+            groups: the group of each row (n,), as in ``fit``; needed if the fit had some.
+
+        Raises:
+            ValueError: rows, targets or weights are not such as the fit had, or ``groups`` lack.
+        """
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return self._mixture.log_likelihood(rows)
 
     def degenerate_experts(
         self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None
     ) -> DegenerateExperts:
-        """The experts that are copies of others, have less than a row, or the least variance."""
-        rows = self._labeled_rows(X, y, sample_weight, groups)
+        """The experts that are copies of others, have less than a row, or the least variance.
+
+        Arguments and errors are those of ``log_likelihood``.
+        """
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return degenerate_experts(self._mixture, rows)
 
     def aic(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
-        """Akaike's information criterion: the lower, the better."""
-        rows = self._labeled_rows(X, y, sample_weight, groups)
+        """Akaike's information criterion, 2 c - 2 ``log_likelihood`` for c free parameters.
+
+        The lower, the better, as of ``bic`` and ``icl``. The arguments are those of
+        ``log_likelihood``.
+
+        Raises:
+            ValueError: as for ``log_likelihood``, or an expert is an estimator of scikit-learn,
+                whose parameters cannot be counted.
+        """
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return self._mixture.aic(rows)
 
     def bic(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
-        """The Bayesian information criterion: the lower, the better."""
-        rows = self._labeled_rows(X, y, sample_weight, groups)
+        """The Bayesian information criterion, c log n - 2 ``log_likelihood``.
+
+        n is the sum of the weights of the rows, also of rows in groups. Arguments and errors are
+        those of ``aic``.
+        """
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return self._mixture.bic(rows)
 
     def icl(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
-        """The integrated completed likelihood: BIC plus a term for unsure responsibilities."""
-        rows = self._labeled_rows(X, y, sample_weight, groups)
+        """The integrated completed likelihood (Biernacki, Celeux & Govaert 2000).
+
+        It is ``bic`` minus twice the sum over rows, or groups, of the logarithm of the largest
+        responsibility, which punishes unsure ones. Arguments and errors are those of ``aic``.
+        """
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return self._mixture.icl(rows)
 
     def explain(self, x: Any) -> Explanation:
@@ -511,7 +567,7 @@ class MixtureEstimator(BaseEstimator):
         names = [self._names()[i] for i in self._view.gate_columns]
         return explain(rows, self._mixture.tree, names, self.predict(X)[0])
 
-    def splits(self, X: Any, y: Any, sample_weight: Any = None) -> list[Split]:
+    def splits(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> list[Split]:
         """The gates, level by level, with their direction, entropy per row and covariance.
 
         A warning says why parts of a covariance are NaN, or if these rows have another maximum.
@@ -520,19 +576,19 @@ class MixtureEstimator(BaseEstimator):
             X: rows (n, d).
             y: their targets, for the covariance.
             sample_weight: weights (n,) for the covariance, as in ``fit``.
+            groups: the group of each row (n,); needed if the fit had some.
 
         Raises:
-            ValueError: the gate is a partition, a weight is negative, or the fit had groups.
+            ValueError: the gate is a partition, a weight is negative, or ``groups`` lack.
         """
-        rows = self._labeled_rows(X, y, sample_weight)
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         check_learned(self._mixture.tree)
-        self._check_no_groups()
         found = covariance(self._mixture, rows)
         for note in found.notes:
             warnings.warn(f"covariance: {note}", stacklevel=2)
         return splits(self._mixture, rows, found.matrix)
 
-    def summary(self, X: Any, y: Any, sample_weight: Any = None) -> Summary:
+    def summary(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Summary:
         """All parameters with standard errors by the observed information, as a table to print.
 
         Experts that are estimators of scikit-learn count as known.
@@ -541,13 +597,13 @@ class MixtureEstimator(BaseEstimator):
             X: the rows of ``fit``.
             y: their targets.
             sample_weight: their weights.
+            groups: their groups; needed if the fit had some.
 
         Raises:
             ValueError: there are no parameters: the gate is a rule and the experts estimators; or
-                the fit had groups.
+                ``groups`` lack.
         """
-        rows = self._labeled_rows(X, y, sample_weight)
-        self._check_no_groups()
+        rows = self._rows_of_units(X, y, sample_weight, groups)
         return summarize(self._mixture, rows, self._names())
 
     def bootstrap(self, X: Any, n_refits: Any = 200, random_state: Any = None) -> Summary:
@@ -568,15 +624,12 @@ class MixtureEstimator(BaseEstimator):
                 groups.
         """
         check_is_fitted(self)
-        self._check_no_groups()
-        return bootstrap(self, X, n_refits, random_state)
-
-    def _check_no_groups(self) -> None:
         if self._had_groups:
             raise ValueError(
-                "the fit had groups, but errors of parameters are of rows that count one by one: "
-                "fit without groups"
+                "the fit had groups, but a bootstrap draws rows one by one: see summary for errors "
+                "of parameters"
             )
+        return bootstrap(self, X, n_refits, random_state)
 
     def to_hard_tree(self) -> HardTree:
         """The decision tree in which a row goes to the most probable child of every gate."""

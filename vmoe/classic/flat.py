@@ -69,7 +69,8 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
             (counts), "student_t" (robust; the degrees of freedom are estimated), `StudentT(df)`, a
             regressor of scikit-learn, or a list with an entry for each expert; Poisson experts are
             not mixed with others. A regressor gets Gaussian noise of its own; after the last step,
-            its variance is that of rows which were left out of a fit, in five folds. If its ``fit``
+            its variance is that of rows which were left out of a fit, in five folds; a warning
+            names an expert for which four folds are too few rows. If its ``fit``
             names ``sample_weight``, the responsibilities are these weights; a Gaussian process gets
             them as noise; any other regressor, such as a search, is fitted to rows that are drawn
             by them.
@@ -94,18 +95,20 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
             assigns every row to the nearest one; "kmeans" groups by k-means. An array of
             responsibilities (n, e) starts with an M-step. A dictionary of parameters starts with
             an E-step: ``gate_coef`` (e, p), ``expert_coef`` (e, p) or (e, q, p), and, for linear
-            and Student t experts, ``expert_std`` (e,) or (e, q).
+            and Student t experts, ``expert_std`` (e,) or (e, q); for the latter also ``expert_df``
+            (e,), in [2.1, 200], if they are estimated, which else start at 4.
         n_init: starts, of which the best result is kept; all but the first are random.
         tol: EM stops if the log-likelihood has less than this left to rise per row (the sum of the
             weights is the number of rows), by Aitken's extrapolation of the last two rises.
         max_iter: EM steps at most.
         solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
-            gradients by JAX; ``max_iter`` and ``tol`` then apply to its steps. It may end in
-            another maximum than EM, and in a lower one.
+            gradients by JAX; ``max_iter`` then counts its steps. These are irregular, so ``tol``
+            compares rises of ten, and it may stop somewhat further from its limit than EM. It
+            may end in another maximum than EM, and in a lower one.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one. With the same rows and
-            penalties, and named experts, ``history_`` continues.
+            penalties, ``history_`` continues.
         decay: the factor by which the past counts less with every row of ``partial_fit``.
 
     Attributes:

@@ -1,29 +1,31 @@
 """The observed information of a mixture's whole log-likelihood.
 
-A row's log-likelihood depends on the parameters through its linear predictors: the logits of every
-gate, and for every expert the predictor of each output and the logarithm of its standard deviation.
-With the responsibilities h_e, and the gradient s_e and the Hessian H_e of log(prior_e density_e) in
-the predictors, its Hessian is (Louis 1982, section 3.2)
+The log-likelihood of a unit, which is a row or a group of rows, depends on the parameters through
+log(prior_e density_e). With its responsibilities h_e, and the gradient s_e and the Hessian H_e of
+this logarithm, its Hessian is (Louis 1982, section 3.2)
 
     sum_e h_e (H_e + s_e s_e^T) - (sum_e h_e s_e) (sum_e h_e s_e)^T.
 
-H_e alone is what there would be to know if the expert of every row were known; the rest is what is
-lost because it is not. The predictors are linear in the parameters, and the chain rule does the
-rest. Degrees of freedom of Student t experts count as known, also if they were estimated.
+H_e alone is what there would be to know if the expert of every unit were known; the rest is what is
+lost because it is not. s_e and H_e of a group are sums over its rows, and follow by the chain rule
+from the derivatives in each row's linear predictors: the logits of every gate, and for every expert
+the predictor of each output and the logarithms of its standard deviations and degrees of freedom.
 ``gradient.objective`` is the same function for JAX, whose Hessian takes a second to compile.
 """
 
-import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import block_diag
+from scipy.special import polygamma
 
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear, residuals
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.experts.poisson import Poisson
-from vmoe.classic.experts.student_t import StudentT
+from vmoe.classic.experts.student_t import StudentT, slope_in_df
 from vmoe.classic.mixture import Mixture, parts
 from vmoe.classic.parameters import Block, blocks
 from vmoe.classic.partition import FixedGate
@@ -38,18 +40,27 @@ def derivatives(
 ) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c c"]]:
     """The gradient and the negative Hessian of the penalized log-likelihood, in all parameters.
 
-    Their order is that of ``blocks``, with the logarithm of standard deviations.
+    Their order is that of ``blocks``, with the logarithm of positive parameters.
     """
     every = blocks(mixture)
     gradient = -np.concatenate([np.zeros(0), *(block.slope for block in every)])
     information = block_diag(np.zeros((0, 0)), *(block.curvature for block in every))
-    predictors = sum(len(block.coef) + block.std.size for block in every)
-    step = max(1, SLAB // max(1, predictors * len(gradient)))
-    for i in range(0, len(rows) if predictors else 0, step):
-        here = slice(i, i + step)
-        slab = Rows(rows.view, rows.given[here], rows.y[here], rows.weight[here])
+    for slab in _slabs(rows, len(gradient) * mixture.experts.sizes.n_experts):
         _add(mixture, every, slab, gradient, information)
     return gradient, information
+
+
+def _slabs(rows: Rows, width: int) -> Iterator[Rows]:
+    """The rows in parts of whole units, with so many numbers for a row."""
+    unit = np.arange(len(rows)) if rows.groups is None else rows.groups
+    order = np.argsort(unit, kind="stable")
+    step = max(1, SLAB // max(1, width))
+    starts = np.searchsorted(unit[order], unit[order][::step])
+    for here in np.split(order, np.unique(starts)[1:]):
+        groups = None
+        if rows.groups is not None:
+            _, groups = np.unique(rows.groups[here], return_inverse=True)
+        yield Rows(rows.view, rows.given[here], rows.y[here], rows.weight[here], groups)
 
 
 def _add(
@@ -57,68 +68,55 @@ def _add(
 ) -> None:
     """Adds the log-likelihood of some rows, by the formula of this module."""
     posterior, _ = mixture.posterior(rows)
-    first, second = _in_predictors(mixture, rows, posterior)
-    mean = np.einsum("ne,nea->na", posterior, first)
-    weighted = (first * posterior[:, :, None]).transpose(0, 2, 1)
-    second += weighted @ first - mean[:, :, None] * mean[:, None]
-    mean *= rows.weight[:, None]
-    second *= rows.weight[:, None, None]
-    groups = _groups(every, rows)
-    for x, predictors, places in groups:
-        gradient[places] += (mean[:, predictors].T @ x).ravel()
-    for (x, a, at), (z, b, to) in itertools.product(groups, repeat=2):
-        each = np.tensordot(x, second[:, a][:, :, b, None] * z[:, None, None], axes=(0, 0))
-        information[np.ix_(at, to)] -= each.swapaxes(0, 1).reshape(len(at), len(to))
-
-
-def _groups(every: list[Block], rows: Rows) -> list[tuple[np.ndarray, list[int], list[int]]]:
-    """The predictors by what they see: its columns, their numbers, and where parameters stand."""
-    ones = np.ones((len(rows), 1))
-    found: dict[str, tuple[list[int], list[int]]] = {
-        "gate": ([], []),
-        "expert": ([], []),
-        "": ([], []),
-    }
-    predictor = parameter = 0
-    for block in every:
-        kinds = ["gate" if block.is_gate else "expert"] * len(block.coef) + [""] * block.std.size
-        for kind in kinds:
-            width = block.coef.shape[1] if kind else 1
-            found[kind][0].append(predictor)
-            found[kind][1].extend(range(parameter, parameter + width))
-            predictor, parameter = predictor + 1, parameter + width
-    return [
-        (getattr(rows, kind) if kind else ones, *numbers)
-        for kind, numbers in found.items()
-        if numbers[0]
-    ]
+    scores, end = np.zeros((*posterior.shape, len(gradient))), 0
+    for block, (own, first, second) in zip(
+        every, _in_predictors(mixture, rows, posterior), strict=True
+    ):
+        here = slice(end, end := end + len(block.slope))
+        x, counts = (rows.gate, rows.share) if block.is_gate else (rows.expert, rows.weight)
+        columns = [x] * len(block.coef) + [np.ones((len(rows), 1))] * len(block.positive)
+        each = [first[..., [a]] * z[:, None] for a, z in enumerate(columns)]
+        scores[:, own, here] = np.concatenate(each, axis=2)
+        if rows.groups is not None:
+            scores[..., here] *= counts[:, None, None]
+        second *= counts[:, None, None]
+        information[here, here] -= np.block(
+            [
+                [z.T @ (second[:, a, [b]] * t) for b, t in enumerate(columns)]
+                for a, z in enumerate(columns)
+            ]
+        )
+    weight = rows.weight
+    if rows.groups is not None:
+        _, of_each = np.unique(rows.groups, return_index=True)
+        scores, posterior, weight = rows.sums(scores), posterior[of_each], np.ones(len(of_each))
+    mean = np.einsum("ue,uec->uc", posterior, scores)
+    gradient += weight @ mean
+    information += (mean * weight[:, None]).T @ mean
+    scores *= np.sqrt(weight[:, None] * posterior)[:, :, None]
+    information -= np.tensordot(scores, scores, axes=((0, 1), (0, 1)))
 
 
 def _in_predictors(
     mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"]
-) -> tuple[Float[np.ndarray, "n e c"], Float[np.ndarray, "n c c"]]:
-    """The gradients s_e in all linear predictors, and sum_e h_e H_e."""
-    pieces = []
+) -> Iterator[tuple[Any, Float[np.ndarray, "n e c"], Float[np.ndarray, "n c c"]]]:
+    """For each block, the experts whose s_e it is in, their s_e, and sum_e h_e H_e.
+
+    They are derivatives in the linear predictors of the block.
+    """
     if not isinstance(mixture.tree, FixedGate):
-        pieces = [_gate(gate, rows, posterior) for gate in breadth_first(mixture.tree)]
-    start, (n, experts) = 0, posterior.shape
+        for gate in breadth_first(mixture.tree):
+            if len(gate.children) > 1:
+                yield slice(None), *_of_gate(gate, rows, posterior)
+    expert = 0
     for kind in parts(mixture):
-        for first, second in zip(*_of_kind(kind, rows), strict=True):
-            own = np.zeros((n, experts, first.shape[1]))
-            own[:, start] = first
-            pieces.append((own, posterior[:, start, None, None] * second))
-            start += 1
-    width = sum(first.shape[2] for first, _ in pieces)
-    whole, at = np.zeros((n, width, width)), 0
-    for _, second in pieces:
-        end = at + second.shape[1]
-        whole[:, at:end, at:end] = second
-        at = end
-    return np.concatenate([first for first, _ in pieces], axis=2), whole
+        for first, second in _of_experts(kind, rows):
+            yield [expert], first[:, None], posterior[:, expert, None, None] * second
+            expert += 1
 
 
-def _gate(gate: TreeGate, rows: Rows, posterior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of a gate, which enters the prior of the experts below it alone."""
+def _of_gate(gate: TreeGate, rows: Rows, posterior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of a gate, which enters the prior of the experts below it alone."""
     p = np.exp(gate.log_probabilities(rows))[:, 1:]
     below = np.zeros((posterior.shape[1], len(gate.children)))
     for k, child in enumerate(gate.children):
@@ -137,35 +135,52 @@ def _diagonal(values: Float[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n k k"]:
     return values[..., None] * np.eye(values.shape[-1])
 
 
-def _of_kind(kind: Experts, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """The derivatives of each expert's log density: (e, n, c) and (e, n, c, c)."""
+def _of_experts(kind: Experts, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The derivatives of each expert's log density: (n, c) and (n, c, c)."""
     if isinstance(kind, Linear):
         first, second = _of_noise(kind, rows)
     elif isinstance(kind, Poisson):
         rate = kind.means(rows)
         first, second = rows.y[:, None] - rate, -_diagonal(rate)
-    elif isinstance(kind, Logistic):
+    elif isinstance(kind, Logistic) and kind.sizes.n_outputs > 1:
         p = kind.means(rows)[..., 1:]
         first = np.eye(kind.sizes.n_outputs)[rows.y][:, None, 1:] - p
         second = _of_softmax(p)
-    else:  # estimators, which count as known
-        shape = (len(rows), kind.sizes.n_experts)
-        first, second = np.zeros((*shape, 0)), np.zeros((*shape, 0, 0))
-    return first.swapaxes(0, 1), second.swapaxes(0, 1)
+    else:  # nothing is to be estimated; estimators count as known
+        return
+    yield from zip(first.swapaxes(0, 1), second.swapaxes(0, 1), strict=True)
 
 
 def _of_noise(kind: Linear, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Those of a location and the logarithm of a scale, by d log f / du at u = residual / scale."""
+    """Those of a location, the logarithm of a scale, and that of degrees of freedom.
+
+    They follow from d log f / du at u = residual / scale.
+    """
     u, std, q = residuals(rows, kind.coef) / kind.std, kind.std, kind.std.shape[1]
+    pull, change, in_df = u, np.ones_like(u), []
     if isinstance(kind, StudentT):
         df = kind.df_[:, None]
         weight = (df + 1) / (df + u**2)
         pull, change = weight * u, weight * (df - u**2) / (df + u**2)
-    else:
-        pull, change = u, np.ones_like(u)
-    crossed = _diagonal(-(change * u + pull) / std)
-    second = np.zeros((*u.shape[:2], 2 * q, 2 * q))
+        if kind.df is None:
+            in_df = list(_of_df(u, df))
+    first = np.concatenate([pull / std, pull * u - 1, *in_df[:1]], axis=-1)
+    second = np.zeros((*first.shape, first.shape[-1]))
     second[..., :q, :q] = _diagonal(-change / std**2)
-    second[..., :q, q:], second[..., q:, :q] = crossed, crossed
-    second[..., q:, q:] = _diagonal(-u * (change * u + pull))
-    return np.concatenate([pull / std, pull * u - 1], axis=2), second
+    second[..., :q, q : 2 * q] = _diagonal(-(change * u + pull) / std)
+    second[..., q : 2 * q, q : 2 * q] = _diagonal(-u * (change * u + pull))
+    if in_df:
+        _, curve, bend = in_df
+        second[..., :q, -1], second[..., q:-1, -1] = bend / std, bend * u
+        second[..., -1, -1:] = curve
+    second += np.triu(second, 1).swapaxes(-1, -2)
+    return first, second
+
+
+def _of_df(u: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The derivatives in the logarithm of degrees of freedom: two, and that of -d log f / du."""
+    slope, tails = df * slope_in_df(u**2, df), u**2 / (df + u**2)
+    trigamma = polygamma(1, (df + 1) / 2) - polygamma(1, df / 2)
+    curve = slope + df**2 * trigamma / 4 + (1 + tails * ((df + 1) * tails - 2)) / 2
+    bend = df * u * (u**2 - 1) / (df + u**2) ** 2
+    return slope.sum(axis=-1, keepdims=True), curve.sum(axis=-1, keepdims=True), bend

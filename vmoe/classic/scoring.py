@@ -5,6 +5,7 @@ values, the number of experts changes neither; the log-likelihood sees it (a pro
 Gneiting & Raftery 2007).
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from vmoe.classic.estimator import MixtureEstimator
 
 
 class LogLikelihoodScorer(_BaseScorer):
-    """The mean of ``log_density`` over the rows, as ``scoring=`` of a search: more is better.
+    """The mean log-likelihood of a row in nats, as ``scoring=`` of a search: more is better.
 
     It takes a fitted mixture, or a ``Pipeline`` or search that ends in one. ``sample_weight``
     weighs the mean; a search passes it after ``set_score_request(sample_weight=True)``, as to any
-    scorer.
-    A density has the unit 1 / y: compare scores of the same targets only.
+    scorer. A density has the unit 1 / y: compare scores of the same targets only.
+
+    For mixtures with groups, scikit-learn's metadata routing has to be on, the mixture has
+    ``set_fit_request(groups=True)``, and the scorer ``set_score_request(groups=True)``. Without
+    routing, ``groups`` of a search go to its splitter alone: it then compares mixtures of rows.
 
     >>> from sklearn.model_selection import GridSearchCV
     >>> from vmoe.classic import MixtureOfExpertsRegressor
@@ -38,7 +42,7 @@ class LogLikelihoodScorer(_BaseScorer):
     def __repr__(self) -> str:
         return "LogLikelihoodScorer()"
 
-    def _score(self, _: Any, estimator: Any, X: Any, y: Any, **weight: Any) -> float:
+    def _score(self, _: Any, estimator: Any, X: Any, y: Any, **each: Any) -> float:
         """The score; scikit-learn calls this with its cache of predictions, which has no y."""
         while not isinstance(estimator, MixtureEstimator):
             if isinstance(estimator, Pipeline):
@@ -53,9 +57,10 @@ class LogLikelihoodScorer(_BaseScorer):
                 f"estimator={estimator!r}: LogLikelihoodScorer needs a mixture of vmoe.classic, or "
                 "a Pipeline or search that ends in one"
             )
-        return self._score_func(y, estimator.log_density(X, y), **weight)
+        return self._score_func(y, partial(estimator.log_likelihood, X), **each)
 
 
-def _mean(y_true: Any, y_pred: np.ndarray, sample_weight: Any = None) -> float:
-    """The mean of the log densities ``y_pred``; scikit-learn reads the argument's names."""
-    return float(np.average(y_pred, weights=sample_weight))
+def _mean(y_true: Any, y_pred: Any, sample_weight: Any = None, groups: Any = None) -> float:
+    """The mean of ``y_pred``, a log-likelihood of targets; scikit-learn reads these names."""
+    size = len(y_true) if sample_weight is None else np.sum(sample_weight)
+    return y_pred(y_true, sample_weight, groups) / float(size)

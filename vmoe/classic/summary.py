@@ -13,7 +13,6 @@ from vmoe.classic.parameters import Block, blocks
 from vmoe.classic.rows import Rows
 
 HEADER = ("estimate", "std. error", "z value", "Pr(>|z|)")
-STD = "std_"
 LEAST_P = 2e-16  # that is shown, as R does
 
 
@@ -23,12 +22,12 @@ class Summary:
 
     A gate's coefficients are log odds of a child against its first child. A logistic expert's are
     log odds of a class against the first class. ``std_`` is an expert's standard deviation, or the
-    scale of a Student t expert.
+    scale of a Student t expert; ``df_`` are its degrees of freedom, if they are estimated.
 
     Attributes:
         names: the part and the name of every parameter, as ("expert 0", "x1").
         estimates: their values (c,).
-        is_std: which of them are an expert's ``std_`` (c,).
+        is_positive: which of them are an expert's ``std_`` or ``df_`` (c,).
         covariance: (c, c); NaN for parameters without an error, which ``notes`` explain.
         notes: what is missing or off, one line each.
         refits: the estimates of a bootstrap's refits (m, c); None for errors by the information.
@@ -36,7 +35,7 @@ class Summary:
 
     names: list[tuple[str, str]]
     estimates: Float[np.ndarray, "c"]
-    is_std: Bool[np.ndarray, "c"]
+    is_positive: Bool[np.ndarray, "c"]
     covariance: Float[np.ndarray, "c c"]
     notes: list[str]
     refits: Any = None
@@ -48,8 +47,8 @@ class Summary:
 
     @property
     def z_values(self) -> Float[np.ndarray, "c"]:
-        """The estimates in units of their errors; NaN for ``std_``, which is never 0."""
-        return np.where(self.is_std, np.nan, self.estimates / self.standard_errors)
+        """The estimates in units of their errors; NaN for those that are never 0."""
+        return np.where(self.is_positive, np.nan, self.estimates / self.standard_errors)
 
     @property
     def p_values(self) -> Float[np.ndarray, "c"]:
@@ -57,7 +56,7 @@ class Summary:
         return 2 * norm.sf(np.abs(self.z_values))
 
     def interval(self, level: Any = 0.95) -> Float[np.ndarray, "c 2"]:
-        """Confidence intervals: Wald's, of ``std_`` on a log scale; a bootstrap's quantiles.
+        """Confidence intervals: Wald's, on a log scale if positive; a bootstrap's quantiles.
 
         Raises:
             ValueError: the level is not in (0, 1).
@@ -69,9 +68,9 @@ class Summary:
             return np.quantile(self.refits, tails, axis=0).T
         error, value = self.standard_errors[:, None], self.estimates[:, None]
         found = value + norm.ppf(tails) * error
-        error, value = error[self.is_std], value[self.is_std]
+        error, value = error[self.is_positive], value[self.is_positive]
         with np.errstate(over="ignore"):
-            found[self.is_std] = value * np.exp(norm.ppf(tails) * error / value)
+            found[self.is_positive] = value * np.exp(norm.ppf(tails) * error / value)
         return found
 
     def __repr__(self) -> str:
@@ -109,7 +108,7 @@ def summarize(mixture: Mixture, rows: Rows, columns: list[str]) -> Summary:
 def named_estimates(
     mixture: Mixture, view: Any, columns: list[str]
 ) -> tuple[list[tuple[str, str]], Float[np.ndarray, "c"], Bool[np.ndarray, "c"]]:
-    """The names and values of all parameters, and which are standard deviations.
+    """The names and values of all parameters, and which are positive by nature.
 
     Raises:
         ValueError: the mixture has no parameters.
@@ -118,8 +117,12 @@ def named_estimates(
     names = [name for block in every for name in _names(block, view, columns)]
     if not names:
         raise ValueError("there are no parameters: the gate is a rule, the experts are estimators")
-    is_std = [np.arange(block.coef.size + block.std.size) >= block.coef.size for block in every]
-    return names, np.concatenate([block.given(view) for block in every]), np.concatenate(is_std)
+    is_positive = [np.arange(len(block.slope)) >= block.coef.size for block in every]
+    return (
+        names,
+        np.concatenate([block.given(view) for block in every]),
+        np.concatenate(is_positive),
+    )
 
 
 def _names(block: Block, view: Any, columns: list[str]) -> list[tuple[str, str]]:
@@ -127,5 +130,5 @@ def _names(block: Block, view: Any, columns: list[str]) -> list[tuple[str, str]]
     each = ["(intercept)", *(columns[i] for i in seen)]
     ahead = [f"{line}: " if line else "" for line in block.lines]
     names = [line + name for line in ahead for name in each]
-    names += [f"{line}{STD}" for line in ahead[: block.std.size]]
+    names += [f"{line}std_" for line in ahead[: block.std.size]] + ["df_"] * block.df.size
     return [(block.part, name) for name in names]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from vmoe.classic.experts.interface import DEAD
+from vmoe.classic.experts.interface import alive
 from vmoe.classic.multinomial import fit_multinomial, log_softmax, penalty_of
 from vmoe.classic.newton import Newton
 from vmoe.classic.rows import Rows
@@ -53,9 +53,8 @@ class TreeGate:
         """
         masses = self.child_masses(mass)
         self.coef = fit_multinomial(rows.gate, masses, penalty, self.coef, self.newton)
-        total = mass.sum()
-        for child, part in zip(self.children, self.parts(mass), strict=True):
-            if isinstance(child, TreeGate) and part.sum() > DEAD * total:
+        for child, part, some in zip(self.children, self.parts(mass), alive(masses), strict=True):
+            if isinstance(child, TreeGate) and some:
                 child.update(rows, part, penalty)
 
     def child_masses(self, mass: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n k"]:

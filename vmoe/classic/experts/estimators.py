@@ -3,7 +3,8 @@
 A regressor gets Gaussian noise of its own around its predictions. During EM its variance is that of
 the residuals. A flexible model has small ones for the rows that it has seen, so after the last step
 the variance is that of rows which were left out: every expert is fitted once more to all folds but
-one, for each of five folds.
+one, for each of five folds. Where this fails, as for more neighbours than four folds have rows, the
+variance stays that of the residuals, with a warning.
 
 The M-step is not exact, so the log-likelihood may fall. It is a weighted fit, also of an estimator
 that takes no weights:
@@ -41,7 +42,7 @@ FOLDS = 5  # parts of the rows; each is left out once
 class Estimators(Experts):
     """Clones of one estimator, one per expert."""
 
-    learned = ("models", "std")
+    learned = ("models", "seen_std")
 
     def __init__(self, estimator: BaseEstimator):
         self.estimator = estimator
@@ -61,17 +62,32 @@ class Estimators(Experts):
             self._update_std(rows, mass, means)
             self._predicted = rows, means
 
-    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> dict[int, str]:
+        self.seen_std = self.std.copy()  # with which EM can go on
         if self.sizes.classes is not None:
-            return
-        means, folds = self.means(rows), folds_of(rows)
+            return {}
+        means, folds, problems = self.means(rows), folds_of(rows), {}
         for e in np.flatnonzero(alive(mass)):
-            for out in (folds == fold for fold in np.unique(folds[folds >= 0])):
-                seen = mass[:, e] * ~out
-                if seen.sum() > DEAD * mass[:, e].sum():  # otherwise nothing is left to learn from
-                    model = self._fitted(self.new[e], rows, seen)
-                    means[out, e] = self._mean(model, rows.expert_given[out])
+            unseen = means[:, e].copy()
+            try:
+                for out in (folds == fold for fold in np.unique(folds[folds >= 0])):
+                    seen = mass[:, e] * ~out
+                    if seen.sum() > DEAD * mass[:, e].sum():  # otherwise nothing is left to learn
+                        model = self._fitted(self.new[e], rows, seen)
+                        unseen[out] = self._mean(model, rows.expert_given[out])
+            except Exception as error:  # anyone's estimator, which could be fitted to all rows
+                problems[e] = (
+                    f"{self.new[e]!r} has the noise of rows that it has seen, which is too small "
+                    f"for a flexible model, as it could not be fitted without a fifth: {error}"
+                )
+            else:
+                means[:, e] = unseen
         self._update_std(rows, mass, means)
+        return problems
+
+    def resume(self, other: Experts) -> None:
+        super().resume(other)
+        self.std = self.seen_std.copy()
 
     def _fitted(self, new: Any, rows: Rows, mass: Float[np.ndarray, "n"]) -> Any:
         """A clone of an expert, fitted to the rows that have a mass."""

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from vmoe.classic.design import Design
 from vmoe.classic.rows import Rows
 
+AT_FLOOR = 1 + 1e-9  # a variance up to so many floors is at the floor
 DEAD = 1e-12  # an expert keeps its parameters if its share of the mass is at most this
 
 
@@ -28,7 +29,7 @@ class Sizes:
         n_columns: columns that they see, without the intercept's.
         n_outputs: outputs, or classes.
         penalty: strength of the penalty on the slopes.
-        floor: the least variance of every output.
+        floor: the least variance of every output; 0 for classes.
         classes: the classes as the user gave them; None for a regression.
         random: the source of random numbers.
     """
@@ -95,13 +96,17 @@ class Experts(ABC):
     def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
         """Each expert's mean, or its probabilities of the classes."""
 
-    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
-        """What follows the last M-step, for the masses after it."""
-        return
+    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> dict[int, str]:
+        """What follows the last M-step, for the masses after it; what to warn of, by expert."""
+        return {}
 
     def variances(self) -> Float[np.ndarray, "e q"]:
         """The variance, or the squared scale, of each expert's noise; inf if it has no bound."""
         return np.full((self.sizes.n_experts, self.sizes.n_outputs), np.inf)
+
+    def at_floor(self) -> Bool[np.ndarray, "e q"]:
+        """Which variances have the least value."""
+        return self.variances() <= AT_FLOOR * self.sizes.floor
 
     def log_proba(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
         """The logarithm of each expert's probabilities of the classes."""
@@ -134,10 +139,11 @@ class Experts(ABC):
         self.sizes = dataclasses.replace(self.sizes, n_experts=len(experts))
         self.coef = self.coef[experts]
 
-    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
+    def set_parameters(self, coef: Any, std: Any, df: Any, design: Design) -> None:
         """Sets parameters in the form of ``fitted``, with the expert as the first axis."""
-        if std is not None:
-            raise ValueError(f"start: expert_std is not a parameter of {self.name} experts")
+        for name, value in (("std", std), ("df", df)):
+            if value is not None:
+                raise ValueError(f"start: expert_{name} is not a parameter of {self.name} experts")
         self.coef = design.from_given(in_shape("expert_coef", coef, self.coef.shape))
 
     def fitted(self, design: Design | None) -> list[Any]:
@@ -161,7 +167,7 @@ class Experts(ABC):
 def in_shape(name: str, values: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     """The values in a shape, in which the second axis may be missing if it has one entry."""
     values = np.asarray(values, float)
-    if shape[1] == 1 and values.shape == (shape[0], *shape[2:]):
+    if shape[1:2] == (1,) and values.shape == (shape[0], *shape[2:]):
         values = values[:, None]
     if values.shape != shape:
         raise ValueError(f"{name} has shape {values.shape}, expected {shape}")

@@ -69,8 +69,8 @@ class Linear(Experts):
         super().keep(experts)
         self.std = self.std[experts]
 
-    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
-        super().set_parameters(coef, None, design)
+    def set_parameters(self, coef: Any, std: Any, df: Any, design: Design) -> None:
+        super().set_parameters(coef, None, df, design)
         if std is None:
             raise ValueError("a start from parameters needs expert_std, one per expert and output")
         self.std = in_shape("expert_std", std, self.std.shape)

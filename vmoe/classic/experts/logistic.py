@@ -51,12 +51,12 @@ class Logistic(Experts):
     def n_parameters(self) -> int:
         return self.coef[:, 1:].size
 
-    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
+    def set_parameters(self, coef: Any, std: Any, df: Any, design: Design) -> None:
         """Also from the log odds of the second of two classes: (e, p)."""
         coef = np.asarray(coef, float)
         if self.sizes.n_outputs == 2 and coef.ndim == 2:
             coef = np.stack([np.zeros_like(coef), coef], axis=1)
-        super().set_parameters(coef, std, design)
+        super().set_parameters(coef, std, df, design)
 
     def fitted(self, design: Design | None) -> list[FittedExpert]:
         """With two classes, the coefficients are of the log odds of the second one."""

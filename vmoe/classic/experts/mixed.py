@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe.classic.design import Design
-from vmoe.classic.experts.interface import DEAD, Experts, Sizes
+from vmoe.classic.experts.interface import Experts, Sizes, alive
 from vmoe.classic.rows import Rows
 
 
@@ -31,14 +31,12 @@ class Mixed(Experts):
             part.check_targets(y)
 
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
-        total = mass.sum()
-        for e, part in enumerate(self.parts):
-            if mass[:, e].sum() > DEAD * total:
-                part.update(rows, mass[:, e : e + 1])
+        for e in np.flatnonzero(alive(mass)):
+            self.parts[e].update(rows, mass[:, [e]])
 
-    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
-        for e, part in enumerate(self.parts):
-            part.finish(rows, mass[:, e : e + 1])
+    def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> dict[int, str]:
+        each = [part.finish(rows, mass[:, [e]]) for e, part in enumerate(self.parts)]
+        return {e: found[0] for e, found in enumerate(each) if found}
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         return np.concatenate([part.log_density(rows) for part in self.parts], axis=1)
@@ -76,7 +74,7 @@ class Mixed(Experts):
         for part in self.parts:
             part.keep([0])
 
-    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
+    def set_parameters(self, coef: Any, std: Any, df: Any, design: Design) -> None:
         raise ValueError("a start from parameters needs named experts of one kind")
 
     def std_of(self, expert: int) -> Any:

@@ -18,7 +18,7 @@ from scipy.special import digamma, gammaln
 from sklearn.base import BaseEstimator
 
 from vmoe.classic.design import Design
-from vmoe.classic.experts.interface import Experts, Sizes, alive
+from vmoe.classic.experts.interface import Experts, Sizes, alive, in_shape
 from vmoe.classic.experts.linear import Linear, linear, residuals, ridge
 from vmoe.classic.grams import weighted_grams
 from vmoe.classic.rows import Rows
@@ -95,9 +95,15 @@ class StudentT(Linear, BaseEstimator):
         super().keep(experts)
         self.df_ = self.df_[experts]
 
-    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
-        super().set_parameters(coef, std, design)
+    def set_parameters(self, coef: Any, std: Any, df: Any, design: Design) -> None:
+        super().set_parameters(coef, std, None, design)
         self.fitted_once = True
+        if df is not None:
+            if self.df is not None:
+                raise ValueError(f"start: expert_df is not a parameter beside df={self.df}")
+            self.df_ = in_shape("expert_df", df, self.df_.shape)
+            if np.any((self.df_ < LEAST) | (self.df_ > MOST)):
+                raise ValueError(f"expert_df should be in [{LEAST:g}, {MOST:g}]")
 
     def df_of(self, expert: int) -> float:
         return float(self.df_[expert])
@@ -106,6 +112,17 @@ class StudentT(Linear, BaseEstimator):
 def constant(df: Any) -> Any:
     """The logarithm of the t density at 0 with scale 1."""
     return gammaln((df + 1) / 2) - gammaln(df / 2) - 0.5 * np.log(df * np.pi)
+
+
+def slope_in_df(squares: Float[np.ndarray, "*n q"], df: Any) -> Float[np.ndarray, "*n q"]:
+    """The derivative of the log t density in the degrees of freedom.
+
+    Args:
+        squares: the squared residuals in units of the scales.
+        df: the degrees of freedom.
+    """
+    rows = (df + 1) / df * squares / (df + squares) - np.log1p(squares / df)
+    return (digamma((df + 1) / 2) - digamma(df / 2) - 1 / df + rows) / 2
 
 
 def best_df(
@@ -124,10 +141,7 @@ def best_df(
         return constant(df) - (df + 1) / 2 * share @ np.log1p(squares / df).mean(axis=1)
 
     def slope(log_df: float) -> float:
-        df = np.exp(log_df)
-        rows = (df + 1) / df * squares / (df + squares) - np.log1p(squares / df)
-        rise = digamma((df + 1) / 2) - digamma(df / 2) - 1 / df
-        return float(rise + share @ rows.mean(axis=1))
+        return float(share @ slope_in_df(squares, np.exp(log_df)).mean(axis=1))
 
     low, high = np.log([LEAST, MOST])
     if slope(low) <= 0:
