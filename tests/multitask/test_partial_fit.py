@@ -1,5 +1,6 @@
 """Training by parts of a table."""
 
+import copy
 import pickle
 import re
 from pathlib import Path
@@ -106,3 +107,44 @@ def test_errors_of_a_part_speak_of_its_rows() -> None:
         with pytest.raises(ValueError, match=message) as error:
             learned.partial_fit(table, wrong)
         assert "validation" not in str(error.value) and "fit" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def learned() -> MultiTaskEstimator:
+    return new_model(ema_decay=0.5).partial_fit(*parts_of(TABLE))
+
+
+def changed(learned: MultiTaskEstimator, **settings: Any) -> Any:
+    """The predictions of a part with other settings."""
+    rows = parts_of(TABLE)
+    return copy.copy(learned).set_params(**settings).partial_fit(*rows).predict(rows[0])["sum"]
+
+
+def test_numbers_of_training_may_change_between_two_parts(learned: MultiTaskEstimator) -> None:
+    same = changed(learned)
+    for settings in (
+        {"weight_decay": 1.0},
+        {"task_weights": {"old": 100.0}},
+        {"ema_decay": 0.99},
+        {"ema_decay": None},
+    ):
+        assert np.abs(changed(learned, **settings) - same).max() > 0.01, settings
+    still = changed(learned, learning_rate=1e-12, ema_decay=None)
+    averaged = changed(learned, learning_rate=1e-12, ema_decay=1e-7)  # of the last step alone
+    np.testing.assert_allclose(averaged, still, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"expert_units": (5,)}, "fit again"),
+        ({"weighting": "gradnorm"}, "weighting='gradnorm', and in the last .* was 'fixed': set it"),
+        ({"dropout": 0.5}, "dropout=0.5, and in the last partial_fit it was 0.0: set it back"),
+    ],
+)
+def test_another_model_or_program_is_refused_between_two_parts(
+    settings: dict[str, Any], message: str, learned: MultiTaskEstimator
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        changed(learned, **settings)
+    assert "\n" not in str(error.value)

@@ -1,5 +1,7 @@
 """Training steps change those embeddings alone that a batch uses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,3 +67,50 @@ def test_an_epoch_is_a_loop_of_dense_steps_after_which_unused_rows_are_put_back(
         assert one.keys() == two.keys()
         for name, each in one.items():
             np.testing.assert_allclose(each, two[name], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+class Vectors(nnx.Module):
+    """Adds an embedding of the sign of the first number; it has the paths of ``TableRows``."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.vectors = nnx.List([nnx.Embed(2, width, rngs=rngs)])
+
+    def __call__(self, rows: Any) -> Any:
+        return rows + self.vectors[0]((rows[:, 0] > 0).astype(int))
+
+
+class Named(nnx.Module):
+    """An expert whose part has the name that a model gives to its inputs, or another."""
+
+    def __init__(self, name: str, width: int, rngs: nnx.Rngs):
+        self.name = name
+        setattr(self, name, Vectors(width, rngs))
+
+    def __call__(self, rows: Any) -> Any:
+        return getattr(self, self.name)(rows)
+
+
+def test_modules_of_users_with_the_paths_of_the_inputs_are_trained_as_a_whole() -> None:
+    random, every = np.random.default_rng(0), jnp.ones(24, bool)
+    frame = pd.DataFrame({"x": random.normal(size=24), "a": random.integers(0, 9, 24).astype(str)})
+    encoder = TableEncoder()
+    table = jax.device_put(encoder.fit_transform(frame))
+    order = jnp.arange(24).reshape(2, 12)
+
+    def trained(name: str, inputs: Any, given: Any, width: int) -> list[jax.Array]:
+        rngs = nnx.Rngs(0)
+        body = SharedBottom(Named(name, width, rngs), 1)
+        model = MultiTask(body, {"sum": nnx.Linear(width, 1, rngs=rngs)}, inputs)
+        graph, params = nnx.split(model, graph=True)
+        trainer = Trainer(graph, (Regression.loss,), Weighting(), optax.adam(0.1))
+        data = Data(given, (table.numbers[:, 0],), (every,))
+        state, _ = jax.jit(trainer.epoch)(trainer.init(params), data, order)
+        return jax.tree.leaves(state)
+
+    for inputs, given, width in (
+        (TableRows(encoder, rngs=nnx.Rngs(1)), table, 9),
+        (Vectors(1, nnx.Rngs(1)), table.numbers, 1),
+    ):
+        leaves = [trained(name, inputs, given, width) for name in ("inputs", "part")]
+        for one, other in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(one, other)

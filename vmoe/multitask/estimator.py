@@ -52,6 +52,7 @@ from vmoe.multitask.training import (
     adamw,
     forward,
     with_numbers,
+    with_settings,
     without_streams,
 )
 from vmoe.multitask.values import as_pandas, is_category, is_numeric
@@ -60,6 +61,8 @@ from vmoe.multitask.weighting import WEIGHTINGS, new_weighting
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 POSITIVE = Interval(Real, 0, None, closed="neither")
+KEPT = ("weighting", "dropout", "entropy_weight", "calibrator_weight")
+"""Settings of the program of a training step, in addition to those of the model."""
 
 
 class Setup(NamedTuple):
@@ -316,9 +319,10 @@ class MultiTaskEstimator(BaseEstimator):
         The first call learns scales, categories and classes, unless there is a fitted model; so its
         rows should be many, and drawn at random. Categories that come later are unknown, except in
         columns of ``hash_buckets``. There is no validation split, and ``history_`` gets a row.
-        After ``fit`` or ``load``, the moments of Adam and what the weighting has learned start
-        anew. A ``learning_rate``, ``weight_decay``, ``ema_decay`` or ``task_weights`` that is
-        changed between two calls has no effect.
+        After ``fit`` or ``load``, the moments of Adam, averages and what the weighting has learned
+        start anew. Between two calls, what is a number of training may change: the
+        ``learning_rate``, ``weight_decay``, ``ema_decay``, ``batch_size``, ``weighting_params``,
+        ``task_weights`` and ``class_weight``.
 
         Args:
             X: as in ``fit``; some of the rows have a target of each task.
@@ -326,7 +330,8 @@ class MultiTaskEstimator(BaseEstimator):
             sample_weight: as in ``fit``.
 
         Raises:
-            ValueError: an argument is wrong, or a setting needs all rows.
+            ValueError: an argument is wrong, a setting needs all rows, or one was changed that
+                decides the model or the program of a training step.
         """
         forks.computes()
         self._check_partial()
@@ -356,7 +361,7 @@ class MultiTaskEstimator(BaseEstimator):
         new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
         graph = setup.trainer.graph
         new._keep(nnx.merge(graph, epoch.params), setup.encoder, tasks, setup.findings)
-        new._training = graph, epoch.state, random
+        new._training = graph, epoch.state, random, {name: getattr(self, name) for name in KEPT}
         self.__dict__ = new.__dict__
         return self
 
@@ -377,7 +382,15 @@ class MultiTaskEstimator(BaseEstimator):
         saved.check_settings(self)
         inputs, found = self._encoder.transform(given.X), self.findings_
         if self._training is not None:
-            graph, state, random = self._training
+            graph, state, random, kept = self._training
+            for name, before in kept.items():
+                if (value := getattr(self, name)) != before:
+                    raise ValueError(
+                        f"{name}={value!r}, and in the last partial_fit it was {before!r}: set it "
+                        "back, or fit again"
+                    )
+            state = with_settings(state, self._weights(self.tasks_), self.ema_decay)
+            state = self._with_numbers(state, len(given.X))
             trainer = self._trainer(graph, self.tasks_)
             return Setup(self._encoder, inputs, trainer, state, found), copy.deepcopy(random)
         seed = int(random.integers(2**31))
@@ -424,8 +437,11 @@ class MultiTaskEstimator(BaseEstimator):
         graph, params = nnx.split(model, graph=True)
         trainer = self._trainer(graph, tasks)
         state = trainer.init(params, self._weights(tasks), self.ema_decay)
+        return trainer, self._with_numbers(state, rows)
+
+    def _with_numbers(self, state: TrainerState, rows: int) -> TrainerState:
         steps = self.max_epochs * -(-rows // self.batch_size)
-        return trainer, with_numbers(state, self.learning_rate, self.weight_decay, steps)
+        return with_numbers(state, self.learning_rate, self.weight_decay, steps)
 
     def _trainer(self, graph: nnx.GraphDef, tasks: Mapping[str, Task]) -> Trainer:
         weighting = new_weighting(self.weighting, self.weighting_params)

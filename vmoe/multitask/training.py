@@ -45,10 +45,16 @@ SCHEDULES: dict[str, optax.Schedule] = {
 
 
 class Average(NamedTuple):
-    """An exponential moving average of the parameters, with its decay, see ``optax.ema``."""
+    """An exponential moving average of the parameters, as ``optax.ema`` but for a new decay.
+
+    Attributes:
+        mean: the sum of all parameters by their weights.
+        total: the sum of the weights.
+    """
 
     decay: Float[Array, ""]
-    state: Any
+    mean: nnx.State
+    total: Float[Array, ""]
 
 
 class TrainerState(NamedTuple):
@@ -73,8 +79,8 @@ class TrainerState(NamedTuple):
         """The parameters to evaluate: their average, if there is one."""
         if self.average is None:
             return self.params
-        decay, (count, mean) = self.average
-        return nnx.merge_state(self.params, optax.tree.bias_correction(mean, decay, count))
+        _, mean, total = self.average
+        return nnx.merge_state(self.params, jax.tree.map(lambda x: x / total, mean))
 
 
 class Epoch(NamedTuple):
@@ -133,15 +139,12 @@ class Trainer:
                     f"{path_name(path)} is not a parameter: models cannot have other state here, "
                     "such as statistics"
                 )
-        own, average = nnx.filter_state(params, nnx.Param), None
-        if ema_decay is not None:
-            decay = jnp.float32(ema_decay)
-            average = Average(decay, optax.ema(decay).init(own))
-        tasks = len(self.losses_of)
-        factors = jnp.ones(tasks) if factors is None else jnp.asarray(factors, jnp.float32)
-        return TrainerState(
-            params, self.optimizer.init(own), self.weighting.init(tasks), factors, average
+        tasks, moments = (
+            len(self.losses_of),
+            self.optimizer.init(nnx.filter_state(params, nnx.Param)),
         )
+        state = TrainerState(params, moments, self.weighting.init(tasks), jnp.ones(tasks), None)
+        return with_settings(state, [1.0] * tasks if factors is None else factors, ema_decay)
 
     def epochs(
         self,
@@ -285,9 +288,21 @@ def averaged(state: TrainerState) -> TrainerState:
     """A state whose average has the parameters of one step more, if there is one."""
     if state.average is None:
         return state
-    decay, before = state.average
-    _, after = optax.ema(decay).update(nnx.filter_state(state.params, nnx.Param), before)
-    return state._replace(average=Average(decay, after))
+    decay, mean, total = state.average
+    mean = optax.tree.update_moment(nnx.filter_state(state.params, nnx.Param), mean, decay, 1)
+    return state._replace(average=Average(decay, mean, decay * total + (1 - decay)))
+
+
+def with_settings(state: TrainerState, factors: Any, ema_decay: float | None) -> TrainerState:
+    """A state with factors and a decay, see ``Trainer.init``; an average that it has goes on."""
+    state = state._replace(factors=jnp.asarray(factors, jnp.float32))
+    if ema_decay is None:
+        return state._replace(average=None)
+    decay, average = jnp.float32(ema_decay), state.average
+    if average is None:
+        zeros = jax.tree.map(jnp.zeros_like, nnx.filter_state(state.params, nnx.Param))
+        average = Average(decay, zeros, jnp.zeros(()))
+    return state._replace(average=average._replace(decay=decay))
 
 
 @functools.cache

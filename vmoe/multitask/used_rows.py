@@ -3,7 +3,8 @@
 The optimizer sees only these rows and their moments, so its time does not depend on the number of
 categories. With Adam this is its lazy form: the moments of other rows stay as they are, and weight
 decay, if it is for embeddings, acts at the steps that use a row. The number of steps in Adam's bias
-correction is that of all steps, as in ``torch.optim.SparseAdam``.
+correction is that of all steps, as in ``torch.optim.SparseAdam``. An average of the parameters, see
+``Average``, is no part of this: it reads all rows at each step.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from vmoe.multitask.columns import Table, TableRows
@@ -42,19 +44,27 @@ class UsedRows(NamedTuple):
             at = jnp.where(self.first[i], self.codes[i], len(leaf))
             return leaf.at[at].set(rows, mode="drop")
 
-        return self._at_matrices(put, taken, tree)
+        return self._at_matrices(put, tree, taken)
 
-    def _at_matrices(self, function: Callable[..., Array], tree: Any, before: Any = None) -> Any:
-        """A tree whose matrices of embeddings are results of a function."""
+    def _at_matrices(self, function: Callable[..., Array], *trees: Any) -> Any:
+        """The last tree, whose matrices of embeddings are results of a function of all trees'.
 
-        def of_leaf(path: Any, leaf: Array, *others: Array) -> Array:
+        Parameters, and each kind of moments, are a state of their own, with paths of the model.
+        """
+        if not self.codes:
+            return trees[-1]
+
+        def of_leaf(path: Any, *leaves: Array) -> Array:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            found = re.search(r"\binputs/vectors/(\d+)/embedding\b", name)
-            if not found:
-                return leaf
-            return function(int(found[1]), *others, leaf)
+            found = re.match(r"inputs/vectors/(\d+)/embedding\b", name)
+            return function(int(found[1]), *leaves) if found else leaves[-1]
 
-        return jax.tree.map_with_path(of_leaf, tree, *([] if before is None else [before]))
+        def of_state(*nodes: Any) -> Any:
+            if isinstance(nodes[0], nnx.State):
+                return jax.tree.map_with_path(of_leaf, *nodes)
+            return nodes[-1]
+
+        return jax.tree.map(of_state, *trees, is_leaf=lambda node: isinstance(node, nnx.State))
 
 
 def new_slots(inputs: Any) -> Slots:
