@@ -33,8 +33,10 @@ TARGETS = {
     "sum": FRAME["age"].to_numpy() * 3 + 5,
     "job": np.array(["no", "yes", "maybe"] * 20),
     "positive": FRAME["age"].to_numpy() > 0,
+    "large": FRAME["age"].to_numpy() > 0.5,
     "visits": RANDOM.poisson(2, 60),
 }
+CHAIN = ["positive", "large"]
 
 
 def new_model(architecture: str = "shared_bottom", **settings: Any) -> MultiTaskEstimator:
@@ -135,6 +137,16 @@ def test_the_page_of_the_program_encodes_rows_as_the_model_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["esmm", "aitm"])
+def test_the_program_of_a_chain_has_the_outputs_of_the_model(architecture: str) -> None:
+    targets = {name: TARGETS[name] for name in CHAIN}
+    fitted = new_model(architecture, chain=CHAIN, kinds=None).fit(FRAME, targets)
+    found = jax.jit(tables.export(fitted).call)(*fitted._encoder.transform(FRAME))
+    for name, expected in outputs_of(fitted, FRAME).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_the_program_takes_lists_of_any_length(tmp_path: Path) -> None:
     rows = FRAME.assign(work=[["a"], ["b", "a"], []] * 20)
     fitted = new_model(hash_buckets={"place": 3}).fit(rows, TARGETS)
@@ -153,14 +165,20 @@ def test_the_program_takes_lists_of_any_length(tmp_path: Path) -> None:
         {"architecture": "mmoe"},
         {"architecture": "cross_stitch"},
         {"architecture": "ple", "gate": "dselect_k"},
+        {"architecture": "esmm", "chain": CHAIN},
+        {"architecture": "aitm", "chain": CHAIN},
     ],
-    ids=["shared_bottom", "mmoe", "cross_stitch", "ple"],
+    ids=["shared_bottom", "mmoe", "cross_stitch", "ple", "esmm", "aitm"],
 )
 def test_onnx_takes_the_columns_with_their_strings(settings: Any, tmp_path: Path) -> None:
     for name in ("jax2onnx", "onnx"):
         pytest.importorskip(name)
     onnxruntime = pytest.importorskip("onnxruntime")
-    fitted = new_model(**settings).fit(FRAME, TARGETS)
+    if "chain" in settings:
+        settings, targets = {**settings, "kinds": None}, {name: TARGETS[name] for name in CHAIN}
+    else:
+        targets = TARGETS
+    fitted = new_model(**settings).fit(FRAME, targets)
     tables.write_onnx(tmp_path / "model.onnx", fitted)
     session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
     classes = json.loads(session.get_modelmeta().custom_metadata_map["tasks"])
@@ -171,6 +189,32 @@ def test_onnx_takes_the_columns_with_their_strings(settings: Any, tmp_path: Path
         given["work"] = rows["work"].fillna("").to_numpy(object)
         for name, found in zip(expected, session.run(list(expected), given), strict=True):
             np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_onnx_has_columns_of_any_name(tmp_path: Path) -> None:
+    for name in ("jax2onnx", "onnx"):
+        pytest.importorskip(name)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    rows = FRAME.set_axis(["axis", "rows", "inner", "inner network/rows"], axis=1)
+    rows = rows.assign(
+        **{"output 0": FRAME["pay"], "numbers": FRAME["age"], "matrix 0": ["a", "b"] * 30}
+    )
+    coded = ["inner", "inner network/rows", "matrix 0"]
+    fitted = new_model(categorical=coded, kinds=None, embedding_size=2)
+    fitted.fit(rows, {"axis/column": TARGETS["sum"], "var_0": TARGETS["positive"]})
+    tables.write_onnx(tmp_path / "model.onnx", fitted)
+    session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
+    given = {name: rows[name].to_numpy() for name in rows}
+    given |= {name: rows[name].fillna("").to_numpy(object) for name in ("inner", "matrix 0")}
+    for name, expected in outputs_of(fitted, rows).items():
+        (found,) = session.run([name], given)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    task = fitted.tasks_["var_0"]
+    for name, message in (("rows", "'rows' names two columns or tasks"), ("", "'' is the name of")):
+        fitted.tasks_ = {name: task}
+        with pytest.raises(UsageError, match=message):
+            tables.write_onnx(tmp_path / "other.onnx", fitted)
 
 
 def test_what_onnx_cannot_have_gets_one_line(

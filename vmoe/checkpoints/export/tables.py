@@ -27,7 +27,7 @@ from vmoe.cache import atomic
 from vmoe.checkpoints.export.jax_program import PLATFORMS, PROGRAM, README
 from vmoe.checkpoints.export.onnx_file import OPSET, check_installed, convert
 from vmoe.checkpoints.vmoe_format import new_folder
-from vmoe.errors import UsageError, writing
+from vmoe.errors import UsageError, repeated, writing
 from vmoe.multitask import MultiTaskEstimator
 from vmoe.multitask.as_json import to_json
 from vmoe.multitask.columns import Table, TableEncoder, Vocabulary
@@ -235,8 +235,11 @@ def write_onnx(path: str | Path, model: MultiTaskEstimator) -> None:
     check_is_fitted(model, "model_")
     if path.exists():
         raise UsageError(f"{path}: it exists; use another file")
-    if both := sorted({*map(str, model._encoder.names)} & {*model.tasks_}):
-        raise UsageError(f"{both[0]!r} is a column and a task, and ONNX has one name: rename one")
+    columns, tasks = list(map(str, model._encoder.names)), list(model.tasks_)
+    if twice := repeated([*columns, *tasks]):
+        raise UsageError(f"{twice!r} names two columns or tasks, and ONNX has one name: rename one")
+    if "" in [*columns, *tasks]:
+        raise UsageError("'' is the name of a column or a task, and ONNX has none: rename it")
     import onnx
 
     module: Any = model.model_
@@ -244,10 +247,19 @@ def write_onnx(path: str | Path, model: MultiTaskEstimator) -> None:
         lambda row: tuple(finished(model, without_inputs(module), row).values()),
         "rows",
         (module.inputs.width,),
-        list(model.tasks_),
+        [f"output {i}" for i in range(len(tasks))],
     )
-    encoder = encoder_proto(model._encoder, module, network.ir_version)
-    proto = onnx.compose.merge_models(encoder, network, io_map=[("rows", "rows")])
+    inner = "inner"
+    while any(name.startswith(inner) for name in (*columns, *tasks)):
+        inner += "_"
+    network = onnx.compose.add_prefix(network, f"{inner} network/")
+    encoder = encoder_proto(model._encoder, module, network.ir_version, inner)
+    proto = onnx.compose.merge_models(
+        encoder, network, io_map=[(encoder.graph.output[0].name, network.graph.input[0].name)]
+    )
+    for output, task in zip(proto.graph.output, tasks, strict=True):
+        proto.graph.node.append(onnx.helper.make_node("Identity", [output.name], [task]))
+        output.name = task
     onnx.helper.set_model_props(proto, {"tasks": json.dumps(tasks_of(model))})
     with writing(path), atomic(path) as temporary:
         onnx.save_model(proto, temporary)
@@ -260,47 +272,53 @@ def without_inputs(module: Any) -> Any:
     return rows
 
 
-def encoder_proto(encoder: TableEncoder, module: Any, ir_version: int) -> "ModelProto":
-    """ONNX of columns to the rows f[b d] that ``TableRows`` makes."""
+def encoder_proto(encoder: TableEncoder, module: Any, ir_version: int, inner: str) -> "ModelProto":
+    """ONNX of columns to the rows f[b d] that ``TableRows`` makes.
+
+    Args:
+        inner: what all names but those of the columns begin with.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, inputs = [], []
-    parts: dict[str, list[str]] = {"numbers": []} if encoder.num_numbers else {}
-    arrays = {"axis": np.array([1])}
+    parts: dict[str, list[str]] = {f"{inner} numbers": []} if encoder.num_numbers else {}
+    arrays = {f"{inner} axis": np.array([1])}
     numbers = 0
-    for i, name in enumerate(map(str, encoder.names)):
+    for i, column in enumerate(map(str, encoder.names)):
+        name = f"{inner} column {i}"
         if i in encoder.vocabulary_of:
             vocabulary = encoder.vocabularies[encoder.vocabulary_of[i]]
-            keys, kind = keys_of(name, vocabulary, i in encoder.lists)
-            nodes.append(label_encoder(name, keys, kind, vocabulary.first))
+            keys, kind = keys_of(column, vocabulary, i in encoder.lists)
+            nodes.append(label_encoder(column, f"{name}/code", keys, kind, vocabulary.first))
             elem = TensorProto.STRING if kind == "strings" else TensorProto.INT64
-            parts.setdefault(f"matrix {vocabulary.matrix}", []).append(f"{name}/code")
+            parts.setdefault(f"{inner} matrix {vocabulary.matrix}", []).append(f"{name}/code")
         else:
             elem = TensorProto.DOUBLE
             arrays[f"{name}/mean"] = encoder.scaler.mean_[numbers]
             arrays[f"{name}/scale"] = encoder.scaler.scale_[numbers]
             numbers += 1
             nodes += [
-                helper.make_node("Sub", [name, f"{name}/mean"], [f"{name}/centered"]),
+                helper.make_node("Sub", [column, f"{name}/mean"], [f"{name}/centered"]),
                 helper.make_node("Div", [f"{name}/centered", f"{name}/scale"], [f"{name}/scaled"]),
                 helper.make_node("Cast", [f"{name}/scaled"], [f"{name}/f32"], to=TensorProto.FLOAT),
             ]
-            parts["numbers"].append(f"{name}/f32")
-        inputs.append(helper.make_tensor_value_info(name, elem, ["b"]))
+            parts[f"{inner} numbers"].append(f"{name}/f32")
+        inputs.append(helper.make_tensor_value_info(column, elem, ["b"]))
     for part, names in parts.items():
         columns = [f"{each}/column" for each in names]
         for each, column in zip(names, columns, strict=True):
-            nodes.append(helper.make_node("Unsqueeze", [each, "axis"], [column]))
+            nodes.append(helper.make_node("Unsqueeze", [each, f"{inner} axis"], [column]))
         nodes.append(helper.make_node("Concat", columns, [f"{part}/columns"], axis=1))
-    made = ["numbers/columns"] if numbers else []
+    made = [f"{inner} numbers/columns"] if numbers else []
     for matrix, vectors in enumerate(module.inputs.vectors):
-        part = f"matrix {matrix}"
+        part = f"{inner} matrix {matrix}"
         arrays[part] = np.asarray(vectors.embedding[...])
         nodes.append(helper.make_node("Gather", [part, f"{part}/columns"], [f"{part}/rows"]))
         made.append(f"{part}/flat")
         nodes.append(helper.make_node("Flatten", [f"{part}/rows"], [made[-1]], axis=1))
-    nodes.append(helper.make_node("Concat", made, ["rows"], axis=1))
-    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["b", module.inputs.width])
+    nodes.append(helper.make_node("Concat", made, [f"{inner} rows"], axis=1))
+    width = module.inputs.width
+    rows = helper.make_tensor_value_info(f"{inner} rows", TensorProto.FLOAT, ["b", width])
     graph = helper.make_graph(
         nodes,
         "encoder",
@@ -312,15 +330,15 @@ def encoder_proto(encoder: TableEncoder, module: Any, ir_version: int) -> "Model
     return helper.make_model(graph, opset_imports=versions, ir_version=ir_version)
 
 
-def label_encoder(name: str, keys: list[Any], kind: str, first: int) -> "NodeProto":
+def label_encoder(column: str, codes: str, keys: list[Any], kind: str, first: int) -> "NodeProto":
     """The node that makes codes of a column of categories."""
     from onnx import helper
 
     values = list(range(first, first + len(keys)))
     return helper.make_node(
         "LabelEncoder",
-        [name],
-        [f"{name}/code"],
+        [column],
+        [codes],
         domain="ai.onnx.ml",
         values_int64s=values,
         default_int64=first + len(keys),
@@ -338,7 +356,9 @@ def keys_of(name: str, vocabulary: Vocabulary, lists: bool) -> tuple[list[Any], 
     if not lists and not vocabulary.buckets:
         if vocabulary.type == "str":
             return keys, "strings"
-        if vocabulary.type == "number" and all(each == int(each) for each in keys):
+        if vocabulary.type == "number" and all(
+            float(each).is_integer() and abs(each) < 2**63 for each in keys
+        ):
             return list(map(int, keys)), "int64s"
     kind = "lists" if lists else "a hash" if vocabulary.buckets else f"type {vocabulary.type}"
     raise UsageError(
