@@ -4,6 +4,7 @@ The test that converts to ONNX runs where jax2onnx and onnxruntime are installed
 """
 
 import contextlib
+import copy
 import datetime
 import io
 import json
@@ -19,6 +20,7 @@ import pytest
 from vmoe.checkpoints.export import onnx_file, tables
 from vmoe.errors import UsageError
 from vmoe.multitask import MultiTaskEstimator
+from vmoe.multitask.tasks import Classification
 
 RANDOM = np.random.default_rng(0)
 FRAME = pd.DataFrame(
@@ -70,6 +72,14 @@ def test_the_program_has_the_outputs_of_the_model_for_any_number_of_rows(
         found = jax.jit(program.call)(table.numbers, table.codes, table.lists)
         for name, expected in outputs_of(fitted, rows).items():
             np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_classes_that_are_dates_are_written_as_dates(fitted: MultiTaskEstimator) -> None:
+    days = np.array(["2020-01-01", "2021-01-01"], "M8[ns]")
+    model = copy.copy(fitted)
+    model.tasks_ = {"day": Classification("day", days, np.full(2, True))}
+    first = {"datetime": "2020-01-01T00:00:00"}
+    assert tables.tasks_of(model)["day"]["classes"][0] == first
 
 
 def of_all_kinds(random: np.random.Generator, rows: int) -> pd.DataFrame:

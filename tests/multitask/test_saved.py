@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from vmoe.errors import Failure
 from vmoe.multitask import MultiTaskClassifier, MultiTaskEstimator, as_json, saved
+from vmoe.multitask.build import CHAINS
 from vmoe.multitask.columns import TableEncoder
 from vmoe.multitask.tasks import Classification
 from vmoe.multitask.values import as_values
@@ -106,12 +107,18 @@ def test_a_model_predicts_the_same_bits_in_another_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["mmoe", "one_gate", "cross_stitch", "ple"])
+@pytest.mark.parametrize(
+    "architecture", ["mmoe", "one_gate", "cross_stitch", "cgc", "ple", "esmm", "aitm"]
+)
 def test_every_architecture_is_saved(architecture: str, tmp_path: Path) -> None:
-    fitted = MultiTaskEstimator(architecture, **SETTINGS, gate="dselect_k").fit(FRAME, TARGETS)
-    fitted.save(tmp_path / "model")
-    found = MultiTaskEstimator.load(tmp_path / "model").predict(FRAME)["sum"]
-    np.testing.assert_array_equal(found, fitted.predict(FRAME)["sum"])
+    events = {"work": TARGETS["work"] != "no", "day": TARGETS["work"] == "yes"}
+    chained = architecture in CHAINS
+    own = SETTINGS | ({"kinds": None, "chain": list(events)} if chained else {})
+    fitted = MultiTaskEstimator(architecture, **own, gate="dselect_k")
+    fitted.fit(FRAME, events if chained else TARGETS).save(tmp_path / "model")
+    found = MultiTaskEstimator.load(tmp_path / "model").predict_proba(FRAME)
+    for name, expected in fitted.predict_proba(FRAME).items():
+        np.testing.assert_array_equal(found[name], expected)
 
 
 def test_a_class_loads_its_own_models(fitted: MultiTaskEstimator, file: Path) -> None:

@@ -221,7 +221,7 @@ def set_attributes(
 def fixed_settings(estimator: Any) -> dict[str, Any]:
     """The settings that decide the model, the encoder and the tasks: functions, others as text."""
     return {
-        name: value if callable(value) else shortened(one_line(repr(value)), 10_000)
+        name: value if callable(value) else one_line(repr(value))
         for name, value in estimator.get_params(deep=False).items()
         if name not in FREE
     }

@@ -195,7 +195,7 @@ def is_numeric(values: np.ndarray) -> bool:
     """Whether all values that are not missing are numbers. Booleans are not."""
     if values.dtype.kind != "O":
         return values.dtype.kind in "iuf"
-    return all(_is_number(x) for x in values[~is_missing(values)])
+    return all(isinstance(x, Real) and not isinstance(x, bool) for x in values[~is_missing(values)])
 
 
 def type_of(place: str, values: np.ndarray) -> str | None:
@@ -228,10 +228,6 @@ def _type_name(value: Any) -> str:
     kind = str if isinstance(value, str) else type(value)  # np.str_
     zone = " with a time zone" if getattr(value, "tzinfo", None) else ""
     return kind.__name__ + zone
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
 def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray, "b"]:

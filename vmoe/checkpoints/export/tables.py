@@ -32,6 +32,7 @@ from vmoe.multitask import MultiTaskEstimator
 from vmoe.multitask.as_json import to_json
 from vmoe.multitask.columns import Table, TableEncoder, Vocabulary
 from vmoe.multitask.tasks import Classification, Count, Regression, Task
+from vmoe.multitask.values import as_list
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -196,7 +197,7 @@ def outputs_of(task: Task, outputs: Float[Array, "b q"]) -> Float[Array, "..."]:
 def tasks_of(model: MultiTaskEstimator) -> dict[str, dict[str, Any]]:
     """The classes of each classification, in the order of its outputs."""
     return {
-        name: {"classes": to_json(f"task {name!r}", task.classes.tolist())}
+        name: {"classes": to_json(f"task {name!r}", as_list(task.classes))}
         if isinstance(task, Classification)
         else {}
         for name, task in model.tasks_.items()
