@@ -261,8 +261,10 @@ def test_a_fit_that_stopped_early_or_at_no_maximum_says_so() -> None:
     x, y = problems.two_planes(0)
     early = MixtureOfExpertsRegressor(2, max_iter=5).fit(x, y).summary(x, y)
     assert any("standard errors away" in note for note in early.notes)
-    late = MixtureOfExpertsRegressor(2, **LIMIT).fit(x, y).summary(x, y)
-    assert not late.notes
+    late = MixtureOfExpertsRegressor(2, **LIMIT).fit(x, y)
+    assert not late.summary(x, y).notes
+    (note,) = late.summary(x, 1e200 * y).notes
+    assert note == "the information is not finite: targets are too far from what an expert predicts"
     same: Any = {"gate_coef": np.zeros((2, 3)), "expert_coef": np.zeros((2, 3))}
     start = {**same, "expert_std": [2.0, 2.0]}
     copies = MixtureOfExpertsRegressor(2, start=start, **LIMIT).fit(x, y).summary(x, y)

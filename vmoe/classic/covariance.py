@@ -38,13 +38,13 @@ def covariance(mixture: Mixture, rows: Rows) -> Covariance:
     rows do not determine are left out, with a note, and the others' errors take them as known.
     """
     every = blocks(mixture)
-    with np.errstate(all="ignore"):  # a note tells of variances of almost 0
+    with np.errstate(all="ignore"):  # a note tells of numbers that are not finite
         gradient, information = derivatives(mixture, rows)
     units = np.concatenate([np.ones(0), *(block.units() for block in every)])
     fixed = np.concatenate([np.zeros(0, bool), *(block.fixed() for block in every)])
     per_row = information * np.outer(units, units) / rows.weight.sum()
     if not np.isfinite(per_row).all():
-        note = "the information is not finite: fit with a variance_floor above 0"
+        note = "the information is not finite: targets are too far from what an expert predicts"
         return Covariance(np.full_like(information, np.nan), [note])
     kept, problem = _determined(per_row, ~fixed)
     notes = [problem] if problem else list(_notes(mixture, rows, every, fixed, kept))

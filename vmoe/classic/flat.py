@@ -87,7 +87,7 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
         expert_penalty: the same for named experts; for linear experts in units of the noise, like
             ``alpha`` of scikit-learn's Ridge.
         variance_floor: the least variance of an expert, as a fraction of the variance of y (of its
-            squared mean, if y is constant).
+            squared mean, if y is constant). Less than 1e-20 is rounding, and counts as that.
         start: where EM starts. "principal" groups the rows along the first principal direction of
             the standardized (x, y), and a second time along the first principal direction of the
             residuals of a linear fit. It keeps the grouping with the larger likelihood after two

@@ -125,19 +125,9 @@ def run(
 def data_of(mixture: Mixture, rows: Rows) -> RowArrays:
     """The rows as arrays."""
     fixed = mixture.tree.log_probabilities(rows) if isinstance(mixture.tree, FixedGate) else None
-    return jax.tree.map(
-        jnp.asarray,
-        RowArrays(
-            rows.gate,
-            rows.expert,
-            rows.log_exposure,
-            rows.y,
-            rows.weight,
-            rows.share,
-            rows.groups,
-            fixed,
-        ),
-    )
+    seen = rows.gate, rows.expert, rows.log_exposure
+    each = RowArrays(*seen, rows.y, rows.weight, rows.share, rows.groups, fixed)
+    return jax.tree.map(jnp.asarray, each)
 
 
 def parameters(mixture: Mixture) -> Parameters:
@@ -156,10 +146,10 @@ def parameters(mixture: Mixture) -> Parameters:
 
 
 def limits(mixture: Mixture) -> Bounds:
-    """The least and the largest values of the parameters; without a floor there is no maximum."""
+    """The least and the largest values of the parameters."""
     free = jax.tree.map(lambda each: jnp.full(each.shape, jnp.inf), parameters(mixture))
     floors = [
-        None if std is None else jnp.zeros_like(std).at[:].set(0.5 * jnp.log(kind.sizes.floor))
+        None if std is None else jnp.full(std.shape, 0.5 * jnp.log(kind.sizes.floor))
         for kind, std in zip(parts(mixture), free.log_std, strict=True)
     ]
 
@@ -244,7 +234,5 @@ def expert_penalty(kind: Experts, coef: jax.Array, log_std: jax.Array | None) ->
     """``Experts.penalty`` for these coefficients."""
     if isinstance(kind, Logistic):
         return penalty_of(coef, kind.sizes.penalty)
-    if not kind.sizes.penalty:
-        return 0.0
     unit = 1.0 if log_std is None else jnp.exp(log_std)[..., None]
     return 0.5 * kind.sizes.penalty * jnp.sum((coef[..., 1:] / unit) ** 2)

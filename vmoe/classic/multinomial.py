@@ -86,28 +86,19 @@ class Multinomial(NamedTuple):
         gradient = (self.mass - self.total * p) @ self.x
         return (gradient - self.penalty * centered(coef))[1:].ravel()
 
-    def curvature(self, p: np.ndarray) -> np.ndarray:
-        return curvature(self.x, p, self.total, self.penalty)
+    def curvature(self, p: np.ndarray) -> Float[np.ndarray, "c c"]:
+        """The negative Hessian for all outcomes but the first: c = (k - 1) p."""
+        k, width = len(p) - 1, self.x.shape[1]
+        a, b = np.triu_indices(k)
+        grams = np.zeros((len(a), width, width))
+        for i in range(0, len(self.x), SLAB):
+            q = p[1:, i : i + SLAB]
+            weights = q[a] * ((a == b)[:, None] - q[b]) * self.total[i : i + SLAB]
+            grams += weighted_grams(self.x[i : i + SLAB], weights)
+        blocks = np.empty((k, k, width, width))
+        blocks[a, b] = blocks[b, a] = grams
+        blocks += self.penalty * (np.eye(k) - 1 / (k + 1))[:, :, None, None] * slopes_only(width)
+        return blocks.transpose(0, 2, 1, 3).reshape(k * width, k * width)
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
         return coef + np.vstack([np.zeros(coef.shape[1]), step.reshape(-1, coef.shape[1])])
-
-
-def curvature(
-    x: Float[np.ndarray, "n p"],
-    probabilities: Float[np.ndarray, "k n"],
-    total: Float[np.ndarray, "n"],
-    penalty: float,
-) -> Float[np.ndarray, "c c"]:
-    """The negative Hessian for the coefficients of all outcomes but the first; c = (k - 1) p."""
-    k, p = len(probabilities) - 1, x.shape[1]
-    a, b = np.triu_indices(k)
-    grams = np.zeros((len(a), p, p))
-    for i in range(0, len(x), SLAB):
-        q = probabilities[1:, i : i + SLAB]
-        weights = q[a] * ((a == b)[:, None] - q[b]) * total[i : i + SLAB]
-        grams += weighted_grams(x[i : i + SLAB], weights)
-    blocks = np.empty((k, k, p, p))
-    blocks[a, b] = blocks[b, a] = grams
-    blocks += penalty * (np.eye(k) - 1 / (k + 1))[:, :, None, None] * slopes_only(p)
-    return blocks.transpose(0, 2, 1, 3).reshape(k * p, k * p)

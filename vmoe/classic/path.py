@@ -234,10 +234,6 @@ def _averaged(scores: list[tuple[float, float]]) -> dict[str, float]:
     return {"held_out": float(sums.sum() / weights.sum()), "held_out_error": float(error)}
 
 
-def _indices(experts: list[int]) -> str:
-    return ",".join(map(str, experts)) or "-"
-
-
 FORMATS: dict[str, Callable[[Any], str]] = {
     "n_experts": str,
     "n_parameters": "{:.0f}".format,
@@ -246,6 +242,6 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "held_out": "{:.4f}".format,
     "held_out_error": "{:.4f}".format,
     "converged": lambda converged: "yes" if converged else "no",
-    **dict.fromkeys(DEGENERATE, _indices),
+    **dict.fromkeys(DEGENERATE, lambda experts: ",".join(map(str, experts)) or "-"),
 }
 """The columns of ``MixturePath.table``, and how they are printed."""

@@ -54,8 +54,6 @@ class Linear(Experts):
         return self.std**2
 
     def penalty(self) -> float:
-        if not self.sizes.penalty:
-            return 0.0  # where a standard deviation is almost 0, the sum is infinite
         slopes = self.coef[..., 1:] / self.std[..., None]
         return 0.5 * self.sizes.penalty * float(np.sum(slopes**2))
 
