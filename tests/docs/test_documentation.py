@@ -52,6 +52,7 @@ FEWER_STEPS = {
     "docs/training_loop.md": ("STEPS, BATCH, DECAY = 300,", "STEPS, BATCH, DECAY = 40,"),
     "docs/layer.md": ("STEPS, BATCH = 100,", "STEPS, BATCH = 4,"),
     "docs/mixtures.md": ("n_refits=50", "n_refits=2"),
+    "docs/multitask.md": ("in range(5)", "in range(1)"),
 }
 """What a page sets and what the test sets, where running is most of the time."""
 
@@ -77,6 +78,8 @@ def test_the_python_of_a_page_runs(
         assert any(written in block for block in blocks)
         blocks = [block.replace(written, fewer) for block in blocks]
     for number, block in enumerate(blocks):
+        if "write_onnx" in block and find_spec("jax2onnx") is None:
+            continue  # which the lock does not have
         exec(compile(block, f"{page}, block {number}", "exec"), names)
     if page == "README.md":
         assert names["loaded"].class_names[names["logits"][0].argmax()] == "Ankle boot"
