@@ -35,7 +35,14 @@ def test_an_epoch_is_a_loop_of_dense_steps_after_which_unused_rows_are_put_back(
     optimizer = optax.adamw(0.1, weight_decay=0.3)
     trainer = Trainer(graph, (Regression.loss,), Weighting(), optimizer)
     order = random.permutation(rows).reshape(8, 3)
-    state, _ = jax.jit(trainer.epoch)(trainer.init(params), data, jnp.asarray(order))
+    start = trainer.init(params, ema_decay=0.8)
+    state, _ = jax.jit(trainer.epoch)(start, data, jnp.asarray(order))
+    # no step computes with a whole matrix, for the average neither
+    program = jax.make_jaxpr(trainer.epoch)(start, data, jnp.asarray(order))
+    (loop,) = (each.params["jaxpr"] for each in program.eqns if each.primitive.name == "scan")
+    whole = inputs.vectors[0].embedding.shape
+    assert f"f32[{whole[0]},{whole[1]}]" in str(loop)
+    assert f"f32[{whole[0]},{whole[1]}] = mul" not in str(loop)
 
     def loss(params: nnx.State, batch: Data) -> jax.Array:
         outputs = nnx.merge(graph, params)(batch.inputs)["sum"]
@@ -43,6 +50,8 @@ def test_an_epoch_is_a_loop_of_dense_steps_after_which_unused_rows_are_put_back(
 
     dense_step = jax.jit(lambda p, m, batch: optimizer.update(jax.grad(loss)(p, batch), m, p))
     moments = optimizer.init(params)
+    average = optax.ema(0.8)
+    mean, averages = params, average.init(params)
     for batch in order:
         given = jax.tree.map(lambda x, batch=batch: x[batch], data)
         used = [set(), set()]  # of the matrices of size 3 and 2
@@ -62,7 +71,8 @@ def test_an_epoch_is_a_loop_of_dense_steps_after_which_unused_rows_are_put_back(
             return new
 
         params, moments = jax.tree.map_with_path(put_back, after, (params, moments))
-    for one, two in ((state.params, params), (state.moments, moments)):
+        mean, averages = average.update(params, averages)
+    for one, two in ((state.params, params), (state.moments, moments), (state.evaluated, mean)):
         one, two = by_name(one), by_name(two)
         assert one.keys() == two.keys()
         for name, each in one.items():

@@ -1,7 +1,7 @@
 """Training on arrays in memory."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.errors import UsageError
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.used_rows import Slots, new_slots, used_rows
+from vmoe.multitask.used_rows import Slots, at_matrices, new_slots, used_rows
 from vmoe.multitask.weighting import Losses, Weighting
 from vmoe.trees import path_name
 
@@ -184,22 +184,28 @@ class Trainer:
         inputs = nnx.merge(self.graph, state.params).inputs
 
         def step(
-            carry: tuple[TrainerState, Slots], rows: Int[Array, "b"]
-        ) -> tuple[tuple[TrainerState, Slots], Losses]:
-            (state, slots), batch = carry, take(data, rows)
-            used, given, slots = used_rows(inputs, batch.inputs, slots)
-            taken = state._replace(params=used.take(state.params), moments=used.take(state.moments))
-            after, losses = self.step(taken, batch._replace(inputs=given), expected)
-            after = after._replace(
-                params=used.put(state.params, after.params),
-                moments=used.put(state.moments, after.moments),
-            )
-            return (averaged(after), slots), losses
+            carry: tuple[TrainerState, Slots, Slots], given: tuple[Array, Int[Array, "b"]]
+        ) -> tuple[tuple[TrainerState, Slots, Slots], Losses]:
+            (state, slots, last), (number, rows) = carry, given
+            batch = take(data, rows)
+            used, own, slots = used_rows(inputs, batch.inputs, slots)
+            of_used = [each[codes] for each, codes in zip(last, used.codes, strict=False)]
+            taken = caught_up(used.take(state), of_used, number)
+            after, losses = self.step(taken, batch._replace(inputs=own), expected)
+            last = [
+                each.at[codes].set(number + 1)
+                for each, codes in zip(last, used.codes, strict=False)
+            ]
+            return (used.put(state, averaged(after)), slots, tuple(last)), losses
 
-        (state, _), each = jax.lax.scan(step, (state, new_slots(inputs)), order)
+        slots, steps = new_slots(inputs), len(order)
+        last = () if state.average is None else slots  # steps that the average of each row has
+        (state, _, last), each = jax.lax.scan(
+            step, (state, slots, last), (jnp.arange(steps), order)
+        )
         losses = mean_of(each)
         weighting = self.weighting.epoch(state.weighting, losses.tasks)
-        return state._replace(weighting=weighting), losses
+        return caught_up(state, last, steps)._replace(weighting=weighting), losses
 
     def step(
         self, state: TrainerState, batch: Data, expected: Float[Array, "t"]
@@ -291,6 +297,26 @@ def averaged(state: TrainerState) -> TrainerState:
     decay, mean, total = state.average
     mean = optax.tree.update_moment(nnx.filter_state(state.params, nnx.Param), mean, decay, 1)
     return state._replace(average=Average(decay, mean, decay * total + (1 - decay)))
+
+
+def caught_up(state: TrainerState, last: Sequence[Array], steps: Any) -> TrainerState:
+    """A state whose average has all steps of an epoch in which embeddings did not change.
+
+    Args:
+        last: the number of steps that the average of each row has, by matrix; none without an
+            average or without matrices.
+        steps: the number that it shall have.
+    """
+    if state.average is None:
+        return state
+    decay, mean, _ = state.average
+
+    def of_matrix(i: int, rows: Array, mean: Array) -> Array:
+        return rows + decay ** (steps - last[i])[:, None] * (mean - rows)
+
+    own = nnx.filter_state(state.params, nnx.Param)
+    mean = at_matrices(len(last), of_matrix, own, mean)
+    return state._replace(average=state.average._replace(mean=mean))
 
 
 def with_settings(state: TrainerState, factors: Any, ema_decay: float | None) -> TrainerState:

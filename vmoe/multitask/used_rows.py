@@ -3,8 +3,10 @@
 The optimizer sees only these rows and their moments, so its time does not depend on the number of
 categories. With Adam this is its lazy form: the moments of other rows stay as they are, and weight
 decay, if it is for embeddings, acts at the steps that use a row. The number of steps in Adam's bias
-correction is that of all steps, as in ``torch.optim.SparseAdam``. An average of the parameters, see
-``Average``, is no part of this: it reads all rows at each step.
+correction is that of all steps, as in ``torch.optim.SparseAdam``.
+
+An average of the parameters is exact: those of other rows do not change meanwhile, so that their
+average follows from the number of steps when they are used next, or at the end of an epoch.
 """
 
 import re
@@ -34,37 +36,39 @@ class UsedRows(NamedTuple):
     first: tuple[Bool[Array, "_"], ...]
 
     def take(self, tree: Any) -> Any:
-        """Parameters or moments with these rows alone."""
-        return self._at_matrices(lambda i, leaf: leaf[self.codes[i]], tree)
+        """Parameters, moments and averages with these rows alone."""
+        return at_matrices(len(self.codes), lambda i, leaf: leaf[self.codes[i]], tree)
 
     def put(self, tree: Any, taken: Any) -> Any:
-        """Parameters or moments, with those of ``take`` as they have become."""
+        """Parameters, moments and averages, with those of ``take`` as they have become."""
 
         def put(i: int, leaf: Array, rows: Array) -> Array:
             at = jnp.where(self.first[i], self.codes[i], len(leaf))
             return leaf.at[at].set(rows, mode="drop")
 
-        return self._at_matrices(put, tree, taken)
+        return at_matrices(len(self.codes), put, tree, taken)
 
-    def _at_matrices(self, function: Callable[..., Array], *trees: Any) -> Any:
-        """The last tree, whose matrices of embeddings are results of a function of all trees'.
 
-        Parameters, and each kind of moments, are a state of their own, with paths of the model.
-        """
-        if not self.codes:
-            return trees[-1]
+def at_matrices(matrices: int, function: Callable[..., Array], *trees: Any) -> Any:
+    """The last tree, whose matrices of embeddings are results of a function of all trees'.
 
-        def of_leaf(path: Any, *leaves: Array) -> Array:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            found = re.match(r"inputs/vectors/(\d+)/embedding\b", name)
-            return function(int(found[1]), *leaves) if found else leaves[-1]
+    Parameters, each kind of moments and averages are a state of their own, with paths of the model.
 
-        def of_state(*nodes: Any) -> Any:
-            if isinstance(nodes[0], nnx.State):
-                return jax.tree.map_with_path(of_leaf, *nodes)
-            return nodes[-1]
+    Args:
+        matrices: their number; 0 if the model's inputs are no ``TableRows``.
+    """
 
-        return jax.tree.map(of_state, *trees, is_leaf=lambda node: isinstance(node, nnx.State))
+    def of_leaf(path: Any, *leaves: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = re.match(r"inputs/vectors/(\d+)/embedding\b", name)
+        return function(int(found[1]), *leaves) if found and matrices else leaves[-1]
+
+    def of_state(*nodes: Any) -> Any:
+        if isinstance(nodes[0], nnx.State):
+            return jax.tree.map_with_path(of_leaf, *nodes)
+        return nodes[-1]
+
+    return jax.tree.map(of_state, *trees, is_leaf=lambda node: isinstance(node, nnx.State))
 
 
 def new_slots(inputs: Any) -> Slots:
