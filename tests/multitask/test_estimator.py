@@ -34,7 +34,7 @@ from vmoe.multitask import (
 from vmoe.multitask.build import ARCHITECTURES, CHAINS, BodyConfig, new_model
 from vmoe.multitask.columns import TableEncoder, rows_of
 from vmoe.multitask.expert_use import equal_experts
-from vmoe.multitask.splits import Split
+from vmoe.multitask.splits import Split, drawn
 from vmoe.multitask.tasks import Classification, Count, Regression, targets_of
 from vmoe.multitask.training import Data, Trainer, batches, decayed
 from vmoe.multitask.values import is_missing
@@ -835,7 +835,7 @@ def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets()
             random = np.random.default_rng(seed)
             tasks, _ = learned._make_tasks(targets, ())
             labels = Split(X, targets, None).data(tasks, {}, "training")
-            training, validation = learned._split(tasks, labels, random)
+            training, validation = drawn(tasks, labels, 0.1, random)
             assert sorted([*training, *validation]) == list(range(len(chosen)))
             assert len(validation) == len(chosen) // 10
             found.append(int(chosen[validation].sum()))

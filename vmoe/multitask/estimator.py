@@ -30,7 +30,7 @@ from vmoe.multitask.columns import SIZE, Table, TableEncoder, TableRows, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.history import Watch, line_of, metrics_of, scorer_of
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.splits import Split, data_at, row_weights, split_of, strata_of
+from vmoe.multitask.splits import Split, data_at, drawn, row_weights, split_of
 from vmoe.multitask.tasks import (
     KINDS,
     LEAST,
@@ -482,7 +482,7 @@ class MultiTaskEstimator(BaseEstimator):
             return given, data, held_out, held_out.data(tasks, class_weights, "validation")
         if not self.validation_fraction:
             return given, data, None, None
-        rows, others = self._split(tasks, data, random)
+        rows, others = drawn(tasks, data, self.validation_fraction, random)
         return (
             given.at(rows),
             data_at(rows, tasks, data, "training"),
@@ -608,28 +608,6 @@ class MultiTaskEstimator(BaseEstimator):
             if not (isinstance(weight, Real) and 0 < weight < np.inf):
                 raise ValueError(f"task_weights: task {name!r}: {weight}: use a positive number")
         return [float(given.get(name, 1.0)) for name in tasks]
-
-    def _split(
-        self, tasks: Mapping[str, Task], labels: Data, random: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation rows.
-
-        The rows are sorted by their classes and cut into blocks; a random one of each is a
-        validation row.
-        """
-        strata = strata_of(tasks, labels)
-        rows = len(strata[0])
-        n = round(self.validation_fraction * rows)
-        if not 0 < n < rows:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {rows} rows is {n}: give more "
-                "rows or a validation split, or use 0"
-            )
-        order = random.permutation(rows)
-        order = order[np.lexsort([each[order] for each in reversed(strata)])]
-        edges = np.arange(n + 1) * rows // n
-        validation = order[random.integers(edges[:-1], edges[1:])]
-        return np.setdiff1d(order, validation), validation
 
     def _units(self, name: str) -> tuple[int, ...]:
         """Sizes of layers."""

@@ -1,11 +1,11 @@
 """Rows of a table with targets and weights, which are split for training and validation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight
 
@@ -109,9 +109,33 @@ def data_at(rows: np.ndarray, tasks: Mapping[str, Task], data: Data, name: str) 
     return found
 
 
-def strata_of(tasks: Mapping[str, Task], data: Data) -> Sequence[np.ndarray]:
-    """For each task the classes of all rows, -1 where the target is missing."""
-    return [
+def drawn(
+    tasks: Mapping[str, Task], data: Data, fraction: float, random: np.random.Generator
+) -> tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]:
+    """Training rows, and validation rows that are drawn.
+
+    The rows are sorted by their classes, or -1 where a target is missing, and cut into blocks; a
+    random one of each is a validation row.
+
+    Args:
+        fraction: the share of validation rows.
+
+    Raises:
+        ValueError: this is none of the rows, or all.
+    """
+    strata = [
         np.where(weights > 0, codes if isinstance(task, Classification) else 0, -1)
         for task, codes, weights in zip(tasks.values(), data.targets, data.weights, strict=True)
     ]
+    rows = len(strata[0])
+    n = round(fraction * rows)
+    if not 0 < n < rows:
+        raise ValueError(
+            f"validation_fraction={fraction} of {rows} rows is {n}: give more rows or a validation "
+            "split, or use 0"
+        )
+    order = random.permutation(rows)
+    order = order[np.lexsort([each[order] for each in reversed(strata)])]
+    edges = np.arange(n + 1) * rows // n
+    validation = order[random.integers(edges[:-1], edges[1:])]
+    return np.setdiff1d(order, validation), validation
