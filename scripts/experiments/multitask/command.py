@@ -8,7 +8,7 @@
     synthetic_MODEL       Ma et al. 2018, figure 4: two related tasks, five times 40 seeds at once
     rate_MODEL            the search for the rates of each model, which runs first
     census_PAIR_MODEL     the same, tables 1 and 2: two pairs of tasks on Census-Income, ten seeds
-    search_PAIR_MODEL     the search for the settings of each census model, which runs first
+    search_PAIR_MODEL     the search for the settings of each census model, three seeds, runs first
     drawings_GATES        category and vendor of emoji, with one gate or two, three seeds
 
 The figures of a run are a line of scripts/experiments/rows/multitask.jsonl. A run with such a line
@@ -36,21 +36,21 @@ def _rate(model: str) -> Part:
 
 def _synthetic(model: str) -> Part:
     def figures(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-        rates = _searched(options, f"rate_{model}")["rate"]
+        rates = _searched(options, f"rate_{model}")[0]["rate"]
         return synthetic.measure(model, seed, synthetic.SIZES[options.size], rates)
 
     return Part(5, figures, later=True)
 
 
-def _searched(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """What a search found, which has to be measured.
+def _searched(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """What a search found, by seed, which has to be measured.
 
     Raises:
         SystemExit: it was not.
     """
     if not (searched := figures_of(read_rows(options.rows), name)):
         raise SystemExit(f"{options.rows}: no row of {name}: run --only {name} first")
-    return searched[0]
+    return searched
 
 
 def _people(options: argparse.Namespace) -> dict[str, str]:
@@ -59,16 +59,18 @@ def _people(options: argparse.Namespace) -> dict[str, str]:
 
 def _search(pair: str, model: str) -> Part:
     return Part(
-        1,
-        lambda options, seed: census.search(options.data, pair, model, census.SIZES[options.size]),
+        3,
+        lambda options, seed: census.search(
+            options.data, pair, model, seed, census.SIZES[options.size]
+        ),
         _people,
     )
 
 
 def _census(pair: str, model: str) -> Part:
     def figures(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-        found = _searched(options, f"search_{pair}_{model}")
-        return census.measure(options.data, pair, model, seed, census.SIZES[options.size], found)
+        setting = census.best(pair, _searched(options, f"search_{pair}_{model}"))
+        return census.measure(options.data, pair, model, seed, census.SIZES[options.size], setting)
 
     return Part(10, figures, _people, later=True)
 

@@ -1,6 +1,6 @@
 """The generated sections of docs/results/multitask.md: an answer, a table for each experiment."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,15 @@ from scripts.experiments.multitask.answer import (
     synthetic_differences,
     synthetic_runs,
 )
-from scripts.experiments.multitask.census import PAIRS, PAPER
+from scripts.experiments.multitask.census import (
+    PAIRS,
+    PAPER,
+    RATES,
+    SHAPES,
+    Shape,
+    best,
+    settings_of,
+)
 from scripts.experiments.multitask.drawings import TASKS
 from scripts.experiments.multitask.synthetic import RELATED, SCALES, linear_excess
 
@@ -81,8 +89,7 @@ def census(pair: str) -> Callable[[Rows], str]:
         behind = census_differences(rows, pair)
         for model, runs in census_runs(rows, pair).items():
             published = PAPER[pair].get(model)
-            parameters = next(iter(runs.values()))["parameters"]
-            line = [LABELS[model], f"{parameters:,}", setting(runs.values())]
+            line = [LABELS[model], *setting(model, list(runs.values()))]
             for i, task in enumerate(tasks):
                 own = aucs(runs, task)
                 line += [spread(own, 5), beside(published[i], own) if published else "-"]
@@ -91,7 +98,7 @@ def census(pair: str) -> Callable[[Rows], str]:
                 )
             lines.append([*line, f"{aucs(runs, pair).max():.4f}"])
             lines[-1].append(f"{published[2]:.4f}" if published else "-")
-        columns = ["model", "parameters", "rate, decay; epochs"]
+        columns = ["model", "layers", "parameters", "rate", "epochs"]
         for name in (tasks[0], "never married"):
             columns += [f"AUC, {name}", "paper", "minus MMoE"]
         columns += ["best seed", "paper's best"]
@@ -106,18 +113,47 @@ def beside(published: float, own: np.ndarray) -> str:
     return f"{published:.4f}, {place}"
 
 
-def setting(runs: Iterable[Mapping[str, Any]]) -> str:
-    """The settings of runs, and their mean number of epochs."""
-    runs = list(runs)
-    chosen, epochs = runs[0]["settings"], np.mean([run["epochs"] for run in runs])
-    return f"{chosen['learning_rate']:g}, {chosen['weight_decay']:g}; {epochs:.0f}"
+def setting(model: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The layers of runs of a model, their parameters, rate, and mean number of epochs."""
+    shape, rate = settings_of(model)[runs[0]["setting"]]
+    epochs = np.mean([epochs for run in runs for epochs in run["epochs"]])
+    return [shaped(model, shape), f"{runs[0]['parameters']:,}", f"{rate:g}", f"{epochs:.0f}"]
+
+
+def shaped(model: str, shape: Shape) -> str:
+    """A shape in words."""
+    layers = " and ".join(map(str, shape.units))
+    if model in ("cgc", "ple"):
+        return f"{shape.experts} shared, {shape.task_experts} own: {layers}"
+    return layers if shape.experts == 1 else f"{shape.experts} experts: {layers}"
+
+
+def search(rows: Rows) -> str:
+    """The mean validation AUC of the main task by shape, size and rate, in percent."""
+    lines = []
+    for model, shapes in SHAPES.items():
+        every = {pair: figures_of(rows, f"search_{pair}_{model}") for pair in PAIRS}
+        if not all(every.values()):
+            continue
+        own = [[LABELS[model], shaped(model, shape)] for shape in shapes]
+        for pair, found in every.items():
+            means = np.mean([[each["auc"][pair] for each in one["tried"]] for one in found], axis=0)
+            cells = [f"{100 * mean:.2f}" for mean in means]
+            cells[best(pair, found)] = f"**{cells[best(pair, found)]}**"
+            cells += ["-"] * (len(settings_of(model)) - len(cells))  # of a tiny search
+            for line, of_rates in zip(own, np.split(np.array(cells), len(shapes)), strict=True):
+                line += of_rates.tolist()
+        lines += own
+    columns = ["model", "shape"]
+    columns += [f"{pair}, {rate:g}" for pair in PAIRS for rate in RATES]
+    return markdown_table(columns, lines)
 
 
 def labels(rows: Rows) -> str:
     """How the labels of the census correlate."""
     lines = []
     for (pair, tasks), published in zip(PAIRS.items(), (0.1768, 0.2373), strict=True):
-        for found in figures_of(rows, f"search_{pair}_mmoe"):
+        for found in figures_of(rows, f"search_{pair}_mmoe")[:1]:
             own = [f"{found['correlation'][name]:.4f}" for name in ("train", "test")]
             lines.append([" and ".join(tasks), *own, f"{published:.4f}"])
     columns = ["pair", "training file", "test file", "paper"]
@@ -152,6 +188,7 @@ TABLES: Tables = {
     "noise": ("Variance of the noise, in units of that of the function", noise),
     "synthetic": ("Synthetic tasks", synthetic),
     "labels": ("Correlation of the labels of the census", labels),
+    "search": ("Census-Income: validation AUC of the settings", search),
     "income": ("Census-Income: income", census("income")),
     "education": ("Census-Income: education", census("education")),
     "drawings": ("Category and vendor of drawings", drawings),
