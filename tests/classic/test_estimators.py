@@ -1,5 +1,6 @@
 """The contract of scikit-learn."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from vmoe.classic import (
     HierarchicalMixtureRegressor,
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
+    mixture_path,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -144,3 +146,30 @@ def test_an_expert_that_cannot_leave_rows_out_has_the_noise_of_its_own_rows(expe
     if number == 1:
         squares = (y - model.predict(x)) ** 2
         assert model.expert_std_[0] == pytest.approx(np.sqrt(squares.mean()))
+
+
+def test_a_bootstrap_and_the_folds_of_a_path_do_not_repeat_the_warning_of_noise() -> None:
+    x, y = problems.two_planes(0, rows=6)
+    model = MixtureOfExpertsRegressor(2, experts=["linear", KNeighborsRegressor(5)], tol=1e-3)
+    with pytest.warns(UserWarning, match="has the noise of rows that it has seen"):
+        model.fit(x, y)
+    with warnings.catch_warnings(action="error"):
+        assert len(model.bootstrap(x, 3, random_state=0).refits) > 1
+    model.set_params(experts=KNeighborsRegressor(5))
+    with warnings.catch_warnings(record=True, action="always") as found:
+        mixture_path(model, x, y, [1], cv=[(np.arange(5), [5])])
+    assert len(found) == 1
+
+
+def test_an_expert_that_lost_its_rows_keeps_its_noise_in_a_list_as_alone() -> None:
+    """New rows lie far on the side of the other one, and have other noise."""
+    x = problems.inputs(0)
+    start, noise = np.eye(2)[(x[:, 0] > 0).astype(int)], problems.inputs(1, columns=1)[:, 0]
+    far, found = x - [9, 0], []
+    for experts in (Ridge(), [Ridge(), Ridge()]):
+        model = MixtureOfExpertsRegressor(2, experts=experts, start=start, warm_start=True)
+        model.set_params(max_iter=1).fit(x, x[:, 1] + noise)
+        model.fit(far, far[:, 1] + 3 * noise)
+        assert 0 < model.responsibilities(far, far[:, 1] + 3 * noise)[:, 1].sum() < 1e-12
+        found.append(model.expert_std_)
+    assert found[0] == pytest.approx(found[1])

@@ -69,6 +69,15 @@ def test_both_solvers_find_the_same_maximum() -> None:
     assert np.all(np.diff(gradient.history_) > -1e-9)
 
 
+def test_both_solvers_take_numbers_between_counts() -> None:
+    x, y = problems.counts(0)
+    em, gradient = (
+        MixtureOfExpertsRegressor(1, experts="poisson", solver=solver, tol=1e-9).fit(x, y + 0.5)
+        for solver in ("em", "gradient")
+    )
+    assert gradient.lower_bound_ == pytest.approx(em.lower_bound_, rel=1e-8)
+
+
 def test_the_gradient_leaves_bounds_where_the_likelihood_rises() -> None:
     """EM starts above: where a clipped parameter has no gradient, it would stay for ever."""
     x, y = problems.two_planes(0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn
 from numpy.testing import assert_allclose
+from pandas import NA, Series
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.model_selection import GridSearchCV, GroupKFold
@@ -196,7 +197,15 @@ def test_what_is_no_group_is_refused() -> None:
     with pytest.raises(ValueError, match="gate sees x0, which is not constant in group person"):
         model.fit(x, y, groups=who)
     model.set_params(gate_features=[])
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        model.fit(x, y, groups=who[1:])
-    with pytest.raises(ValueError, match="groups contains NaN"):
-        model.fit(x, y, groups=[np.nan, *range(99)])
+    for groups in (
+        who[1:],
+        [np.nan, *range(99)],
+        ["a", np.nan] * 50,
+        [None] * 100,
+        ["a", 1] * 50,
+        Series(["a", 1] * 50),
+        Series(["a", NA] * 50),
+        np.zeros((100, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"^groups: expected one number or string per row"):
+            model.fit(x, y, groups=groups)

@@ -24,6 +24,7 @@ from vmoe.classic import (
     StudentT,
 )
 from vmoe.classic import gradient as by_gradient
+from vmoe.classic.experts.estimators import Estimators
 from vmoe.classic.information import derivatives
 from vmoe.classic.mixture import Mixture, parts
 from vmoe.classic.tree import breadth_first
@@ -38,6 +39,8 @@ def moved(mixture: Mixture, number: int, step: float) -> Mixture:
     result = copy.deepcopy(mixture)
     views = [gate.coef[1:] for gate in breadth_first(result.tree)]
     for kind in parts(result):
+        if isinstance(kind, Estimators):
+            continue
         for e, coef in enumerate(kind.coef):
             views += [coef[1:] if kind.classifies else coef]
             views += [kind.std[e]] if hasattr(kind, "std") else []
@@ -71,7 +74,11 @@ def fitted(experts: Any, problem: Any, form: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("form", ["rows", "groups", pytest.param("tree", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    "experts, problem",
+    [*EXPERTS, (["linear", LinearRegression(), "student_t"], problems.two_planes)],
+    ids=lambda value: str(value)[:20],
+)
 def test_the_information_is_how_the_log_likelihood_curves(
     experts: Any, problem: Any, form: str
 ) -> None:
@@ -284,6 +291,27 @@ def test_a_rule_and_estimators_count_as_known() -> None:
     assert {part for part, _ in by_estimators.summary(x, y).names} == {"gate"}
     with pytest.raises(ValueError, match="there are no parameters"):
         MixtureOfExpertsRegressor(2, experts=Ridge(), gate=gate).fit(x, y).summary(x, y)
+
+
+def test_an_estimator_before_or_after_a_named_expert_leaves_it_the_same_error() -> None:
+    x, y = problems.two_planes(0)
+    start = np.random.default_rng(0).dirichlet([1, 1], 80)
+    (gate, own), (gate_of_other, of_other) = (
+        np.split(
+            MixtureOfExpertsRegressor(2, experts=experts, start=responsibilities, **LIMIT)
+            .fit(x, y)
+            .summary(x, y)
+            .standard_errors,
+            [3],
+        )
+        for experts, responsibilities in (
+            (["linear", LinearRegression()], start),
+            ([LinearRegression(), "linear"], start[:, ::-1]),
+        )
+    )
+    assert np.isfinite([*gate, *own]).all()
+    assert_allclose(gate_of_other, gate)
+    assert_allclose(of_other, own)
 
 
 def test_degrees_of_freedom_have_an_error_like_that_of_other_parameters() -> None:

@@ -125,6 +125,15 @@ def test_a_batch_for_another_mixture_is_a_value_error(changed: dict[str, Any]) -
     assert np.array_equal(model.predict(x), before)
 
 
+def test_a_batch_after_a_fit_with_groups_is_a_value_error() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, gate_features=[], max_iter=3)
+    model.fit(x, y, groups=np.arange(80) // 4)
+    with pytest.raises(ValueError, match="groups: the last fit had some, .* fit again without"):
+        model.partial_fit(x, y)
+    assert model.fit(x, y).partial_fit(x, y).predict(x).shape == (80,)
+
+
 def test_a_batch_follows_settings_that_changed() -> None:
     x, y = problems.two_planes(0)
     model, other = (MixtureOfExpertsRegressor(2, max_iter=3).partial_fit(x, y) for _ in range(2))

@@ -275,6 +275,10 @@ def test_a_warm_start_follows_settings_that_changed() -> None:
     model = MixtureOfExpertsRegressor(2, warm_start=True).fit(x, y)
     flat = model.set_params(gate_penalty=1e6).fit(x, y)
     assert np.abs(flat.gate_coef_[1, 1:]).max() < 1e-2
+    for _ in range(2):  # a larger floor makes another function, whose history continues later
+        above = model.set_params(variance_floor=0.5, max_iter=3, tol=0.0).fit(x, y).history_
+        assert np.all(np.diff(above) >= 0)
+    assert len(above) == 6
     tree = HierarchicalMixtureRegressor((2,), warm_start=True, max_iter=30).fit(x, y)
     gates = [gate.copy() for gate in tree.gate_coef_]
     tree.set_params(growth=3, max_iter=1).fit(x, y)

@@ -130,6 +130,7 @@ def test_weights_of_a_score_are_repeated_rows() -> None:
     many = model.log_likelihood(x.repeat(weight, axis=0), y.repeat(weight))
     assert model.log_likelihood(x, y, weight) == pytest.approx(many)
     assert scorer(model, x, y, sample_weight=weight) == pytest.approx(many / weight.sum())
+    assert scorer(model, x, y, sample_weight=2) == pytest.approx(scorer(model, x, y))
     pipeline = make_pipeline(StandardScaler(), MixtureOfExpertsRegressor(2, max_iter=3)).fit(x, y)
     assert scorer(make_pipeline(pipeline), x, y) == pytest.approx(scorer(model, x, y))
 

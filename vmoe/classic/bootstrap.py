@@ -6,7 +6,6 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from vmoe.classic.covariance import covariance
@@ -27,7 +26,7 @@ def bootstrap(model: Any, X: Any, n_refits: Any, random_state: Any) -> Summary:
     refits, unknown, last = [], np.zeros(len(names)), None
     for y in model._draw(X, int(n_refits), check_random_state(random_state)):
         refit = copy.copy(model).set_params(warm_start=True)
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             try:
                 refit.fit(X, y)
             except (ValueError, np.linalg.LinAlgError) as error:

@@ -27,7 +27,7 @@ from vmoe.classic.bootstrap import bootstrap
 from vmoe.classic.covariance import covariance
 from vmoe.classic.degenerate import DegenerateExperts, degenerate_experts
 from vmoe.classic.design import Design, moments, select_columns
-from vmoe.classic.experts.interface import Sizes, alive, in_shape
+from vmoe.classic.experts.interface import AT_FLOOR, Sizes, alive, in_shape
 from vmoe.classic.experts.make import is_named, make_experts
 from vmoe.classic.explain import Explanation, explain
 from vmoe.classic.growth import split_worst
@@ -113,7 +113,7 @@ class MixtureEstimator(BaseEstimator):
                 all rows of a group have the same expert (``| id`` in R's flexmix). The gates may
                 then only see columns that are constant in every group. A group counts once for
                 them, and a weight within its group alone: repeat groups instead. A search of
-                scikit-learn passes groups here with metadata routing alone (`LogLikelihoodScorer`).
+                scikit-learn passes groups here only with metadata routing (`LogLikelihoodScorer`).
 
         Raises:
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
@@ -141,6 +141,11 @@ class MixtureEstimator(BaseEstimator):
         """A batch of on-line EM; the first one is fitted as a whole. Gives what to warn of."""
         if hasattr(self, "_mixture"):
             self._validate_params()  # scikit-learn does so for the first batch alone
+            if self._had_groups:
+                raise ValueError(
+                    "groups: the last fit had some, but partial_fit learns rows one by one: fit "
+                    "again without groups"
+                )
             rows = self._labeled_rows(X, y, sample_weight)
             sizes = replace(self._mixture.experts.sizes, penalty=self.expert_penalty)
             mixture = self._continued(X, sizes)
@@ -198,7 +203,9 @@ class MixtureEstimator(BaseEstimator):
         """The history of the last fit, if a warm start maximizes the same function as it did."""
         value = mixture.log_likelihood(rows) - mixture.penalty()
         same = np.isclose(value, self.history_[-1], rtol=SAME, atol=SAME)
-        return self.history_.tolist() if same else ()
+        experts = mixture.experts
+        allowed = np.all(AT_FLOOR * experts.variances() >= experts.sizes.floor)
+        return self.history_.tolist() if same and allowed else ()
 
     def _problems(self, fit: em.Fit, rows: Rows) -> Iterator[Warning]:
         """What to warn of before a fit is kept, so that a warning as an error leaves no fit."""
@@ -207,7 +214,7 @@ class MixtureEstimator(BaseEstimator):
                 f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
                 if np.isfinite(fit.history[-1])
                 else f"the log-likelihood is {fit.history[-1]}: the predictions of an expert are "
-                "too large, or no numbers"
+                "too large, or NaN"
             )
         for message in degenerate_experts(fit.mixture, rows).messages():
             yield ConvergenceWarning(message)
@@ -382,9 +389,17 @@ class MixtureEstimator(BaseEstimator):
         """The rows in groups, which have to be constant for the gates."""
         if groups is None:
             return rows
-        groups = column_or_1d(check_array(groups, ensure_2d=False, dtype=None, input_name="groups"))
-        check_consistent_length(rows.given, groups)
-        _, first, index = np.unique(groups, return_index=True, return_inverse=True)
+        if not hasattr(groups, "dtype"):  # NumPy would make strings of what is mixed or missing
+            groups = np.array(groups, dtype=object)
+        try:
+            groups = column_or_1d(check_array(groups, ensure_2d=False, dtype=None))
+            check_consistent_length(rows.given, groups)
+            _, first, index = np.unique(groups, return_index=True, return_inverse=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "groups: expected one number or string per row (n,), of one kind and none missing: "
+                f"{error}"
+            ) from error
         differs = rows.gate_given != rows.gate_given[first][index]
         if differs.any():
             row, column = np.argwhere(differs)[0]
@@ -474,10 +489,10 @@ class MixtureEstimator(BaseEstimator):
         """The log density of each row's target, of the whole mixture, whatever ``combine`` is.
 
         It is in nats, and of each row alone, also after a fit with groups. For counts and classes
-        it is the logarithm of their probability, for several outputs the joint density. Between
-        counts, it has the gamma function in the place of the factorial (`Poisson`). Classifiers of
-        scikit-learn as experts give no class less than 2.2e-16. (scikit-learn's ``score_samples``
-        sees X alone.)
+        it is the logarithm of their probability, for several outputs the joint density. For
+        numbers between counts, it has the gamma function in the place of the factorial (`Poisson`).
+        Classifiers of scikit-learn as experts give no class less than 2.2e-16. (scikit-learn's
+        ``score_samples`` sees X alone.)
 
         Args:
             X: rows (n, d).
@@ -503,7 +518,8 @@ class MixtureEstimator(BaseEstimator):
             groups: the group of each row (n,), as in ``fit``; needed if the fit had some.
 
         Raises:
-            ValueError: rows, targets or weights are not such as the fit had, or ``groups`` lack.
+            ValueError: rows, targets or weights are not such as the fit had, or ``groups`` are
+                missing.
         """
         rows = self._rows_of_units(X, y, sample_weight, groups)
         return self._mixture.log_likelihood(rows)
@@ -579,7 +595,7 @@ class MixtureEstimator(BaseEstimator):
             groups: the group of each row (n,); needed if the fit had some.
 
         Raises:
-            ValueError: the gate is a partition, a weight is negative, or ``groups`` lack.
+            ValueError: the gate is a partition, a weight is negative, or ``groups`` are missing.
         """
         rows = self._rows_of_units(X, y, sample_weight, groups)
         check_learned(self._mixture.tree)
@@ -601,7 +617,7 @@ class MixtureEstimator(BaseEstimator):
 
         Raises:
             ValueError: there are no parameters: the gate is a rule and the experts estimators; or
-                ``groups`` lack.
+                ``groups`` are missing.
         """
         rows = self._rows_of_units(X, y, sample_weight, groups)
         return summarize(self._mixture, rows, self._names())

@@ -96,19 +96,20 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
             responsibilities (n, e) starts with an M-step. A dictionary of parameters starts with
             an E-step: ``gate_coef`` (e, p), ``expert_coef`` (e, p) or (e, q, p), and, for linear
             and Student t experts, ``expert_std`` (e,) or (e, q); for the latter also ``expert_df``
-            (e,), in [2.1, 200], if they are estimated, which else start at 4.
+            (e,), in [2.1, 200]; without it, degrees of freedom that are estimated start at 4.
         n_init: starts, of which the best result is kept; all but the first are random.
         tol: EM stops if the log-likelihood has less than this left to rise per row (the sum of the
             weights is the number of rows), by Aitken's extrapolation of the last two rises.
         max_iter: EM steps at most.
         solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
             gradients by JAX; ``max_iter`` then counts its steps. These are irregular, so ``tol``
-            compares rises of ten, and it may stop somewhat further from its limit than EM. It
-            may end in another maximum than EM, and in a lower one.
+            looks at the rise over ten steps, from the 21st step on, and may stop somewhat further
+            from the limit than EM. It may end in another maximum than EM, and in a lower one.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one. With the same rows and
-            penalties, ``history_`` continues.
+            penalties, ``history_`` continues, unless ``variance_floor`` was raised above the
+            variance of an expert.
         decay: the factor by which the past counts less with every row of ``partial_fit``.
 
     Attributes:

@@ -13,8 +13,8 @@ from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.nn import log_softmax
 from jax.ops import segment_sum
-from jax.scipy.special import logsumexp
-from jax.scipy.stats import norm, poisson
+from jax.scipy.special import gammaln, logsumexp
+from jax.scipy.stats import norm
 from jax.scipy.stats import t as student_t
 from jaxtyping import Float
 from scipy.optimize import Bounds, minimize
@@ -225,8 +225,8 @@ def log_density(
     elif log_std is not None:
         each = norm.logpdf(y, predictor, jnp.exp(log_std))
     else:
-        log_rate = predictor + data.log_exposure[:, None, None]
-        each = poisson.logpmf(y, jnp.exp(jnp.minimum(log_rate, LARGEST)))
+        log_rate = jnp.minimum(predictor + data.log_exposure[:, None, None], LARGEST)
+        each = y * log_rate - jnp.exp(log_rate) - gammaln(y + 1)
     return each.sum(axis=-1)
 
 

@@ -110,9 +110,9 @@ def _in_predictors(
                 yield slice(None), *_of_gate(gate, rows, posterior)
     expert = 0
     for kind in parts(mixture):
-        for first, second in _of_experts(kind, rows):
-            yield [expert], first[:, None], posterior[:, expert, None, None] * second
-            expert += 1
+        for e, (first, second) in enumerate(_of_experts(kind, rows), expert):
+            yield [e], first[:, None], posterior[:, e, None, None] * second
+        expert += kind.sizes.n_experts
 
 
 def _of_gate(gate: TreeGate, rows: Rows, posterior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -137,7 +137,8 @@ def mixture_path(
     """Fits mixtures with several numbers of experts, to choose one of them.
 
     Each is the best of the ``n_init`` starts of the estimator. Steps without convergence and
-    degenerate experts are in the table, so there are no warnings of these.
+    degenerate experts are in the table, so there are no warnings of these. Other warnings are of
+    the fits to all rows.
 
     Args:
         estimator: a mixture of `vmoe.classic`. A hierarchy grows to the numbers of experts.
@@ -176,7 +177,8 @@ def mixture_path(
             model = clone(new).fit(*data)
             estimators.append(model)
             line = _described(model, model._labeled_rows(*data))
-            scores = [_held_out(clone(new), data, *fold) for fold in folds]
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                scores = [_held_out(clone(new), data, *fold) for fold in folds]
             lines.append({"n_experts": number} | line | _averaged(scores))
     return MixturePath(estimators, {name: [line[name] for line in lines] for name in FORMATS})
 

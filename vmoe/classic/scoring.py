@@ -8,11 +8,10 @@ Gneiting & Raftery 2007).
 from functools import partial
 from typing import Any
 
-import numpy as np
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.pipeline import Pipeline
 
-from vmoe.classic.estimator import MixtureEstimator
+from vmoe.classic.estimator import MixtureEstimator, checked_weight
 
 
 class LogLikelihoodScorer(_BaseScorer):
@@ -24,8 +23,9 @@ class LogLikelihoodScorer(_BaseScorer):
 
     For mixtures with groups, scikit-learn's metadata routing has to be on, the mixture has
     ``set_fit_request(groups=True)``, and the scorer ``set_score_request(groups=True)``. Without
-    routing, ``groups`` of a search go to its splitter alone: it then compares mixtures of rows.
+    routing, only the splitter of a search sees ``groups``: it then compares mixtures of rows.
 
+    >>> import numpy as np
     >>> from sklearn.model_selection import GridSearchCV
     >>> from vmoe.classic import MixtureOfExpertsRegressor
     >>> x = np.linspace(-1, 1, 200)[:, None]
@@ -62,5 +62,5 @@ class LogLikelihoodScorer(_BaseScorer):
 
 def _mean(y_true: Any, y_pred: Any, sample_weight: Any = None, groups: Any = None) -> float:
     """The mean of ``y_pred``, a log-likelihood of targets; scikit-learn reads these names."""
-    size = len(y_true) if sample_weight is None else np.sum(sample_weight)
-    return y_pred(y_true, sample_weight, groups) / float(size)
+    total = checked_weight(sample_weight, y_true).sum()
+    return y_pred(y_true, sample_weight, groups) / float(total)

@@ -56,7 +56,8 @@ class RegressionMethods(RegressorMixin):
         least variance holds for later batches too; these follow changed penalties and ``decay``.
 
         Raises:
-            ValueError: the settings of a later batch need other experts, gates or columns.
+            ValueError: the settings of a later batch need other experts, gates or columns, or the
+                last fit had groups.
         """
         for problem in self._learn(X, y, sample_weight):
             warnings.warn(problem, stacklevel=3)
@@ -132,8 +133,8 @@ class ClassificationMethods(ClassifierMixin):
                 steps rather than one.
 
         Raises:
-            ValueError: a later batch comes with other classes, or its settings need other experts,
-                gates or columns.
+            ValueError: a later batch comes with other classes, its settings need other experts,
+                gates or columns, or the last fit had groups.
         """
         if hasattr(self, "_mixture") and classes is not None:
             _check_partial_fit_first_call(self, classes)

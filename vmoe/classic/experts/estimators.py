@@ -78,7 +78,8 @@ class Estimators(Experts):
             except Exception as error:  # anyone's estimator, which could be fitted to all rows
                 problems[e] = (
                     f"{self.new[e]!r} has the noise of rows that it has seen, which is too small "
-                    f"for a flexible model, as it could not be fitted without a fifth: {error}"
+                    "for a flexible model, as it could not be fitted to four fifths of the rows, "
+                    f"or predict the others: {error}"
                 )
             else:
                 means[:, e] = unseen

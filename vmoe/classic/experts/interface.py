@@ -170,9 +170,9 @@ def in_shape(name: str, values: Any, shape: tuple[int, ...]) -> Float[np.ndarray
     if shape[1:2] == (1,) and values.shape == (shape[0], *shape[2:]):
         values = values[:, None]
     if values.shape != shape:
-        raise ValueError(f"{name} has shape {values.shape}, expected {shape}")
+        raise ValueError(f"start: {name} has shape {values.shape}, expected {shape}")
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} should be finite")
+        raise ValueError(f"start: {name} should be finite")
     return values.copy()
 
 

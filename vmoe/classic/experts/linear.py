@@ -73,7 +73,7 @@ class Linear(Experts):
             raise ValueError("a start from parameters needs expert_std, one per expert and output")
         self.std = in_shape("expert_std", std, self.std.shape)
         if not np.all(self.std > 0):
-            raise ValueError("expert_std should be positive")
+            raise ValueError("start: expert_std should be positive")
 
     def std_of(self, expert: int) -> Any:
         return one_if_single(self.std[expert])

@@ -35,6 +35,7 @@ class Mixed(Experts):
             self.parts[e].update(rows, mass[:, [e]])
 
     def finish(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> dict[int, str]:
+        mass = np.where(alive(mass), mass, 0.0)  # a part does not see the others' mass
         each = [part.finish(rows, mass[:, [e]]) for e, part in enumerate(self.parts)]
         return {e: found[0] for e, found in enumerate(each) if found}
 

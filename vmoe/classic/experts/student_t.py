@@ -103,7 +103,7 @@ class StudentT(Linear, BaseEstimator):
                 raise ValueError(f"start: expert_df is not a parameter beside df={self.df}")
             self.df_ = in_shape("expert_df", df, self.df_.shape)
             if np.any((self.df_ < LEAST) | (self.df_ > MOST)):
-                raise ValueError(f"expert_df should be in [{LEAST:g}, {MOST:g}]")
+                raise ValueError(f"start: expert_df should be in [{LEAST:g}, {MOST:g}]")
 
     def df_of(self, expert: int) -> float:
         return float(self.df_[expert])
