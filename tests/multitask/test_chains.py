@@ -187,6 +187,27 @@ def test_purchases_that_are_unknown_without_a_click_count_in_class_weights_and_s
     assert unknown.history_[-1]["train"]["buy"] > 0
 
 
+@pytest.mark.parametrize("kind", ["text", "dates"])
+def test_a_purchase_that_is_unknown_in_all_rows_follows_as_text_and_as_a_date(kind: str) -> None:
+    """NaN beside text would be the class "nan", and beside dates it has no type."""
+    classes = {"text": np.array(["no", "yes"]), "dates": np.array([0, 1], "M8[us]")}[kind]
+    y = {name: classes[each.astype(int)] for name, each in (("click", CLICK), ("buy", BUY))}
+    model = fitted("esmm", y, max_epochs=1, validation_fraction=0)
+    nothing = {"click": y["click"], "buy": np.full(len(X), np.nan)}
+    known = {"click": y["click"], "buy": np.where(CLICK, None, y["buy"].astype(object))}
+    assert model.scores(X, nothing) == model.scores(X, known)
+    model.set_params(chain=None)
+    assert model.scores(X, nothing) == model.scores(X, known)
+
+
+def test_rows_of_weight_0_are_not_scored(esmm: MultiTaskClassifier) -> None:
+    wrong = {"click": CLICK.copy(), "buy": BUY.copy()}
+    wrong["click"][0], wrong["buy"][0] = False, True
+    weight = np.arange(len(X)) > 0
+    right = {name: each[1:] for name, each in wrong.items()}
+    assert esmm.scores(X, wrong, weight) == esmm.scores(X[1:], right)
+
+
 def test_a_purchase_after_a_click_that_is_next_to_impossible_has_its_probability(
     esmm: MultiTaskClassifier,
 ) -> None:

@@ -87,7 +87,9 @@ def test_what_needs_all_rows_is_refused() -> None:
     for settings, message in (
         ({"class_weight": "balanced"}, "class_weight='balanced' needs all rows"),
         ({"class_weight": {"old": "balanced"}}, "class_weight='balanced' needs all rows"),
+        ({"class_weight": {"old": np.ones(2)}}, "class_weight: task 'old'"),
         ({"schedule": "cosine"}, "schedule='cosine' needs the number of steps"),
+        ({"ema_decay": 1 - 1e-9}, "'ema_decay' parameter"),  # 1 in float32: no average at all
     ):
         with pytest.raises(ValueError, match=message):
             new_model(**settings).partial_fit(*rows)

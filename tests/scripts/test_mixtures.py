@@ -336,16 +336,16 @@ def test_the_soft_tree_is_better_only_where_the_f_test_says_so() -> None:
 
 
 def test_the_share_of_intervals_with_the_truth_is_that_of_all_rows() -> None:
-    def figures(covered: int, error: float) -> dict[str, Any]:
+    def figures(covered: int, sets: int, error: float) -> dict[str, Any]:
         of = {"covered": covered, "error": error, "spread": 0.3}
-        return {"figures": {name: {"slope": value} for name, value in of.items()} | {"sets": 20}}
+        return {"figures": {name: {"slope": value} for name, value in of.items()} | {"sets": sets}}
 
     rows = {
-        "coverage_information": {0: figures(19, 0.25)},
-        "coverage_bootstrap": {0: figures(20, 0.2), 1: figures(17, 0.4)},
+        "coverage_information": {0: figures(475, 500, 0.25)},
+        "coverage_bootstrap": {0: figures(20, 20, 0.2), 1: figures(17, 20, 0.4)},
     }
     information, bootstrap = page.covered(rows).splitlines()[2:]
-    assert information == "| observed information | 20 | slope | 95.0 | 0.250 | 0.300 |"
+    assert information == "| observed information | 500 | slope | 95.0 | 0.250 | 0.300 |"
     assert bootstrap == "| parametric bootstrap | 40 | slope | 92.5 | 0.300 | - |"
 
 

@@ -16,7 +16,7 @@ from vmoe.errors import UsageError
 from vmoe.multitask.bodies import Body, BodyOutput, ExpertsLike, as_experts
 from vmoe.multitask.model import MultiTask
 from vmoe.multitask.tasks import Classification, Task
-from vmoe.multitask.values import is_missing
+from vmoe.multitask.values import as_list, is_missing
 
 
 class TaskNetworks(Body):
@@ -194,6 +194,9 @@ def filled(
                 "the order of the chain"
             )
         if (follows := without & ~known).any():
-            found[name] = np.where(follows, task.classes[0], targets[name])
+            values, first = targets[name], task.classes[0]
+            if values.dtype.kind == "O" or not known.any():  # no numbers beside text or dates
+                values, first = values.astype(object), as_list(task.classes)[0]
+            found[name] = np.where(follows, first, values)
         before, without = name, without | (codes == 0)
     return found

@@ -30,7 +30,7 @@ from vmoe.multitask.columns import SIZE, Table, TableEncoder, TableRows, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.history import Watch, line_of, metrics_of, scorer_of
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.splits import Split, data_at, drawn, row_weights, split_of
+from vmoe.multitask.splits import Split, data_at, drawn, split_of
 from vmoe.multitask.tasks import (
     KINDS,
     LEAST,
@@ -238,7 +238,7 @@ class MultiTaskEstimator(BaseEstimator):
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "learning_rate": [POSITIVE],
         "schedule": [StrOptions(set(SCHEDULES))],
-        "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
+        "ema_decay": [Interval(Real, 0, 1 - 2**-24, closed="neither"), None],
         "weight_decay": [AT_LEAST_0],
         "batch_size": [AT_LEAST_1],
         "max_epochs": [AT_LEAST_1],
@@ -320,9 +320,9 @@ class MultiTaskEstimator(BaseEstimator):
         rows should be many, and drawn at random. Categories that come later are unknown, except in
         columns of ``hash_buckets``. There is no validation split, and ``history_`` gets a row.
         After ``fit`` or ``load``, the moments of Adam, averages and what the weighting has learned
-        start anew. Between two calls, what is a number of training may change: the
-        ``learning_rate``, ``weight_decay``, ``ema_decay``, ``batch_size``, ``weighting_params``,
-        ``task_weights`` and ``class_weight``.
+        start anew. These settings may change between two calls: ``learning_rate``,
+        ``weight_decay``, ``ema_decay``, ``batch_size``, ``weighting_params``, ``task_weights`` and
+        ``class_weight``.
 
         Args:
             X: as in ``fit``; some of the rows have a target of each task.
@@ -368,7 +368,8 @@ class MultiTaskEstimator(BaseEstimator):
     def _check_partial(self) -> None:
         """Raises a ValueError if a setting needs all rows."""
         weights = self.class_weight
-        if "balanced" in (weights.values() if isinstance(weights, Mapping) else [weights]):
+        given = weights.values() if isinstance(weights, Mapping) else [weights]
+        if any(isinstance(each, str) for each in given):
             raise ValueError("class_weight='balanced' needs all rows: give partial_fit a dict")
         if self.schedule != "constant":
             raise ValueError(
@@ -550,7 +551,7 @@ class MultiTaskEstimator(BaseEstimator):
 
     def _filled(self, split: Split, tasks: Mapping[str, Task], name: str) -> Split:
         """Rows with the targets that follow from others, if the tasks are a chain."""
-        if self.chain is None:
+        if self.architecture not in CHAINS:
             return split
         return split._replace(targets=filled(tasks, split.targets, name))
 
@@ -752,9 +753,10 @@ class MultiTaskEstimator(BaseEstimator):
             ValueError: there is no such task, or its targets are missing or not of its kind, or the
                 metric is undefined for them.
         """
-        X = rows_of(X)
-        outputs, metrics = self._forward(X)[0], metrics_of(self.tasks_, self.scoring)
-        split = Split(X, targets_of(y, len(X)), row_weights(sample_weight, X))
+        check_is_fitted(self, "model_")
+        X, metrics = rows_of(X), metrics_of(self.tasks_, self.scoring)
+        split = split_of(X, targets_of(y, len(X)), sample_weight)
+        outputs = self._forward(split.X)[0]
         for name in split.targets:
             task_named("y", name, self.tasks_)
         split = self._filled(split, self.tasks_, "scored")

@@ -85,7 +85,7 @@ def split_of(X: Any, targets: dict[str, np.ndarray], sample_weight: Any) -> Spli
 
 
 def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
-    """The weight of each row, at most 1, as only their ratios count; None for equal ones.
+    """The weight of each row, at most 1, as only their ratios count; None for None.
 
     Raises:
         ValueError: ``sample_weight`` is not a number from 0 on for each row, or all are 0.

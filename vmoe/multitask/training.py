@@ -48,7 +48,7 @@ class Average(NamedTuple):
     """An exponential moving average of the parameters, as ``optax.ema`` but for a new decay.
 
     Attributes:
-        mean: the sum of all parameters by their weights.
+        mean: the sum of the parameters after each step, times the weight of the step.
         total: the sum of the weights.
     """
 

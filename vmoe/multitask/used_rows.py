@@ -50,7 +50,7 @@ class UsedRows(NamedTuple):
 
 
 def at_matrices(matrices: int, function: Callable[..., Array], *trees: Any) -> Any:
-    """The last tree, whose matrices of embeddings are results of a function of all trees'.
+    """The last tree, with each matrix of embeddings replaced by a function of it in all trees.
 
     Parameters, each kind of moments and averages are a state of their own, with paths of the model.
 

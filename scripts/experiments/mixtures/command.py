@@ -122,14 +122,12 @@ def _arm(name: str) -> Part:
 
 
 def _coverage(method: str) -> Part:
-    rows, part = (1, 1) if method == "information" else (4, 25)
-
     def figures(_: Path, seed: int, size: Size) -> dict[str, Any]:
-        sets = size.sets // part
+        sets = size.sets // (1 if method == "information" else 25)
         seeds = range(seed * sets, (seed + 1) * sets)
         return coverage.measure(method, seeds, refits=size.sets // 5)
 
-    return _part(rows, (), figures)
+    return _part(4, (), figures)
 
 
 def _lines(name: str) -> Part:

@@ -165,8 +165,8 @@ def covered(rows: Rows) -> str:
                 np.mean([figures[name][parameter] for figures in own])
                 for name in ("error", "spread")
             )
-            line = [label, f"{sets}", parameter, f"{100 * share:.1f}", f"{error:.3f}"]
-            table.append([*line, f"{spread:.3f}" if len(own) == 1 else "-"])
+            line = [label, f"{sets:,}", parameter, f"{100 * share:.1f}", f"{error:.3f}"]
+            table.append([*line, f"{spread:.3f}" if sets >= 100 * len(own) else "-"])
     columns = ["errors by", "data sets", "parameter", "95% intervals that hold the truth, percent"]
     return markdown_table([*columns, "mean error", "spread of the estimates"], table)
 
