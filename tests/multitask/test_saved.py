@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import functools
 import itertools
 import json
 import subprocess
@@ -60,6 +61,13 @@ class Own(MultiTaskEstimator):
     """A class of a user."""
 
 
+class Fewer(MultiTaskEstimator):
+    """A class of a user with one setting."""
+
+    def __init__(self, n_experts: int = 2):
+        super().__init__("shared_bottom", **SETTINGS | {"n_experts": n_experts})
+
+
 @pytest.fixture(scope="module")
 def fitted() -> MultiTaskEstimator:
     return MultiTaskEstimator("shared_bottom", **SETTINGS).fit(FRAME, TARGETS)
@@ -113,7 +121,7 @@ def test_a_model_predicts_the_same_bits_in_another_process(
 def test_every_architecture_is_saved(architecture: str, tmp_path: Path) -> None:
     events = {"work": TARGETS["work"] != "no", "day": TARGETS["work"] == "yes"}
     chained = architecture in CHAINS
-    own = SETTINGS | ({"kinds": None, "chain": list(events)} if chained else {})
+    own = SETTINGS | ({"kinds": None, "chain": np.array(list(events))} if chained else {})
     fitted = MultiTaskEstimator(architecture, **own, gate="dselect_k")
     fitted.fit(FRAME, events if chained else TARGETS).save(tmp_path / "model")
     found = MultiTaskEstimator.load(tmp_path / "model").predict_proba(FRAME)
@@ -133,6 +141,45 @@ def test_a_class_loads_its_own_models(fitted: MultiTaskEstimator, file: Path) ->
     own.more_ = 3
     with pytest.raises(ValueError, match="more_: .* has no attributes of your own"):
         own.save(path)
+
+
+def test_a_class_with_fewer_settings_loads_its_own_models(
+    fitted: MultiTaskEstimator, file: Path
+) -> None:
+    vars(made := Fewer()).update(vars(fitted))
+    made.save(path := file.with_name("fewer"))
+    loaded = Fewer.load(path)
+    np.testing.assert_array_equal(loaded.predict(FRAME)["sum"], fitted.predict(FRAME)["sum"])
+    loaded.expert_units = (5,)
+    with pytest.raises(ValueError, match="expert_units=.5,., and in fit it was .4,.: fit again"):
+        loaded.save(path)
+
+
+def test_an_equal_setting_of_another_type_is_no_change(
+    fitted: MultiTaskEstimator, file: Path
+) -> None:
+    for change in (
+        {"expert_units": [np.int64(4)], "tower_units": [], "n_experts": np.int64(2)},
+        {"expert_units": np.array([4]), "gate_temperature": 1, "embedding_size": {"day": 2.0}},
+        {"categorical": pd.Index(SETTINGS["categorical"])},
+    ):
+        saved.check_settings(copy.copy(fitted).set_params(**change))
+    many, ends = np.arange(3000), np.arange(3000)
+    ends[1500] = 0
+    for before, after, text in (
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, None),
+        (many, ends, "another value"),
+        ([True, False], [1, 0], "1, 0"),  # a mask, and indices
+        (functools.partial(int, 3), functools.partial(int, 3), "int.*was another function"),
+    ):
+        model = copy.copy(fitted).set_params(categorical=before)
+        model._fixed = saved.fixed_settings(model)
+        model.set_params(categorical=after)
+        if text is None:
+            saved.check_settings(model)
+        else:
+            with pytest.raises(ValueError, match=text):
+                saved.check_settings(model)
 
 
 CHANGES: list[tuple[str, Any]] = [
@@ -170,6 +217,21 @@ def test_settings_of_training_and_scores_may_change_before_a_model_is_saved(
     assert loaded.metric_of("work") == "neg_log_loss"
 
 
+def through_json(values: Any) -> Any:
+    return as_json.from_json(json.loads(json.dumps(as_json.to_json("values", values))))
+
+
+def test_texts_of_any_length_of_numpy_are_saved() -> None:
+    texts = np.array(["a", "bc"], np.dtypes.StringDType())
+    assert through_json(texts).tolist() == ["a", "bc"]
+
+
+def test_a_time_that_utc_does_not_have_is_named() -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=5))
+    with pytest.raises(ValueError, match="days: .*datetime.* is out of the range of UTC: replace"):
+        as_values("days", [datetime.datetime.min.replace(tzinfo=zone)])
+
+
 def test_dates_with_time_zones_and_of_numpy_and_pandas_are_saved() -> None:
     zoned = pd.Series(DAYS).dt.tz_localize("Europe/Oslo")
     # the clock shows 2 to 3 twice, first at +2 hours and then at +1
@@ -184,8 +246,7 @@ def test_dates_with_time_zones_and_of_numpy_and_pandas_are_saved() -> None:
     ):
         targets = as_values("days", days)
         classes = Classification("days", targets, np.full(3, True)).classes
-        text = json.dumps(as_json.to_json("days", classes))
-        np.testing.assert_array_equal(as_json.from_json(json.loads(text)), classes)
+        np.testing.assert_array_equal(through_json(classes), classes)
         encoder = TableEncoder()
         rows = pd.DataFrame({"day": pd.Series(days, dtype=object)})
         codes = encoder.fit_transform(rows, ["day"]).codes
@@ -221,10 +282,38 @@ def with_content(file: Path, change: Any, change_arrays: Any = lambda arrays: No
     return path
 
 
+def test_what_the_architecture_ignores_may_be_large(file: Path) -> None:
+    large = {"n_experts": 2000, "n_task_experts": 2000, "n_layers": 2000, "gate_units": [2000]}
+    MultiTaskEstimator.load(with_content(file, lambda content: content["settings"].update(large)))
+
+
+def classes_of(content: Any, name: str) -> list[Any]:
+    """The type and the elements of a task's classes in a file."""
+    tasks = [dict(task["dict"]) for kind, task in content["tasks"] if kind == "classification"]
+    (found,) = [task["classes"]["array"] for task in tasks if task["name"] == name]
+    return found
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda content: content.pop("tasks"),
+        lambda content: content["settings"].update(
+            architecture="ple", n_experts=1000, n_layers=1000
+        ),
+        lambda content: content["settings"].update(
+            architecture="mmoe", n_experts=900, expert_units=[1] * 900
+        ),
+        lambda content: content["settings"].update(tower_units=[1] * 900),
+        lambda content: content["settings"].update(
+            architecture="mmoe", n_experts=2, gate_units=[1] * 900
+        ),
+        lambda content: classes_of(content, "day")[1].reverse(),
+        lambda content: classes_of(content, "day").__setitem__(1, [[0], [366]]),
+        lambda content: content.update(findings="ab"),
+        lambda content: content.update(n_epochs=0),
+        lambda content: content.update(n_epochs=2),
+        lambda content: content["history"][0]["dict"].__delitem__(0),
         lambda content: content["settings"].update(expert_units=[3]),
         lambda content: content["settings"].update(n_experts="many"),
         lambda content: content["settings"].update(gone=1),

@@ -32,7 +32,7 @@ def to_json(place: str, value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.ndarray) and value.ndim == 1:
-        dtype = "U" if value.dtype.kind == "U" else value.dtype.str
+        dtype = {"U": "U", "T": "|O"}.get(value.dtype.kind, value.dtype.str)
         return {"array": [dtype, to_json(place, _items(value))]}
     if type(value) is list:
         return [to_json(place, each) for each in value]

@@ -1,13 +1,14 @@
 """Fitted estimators as files: arrays and JSON in the format of safetensors, never code.
 
 A file has the parameters by path, and under ``JSON`` the bytes of a JSON text with the class, the
-settings, the encoder, the tasks and the other attributes. The metadata are the format, its version,
-and the SHA-256 of all arrays.
+settings, the encoder, the tasks, the history, the number of epochs, the findings and the requests
+of metadata. The metadata of the file are the format, its version, and the SHA-256 of all arrays.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def write(path: Path, estimator: Any) -> None:
     params = by_name(nnx.state(estimator.model_, graph=True))
     arrays = {name: np.asarray(each, order="C") for name, each in params.items()}
     settings = estimator.get_params(deep=False)
-    if own := sorted(vars(estimator).keys() - settings.keys() - ATTRIBUTES):
+    if own := sorted(vars(estimator).keys() - names_of(estimator) - ATTRIBUTES):
         raise ValueError(
             f"{own[0]}: a file has no attributes of your own: delete it, or make it a setting"
         )
@@ -125,10 +126,8 @@ def read(path: Path, classes: Mapping[str, type[Any]]) -> Any:
         tasks = new_tasks(estimator, content["tasks"])
         set_attributes(estimator, encoder, tasks, content)
         values = sum(each.size for each in arrays.values())
-        sizes = [estimator.n_experts, estimator.n_task_experts, estimator.n_layers]
-        for units in map(estimator._units, ("expert_units", "tower_units", "gate_units")):
-            sizes += [len(units), *units]
-        sizes += [len(each) * each.size for each in encoder.vocabularies]
+        sizes = [len(each) * each.size for each in encoder.vocabularies]
+        sizes += sizes_of(estimator, len(tasks))
         if max(sizes) > max(values, 1000):  # even shapes of so many modules need memory
             raise ValueError(f"it asks for {max(sizes)} parts and has {values} parameters")
         graph, params = outline(estimator, encoder, tasks)
@@ -179,8 +178,9 @@ def new_tasks(estimator: Any, given: list[Any]) -> dict[str, Task]:
         vars(task).update(attributes)
         numbers = [attributes.get("mean", 0.0), attributes.get("std", 1.0)]
         if isinstance(task, Classification):
-            n = len(np.unique(task.classes))
-            sound = n == len(task.classes) > 1 and task.size == (1 if n == 2 else n)
+            n = len(task.classes)
+            sound = n > 1 and task.size == (1 if n == 2 else n)
+            sound = sound and np.array_equal(np.unique(task.classes), task.classes)
             sound = sound and type_of("its classes", task.classes) == task.type
         else:
             sound = np.isfinite(numbers).all() and numbers[1] > 0
@@ -189,7 +189,7 @@ def new_tasks(estimator: Any, given: list[Any]) -> dict[str, Task]:
         found[task.name] = task
     in_order = estimator._in_order(dict.fromkeys(found, np.zeros(0)))
     if list(in_order) != list(found) or (
-        estimator.chain and {t.size for t in found.values()} != {1}
+        estimator.chain is not None and {t.size for t in found.values()} != {1}
     ):
         raise ValueError(f"its tasks are {list(found)}")
     return found
@@ -200,15 +200,18 @@ def set_attributes(
 ) -> None:
     """Sets what a file has beside the model."""
     estimator.history_, estimator.n_epochs_ = from_json(content["history"]), content["n_epochs"]
-    for row in estimator.history_:
-        if row["train"].keys() != tasks.keys() or not isinstance(row["seconds"], float):
+    for number, row in enumerate(estimator.history_, 1):
+        sound = row["epoch"] == number and isinstance(row["seconds"], float)
+        if not sound or row["train"].keys() != tasks.keys():
             raise ValueError("its history is of another model")
     if (
-        not isinstance(estimator.history_, list)
+        type(estimator.history_) is not list
         or type(estimator.n_epochs_) is not int
-        or not all(isinstance(each, str) for each in [*content["findings"], ""])
+        or not 1 <= estimator.n_epochs_ <= len(estimator.history_)
+        or type(content["findings"]) is not list
+        or not all(isinstance(each, str) for each in content["findings"])
     ):
-        raise ValueError("n_epochs or findings have another type")
+        raise ValueError("its history, n_epochs or findings have other values than a fit gives")
     estimator.n_features_in_ = len(encoder.names)
     if all(isinstance(name, str) for name in encoder.names):
         estimator.feature_names_in_ = np.array(encoder.names, object)
@@ -218,23 +221,60 @@ def set_attributes(
     estimator._training = None
 
 
+def names_of(estimator: Any) -> set[str]:
+    """The names of the settings, also of those that the ``__init__`` of a subclass leaves out."""
+    fields = {field.name for field in dataclasses.fields(estimator)}
+    return fields | estimator.get_params(deep=False).keys()
+
+
 def fixed_settings(estimator: Any) -> dict[str, Any]:
-    """The settings that decide the model, the encoder and the tasks: functions, others as text."""
-    return {
-        name: value if callable(value) else one_line(repr(value))
-        for name, value in estimator.get_params(deep=False).items()
-        if name not in FREE
-    }
+    """The settings that decide the model, the encoder and the tasks, as ``normal`` makes them."""
+    return {name: normal(getattr(estimator, name)) for name in sorted(names_of(estimator) - FREE)}
+
+
+def normal(value: Any) -> Any:
+    """A copy of a setting that equals those of other types with the same elements."""
+    if hasattr(value, "__array__"):
+        value = np.asarray(value).tolist()
+    if isinstance(value, bool):
+        return str(value)  # a mask of columns is no list of their indices
+    if callable(value) or isinstance(value, str) or not isinstance(value, Collection):
+        return value
+    if isinstance(value, Mapping):
+        return {key: normal(each) for key, each in value.items()}
+    return tuple(map(normal, value))
 
 
 def check_settings(estimator: Any) -> None:
     """Raises a ValueError if a setting that decides the model is another than in ``fit``."""
     for name, value in fixed_settings(estimator).items():
         if value != (before := estimator._fixed.get(name)):
-            raise ValueError(
-                f"{name}={shortened(str(value), 100)}, and in fit it was "
-                f"{shortened(str(before), 100)}: fit again, or set it back"
-            )
+            now, then = (shortened(one_line(repr(each)), 100) for each in (value, before))
+            if now == then:
+                then = "another function" if callable(value) else "another value"
+            raise ValueError(f"{name}={now}, and in fit it was {then}: fit again, or set it back")
+
+
+def sizes_of(estimator: Any, tasks: int) -> list[int]:
+    """Sizes of the model that an estimator makes, none of which is above that of its parameters.
+
+    They are numbers of modules, each of which has a parameter, and sizes of layers.
+    """
+    kind = estimator.architecture
+    units, towers, gate = map(estimator._units, ("expert_units", "tower_units", "gate_units"))
+    layers = estimator.n_layers if kind == "ple" else 1
+    if kind in ("one_gate", "mmoe", "cgc", "ple"):
+        experts, gates = estimator.n_experts, layers * (1 if kind == "one_gate" else tasks)
+    else:
+        experts, gates, gate = 1 if kind == "shared_bottom" else tasks, 0, ()
+    if kind in ("cgc", "ple"):
+        experts += tasks * estimator.n_task_experts
+    modules = [
+        layers * experts * max(1, len(units)),
+        tasks * (len(towers) + 1),
+        gates * (len(gate) + 1),
+    ]
+    return [*modules, *units, *towers, *gate]
 
 
 def outline(

@@ -49,7 +49,10 @@ def _single(place: str, value: Any) -> Any:
     if isinstance(value, datetime.datetime) and value == value:  # no NaT
         if hasattr(value, "to_pydatetime"):
             value = value.to_pydatetime(warn=False)
-        return value if value.tzinfo is None else value.astimezone(datetime.UTC)
+        try:
+            return value if value.tzinfo is None else value.astimezone(datetime.UTC)
+        except OverflowError:
+            raise ValueError(f"{place}: {value!r} is out of the range of UTC: replace it") from None
     if not isinstance(value, Real | Decimal):
         return value
     try:
