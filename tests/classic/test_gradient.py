@@ -69,6 +69,7 @@ def test_both_solvers_find_the_same_maximum() -> None:
     assert np.all(np.diff(gradient.history_) > -1e-9)
 
 
+@pytest.mark.slow  # JAX compiles the gradient
 def test_both_solvers_take_numbers_between_counts() -> None:
     x, y = problems.counts(0)
     em, gradient = (
