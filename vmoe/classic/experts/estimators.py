@@ -67,7 +67,7 @@ class Estimators(Experts):
         if self.sizes.classes is not None:
             return {}
         means, folds, problems = self.means(rows), folds_of(rows), {}
-        for e in np.flatnonzero(alive(mass)):
+        for e in np.flatnonzero(alive(mass)).tolist():
             unseen = means[:, e].copy()
             try:
                 for out in (folds == fold for fold in np.unique(folds[folds >= 0])):
