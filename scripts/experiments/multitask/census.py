@@ -121,6 +121,7 @@ COMMON: dict[str, Any] = {
     "ema_decay": 0.999,
 }
 FIRST = 10  # the first seed of the search, after those that are measured
+SEARCHED = 3  # seeds of the search
 BLOCKS = 20  # of the test rows, each of which is left out once: what other rows would change
 
 

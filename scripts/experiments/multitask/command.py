@@ -59,7 +59,7 @@ def _people(options: argparse.Namespace) -> dict[str, str]:
 
 def _search(pair: str, model: str) -> Part:
     return Part(
-        3,
+        census.SEARCHED,
         lambda options, seed: census.search(
             options.data, pair, model, seed, census.SIZES[options.size]
         ),
