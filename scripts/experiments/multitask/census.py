@@ -257,6 +257,11 @@ def probabilities(models: list[Any], split: Split) -> dict[str, np.ndarray]:
     }
 
 
+def aucs(found: dict[str, np.ndarray], split: Split) -> dict[str, float]:
+    """The area under the ROC curve of each task, of its probabilities."""
+    return {name: float(roc_auc_score(split.y[name], each)) for name, each in found.items()}
+
+
 def without(positive: np.ndarray, probability: np.ndarray) -> list[float]:
     """The AUC without each of the ``BLOCKS`` of the rows, see ``pseudo_values``."""
     block = np.arange(len(positive)) % BLOCKS
@@ -275,8 +280,9 @@ def search(folder: Path, pair: str, model: str, seed: int, size: Size) -> dict[s
     for setting in settings_of(model)[: size.settings]:
         models = fit(model, setting, splits, FIRST + seed, size)
         found = probabilities(models, validation)
-        auc = {name: float(roc_auc_score(validation.y[name], each)) for name, each in found.items()}
-        tried.append({"auc": auc, "epochs": [each.n_epochs_ for each in models]})
+        tried.append(
+            {"auc": aucs(found, validation), "epochs": [each.n_epochs_ for each in models]}
+        )
     labels = {name: [*read(folder, name, PAIRS[pair]).y.values()] for name in ("train", "test")}
     return {
         "tried": tried,
@@ -303,7 +309,7 @@ def measure(
     models = fit(model, settings_of(model)[setting], splits, seed, size)
     found = probabilities(models, test)
     return {
-        "auc": {name: float(roc_auc_score(test.y[name], each)) for name, each in found.items()},
+        "auc": aucs(found, test),
         "without": {name: without(test.y[name], each) for name, each in found.items()},
         "curves": [
             {name: [round(row["scores"][name], 5) for row in each.history_] for name in each.tasks_}
