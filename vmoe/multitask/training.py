@@ -192,10 +192,7 @@ class Trainer:
             of_used = [each[codes] for each, codes in zip(last, used.codes, strict=False)]
             taken = caught_up(used.take(state), of_used, number)
             after, losses = self.step(taken, batch._replace(inputs=own), expected)
-            last = [
-                each.at[codes].set(number + 1)
-                for each, codes in zip(last, used.codes, strict=False)
-            ]
+            last = [used.put_matrix(i, each, number + 1) for i, each in enumerate(last)]
             return (used.put(state, averaged(after)), slots, tuple(last)), losses
 
         slots, steps = new_slots(inputs), len(order)

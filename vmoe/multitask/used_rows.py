@@ -28,8 +28,8 @@ class UsedRows(NamedTuple):
     """Rows of the matrices of a ``TableRows``.
 
     Attributes:
-        codes: the rows of each matrix that a batch uses, repeated.
-        first: whether it stands for all that repeat it.
+        codes: the rows of each matrix that a batch uses, repeated; all rows, if it has fewer.
+        first: whether it is used, and stands for all that repeat it.
     """
 
     codes: tuple[Int[Array, "_"], ...]
@@ -42,11 +42,12 @@ class UsedRows(NamedTuple):
     def put(self, tree: Any, taken: Any) -> Any:
         """Parameters, moments and averages, with those of ``take`` as they have become."""
 
-        def put(i: int, leaf: Array, rows: Array) -> Array:
-            at = jnp.where(self.first[i], self.codes[i], len(leaf))
-            return leaf.at[at].set(rows, mode="drop")
+        return at_matrices(len(self.codes), self.put_matrix, tree, taken)
 
-        return at_matrices(len(self.codes), put, tree, taken)
+    def put_matrix(self, i: int, leaf: Array, rows: Array) -> Array:
+        """A matrix of ``put``, or an array with a number for each of its rows."""
+        at = jnp.where(self.first[i], self.codes[i], len(leaf))
+        return leaf.at[at].set(rows, mode="drop")
 
 
 def at_matrices(matrices: int, function: Callable[..., Array], *trees: Any) -> Any:
@@ -82,7 +83,8 @@ def used_rows(inputs: Any, given: Any, slots: Slots) -> tuple[UsedRows, Any, Slo
     """The rows that a batch uses, and its inputs with codes among these.
 
     Each code writes its place in the batch to the slot of its row. The one that is left stands for
-    all that repeat it; this takes a fraction of the time of sorting.
+    all that repeat it; this takes a fraction of the time of sorting. Of a matrix with no more rows
+    than the batch has codes, all are taken, and those that it uses are put back.
 
     Args:
         inputs: the module ``MultiTask.inputs``.
@@ -94,10 +96,16 @@ def used_rows(inputs: Any, given: Any, slots: Slots) -> tuple[UsedRows, Any, Slo
     codes, lists = given.codes, list(given.lists)
     flats, firsts, after = [], [], []
     for matrix, columns in enumerate(inputs.columns):
+        rows = len(slots[matrix])
         single = codes[:, np.array(columns, int)]
         of_lists = [i for i, each in enumerate(inputs.lists) if each == matrix]
         filled = [jnp.where(lists[i] < 0, lists[i][:, :1], lists[i]) for i in of_lists]
         flat = jnp.concatenate([each.ravel() for each in (single, *filled)])
+        if rows <= len(flat):  # fewer than their repetitions: each of them once
+            flats.append(jnp.arange(rows))
+            firsts.append(jnp.zeros(rows, bool).at[flat].set(True))
+            after.append(slots[matrix])
+            continue
         places = jnp.arange(len(flat), dtype=jnp.int32)
         after.append(slots[matrix].at[flat].set(places))
         place = after[-1][flat]
