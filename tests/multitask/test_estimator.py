@@ -35,7 +35,8 @@ from vmoe.multitask.build import ARCHITECTURES, CHAINS, BodyConfig, new_model
 from vmoe.multitask.columns import TableEncoder, rows_of
 from vmoe.multitask.expert_use import equal_experts
 from vmoe.multitask.splits import Split, drawn
-from vmoe.multitask.tasks import Classification, Count, Regression, targets_of
+from vmoe.multitask.targets import new_tasks, targets_of
+from vmoe.multitask.tasks import Classification, Count, Regression
 from vmoe.multitask.training import Data, Trainer, batches, decayed
 from vmoe.multitask.values import is_missing
 from vmoe.multitask.weighting import WEIGHTINGS, Losses, Weighting
@@ -568,7 +569,9 @@ def test_a_table_of_arrow_without_pandas_gets_one_line(monkeypatch: pytest.Monke
 
 def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
     prices = {"price": np.random.default_rng(0).integers(0, 40, 300)}
-    _, (problem,) = model()._make_tasks(prices, ())  # which fit warns of: see the next test
+    _, (problem,) = new_tasks(
+        model(), Split(X, prices, None), ()
+    )  # which fit warns of: see the next test
     assert problem.startswith("task 'price': ")
     assert problem.endswith("kinds={'price': \"classification\"} says so")
     for settled, targets, categories in (
@@ -578,7 +581,7 @@ def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
         (model(), {"price": prices["price"] % 30}, ()),
         (model(), {"price": prices["price"].astype(str)}, ()),
     ):
-        assert not settled._make_tasks(targets, categories)[1]
+        assert not new_tasks(settled, Split(X, targets, None), categories)[1]
 
 
 def test_many_classes_of_few_rows_get_a_warning() -> None:
@@ -833,8 +836,9 @@ def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets()
         found = []
         for seed in range(20):
             random = np.random.default_rng(seed)
-            tasks, _ = learned._make_tasks(targets, ())
-            labels = Split(X, targets, None).data(tasks, {}, "training")
+            given = Split(X, targets, None)
+            tasks, _ = new_tasks(learned, given, ())
+            labels = given.data(tasks, {}, "training")
             training, validation = drawn(tasks, labels, 0.1, random)
             assert sorted([*training, *validation]) == list(range(len(chosen)))
             assert len(validation) == len(chosen) // 10

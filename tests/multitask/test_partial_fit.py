@@ -140,8 +140,11 @@ def test_numbers_of_training_may_change_between_two_parts(learned: MultiTaskEsti
     ("settings", "message"),
     [
         ({"expert_units": (5,)}, "fit again"),
-        ({"weighting": "gradnorm"}, "weighting='gradnorm', and in the last .* was 'fixed': set it"),
-        ({"dropout": 0.5}, "dropout=0.5, and in the last partial_fit it was 0.0: set it back"),
+        ({"weighting": "gradnorm"}, "weighting='gradnorm', and in the last .* was 'fixed': fit"),
+        (
+            {"dropout": 0.5},
+            "dropout=0.5, and in the last partial_fit it was 0.0: fit again, or set",
+        ),
     ],
 )
 def test_another_model_or_program_is_refused_between_two_parts(

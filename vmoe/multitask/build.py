@@ -173,6 +173,8 @@ ARCHITECTURES: dict[str, Callable[[BodyConfig, int, nnx.Rngs], Body]] = {
     "esmm": esmm,
     "aitm": aitm,
 }
+GATED = ("one_gate", "mmoe", "cgc", "ple")
+"""Architectures with gates over experts."""
 CHAINS = ("esmm", "aitm")
 """Architectures whose tasks are a chain of events."""
 

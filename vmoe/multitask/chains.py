@@ -8,15 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.errors import UsageError
 from vmoe.multitask.bodies import Body, BodyOutput, ExpertsLike, as_experts
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.tasks import Classification, Task
-from vmoe.multitask.values import as_list, is_missing
 
 
 class TaskNetworks(Body):
@@ -163,40 +160,3 @@ def logit_of_product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Ar
     """
     p, q = jax.nn.log_sigmoid(a), jax.nn.log_sigmoid(b)
     return p + q - jnp.logaddexp(jax.nn.log_sigmoid(-a), p + jax.nn.log_sigmoid(-b))
-
-
-def filled(
-    tasks: Mapping[str, Task], targets: Mapping[str, np.ndarray], split: str
-) -> dict[str, np.ndarray]:
-    """Targets, with those that follow from the event before: where it did not happen, none did.
-
-    Args:
-        tasks: in the order of the chain.
-        targets: of some or all of the tasks.
-        split: which rows these are, for the error.
-
-    Raises:
-        ValueError: a task is no event, or an event happened without one before.
-    """
-    found = dict(targets)
-    before, without = "", np.zeros(len(next(iter(targets.values()))), bool)
-    for name in (name for name in tasks if name in targets):
-        task, known = tasks[name], ~is_missing(targets[name])
-        if not isinstance(task, Classification) or task.size != 1:
-            raise ValueError(
-                f"chain: task {name!r} is no event: give two classes, such as False and True"
-            )
-        codes = np.full(len(known), -1)
-        codes[known] = task.codes(targets[name][known])
-        if len(wrong := np.flatnonzero(without & (codes == 1))):
-            raise ValueError(
-                f"chain: {split} row {wrong[0]} has {name!r} without {before!r}: correct it, or "
-                "the order of the chain"
-            )
-        if (follows := without & ~known).any():
-            values, first = targets[name], task.classes[0]
-            if values.dtype.kind == "O" or not known.any():  # no numbers beside text or dates
-                values, first = values.astype(object), as_list(task.classes)[0]
-            found[name] = np.where(follows, first, values)
-        before, without = name, without | (codes == 0)
-    return found

@@ -1,88 +1,43 @@
-"""Models of several tasks for tables, with the methods of scikit-learn's estimators."""
+"""Models of several tasks for tables, with the methods of scikit-learn's estimators.
+
+``fit`` goes from X and y to a loss: ``targets`` makes tasks of y, ``splits`` has the rows,
+``columns`` encodes them, ``fitting`` makes the model and keeps an epoch, ``training`` has the steps
+and ``tasks`` the loss of each kind; ``history`` judges the epochs.
+"""
 
 import copy
 import functools
 import itertools
 import os
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
 from scipy.special import log_expit
-from sklearn.base import BaseEstimator, _fit_context
+from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vmoe import forks
-from vmoe.multitask import saved
-from vmoe.multitask.build import ARCHITECTURES, CHAINS, BodyConfig, new_model
-from vmoe.multitask.chains import filled
-from vmoe.multitask.columns import SIZE, Table, TableEncoder, TableRows, rows_of
+from vmoe.multitask import fitting, saved, targets
+from vmoe.multitask.build import GATED
+from vmoe.multitask.columns import TableEncoder, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
-from vmoe.multitask.history import Watch, line_of, metrics_of, scorer_of
+from vmoe.multitask.history import Watch, metrics_of, scorer_of
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.splits import Split, data_at, drawn, split_of
-from vmoe.multitask.tasks import (
-    KINDS,
-    LEAST,
-    UNBOUNDED,
-    Classification,
-    Task,
-    kind_of,
-    labels_of,
-    targets_of,
-    task_named,
-)
-from vmoe.multitask.training import (
-    EVAL_BATCH_SIZE,
-    SCHEDULES,
-    Data,
-    Epoch,
-    Trainer,
-    TrainerState,
-    adamw,
-    forward,
-    with_numbers,
-    with_settings,
-    without_streams,
-)
-from vmoe.multitask.values import as_pandas, is_category, is_numeric
-from vmoe.multitask.weighting import WEIGHTINGS, new_weighting
-
-AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
-AT_LEAST_0 = Interval(Real, 0, None, closed="left")
-POSITIVE = Interval(Real, 0, None, closed="neither")
-KEPT = ("weighting", "dropout", "entropy_weight", "calibrator_weight")
-"""Settings of the program of a training step, in addition to those of the model."""
+from vmoe.multitask.settings import PROGRAM, Settings, check_settings, fixed_settings, normal
+from vmoe.multitask.splits import Split
+from vmoe.multitask.tasks import LEAST, UNBOUNDED, Classification, Task
+from vmoe.multitask.training import EVAL_BATCH_SIZE, forward, without_streams
+from vmoe.multitask.values import as_pandas, is_category
 
 
-class Setup(NamedTuple):
-    """What training begins with.
-
-    Attributes:
-        inputs: the encoded rows.
-        state: before the first step.
-        findings: experts that are equal.
-    """
-
-    encoder: TableEncoder
-    inputs: Table
-    trainer: Trainer
-    state: TrainerState
-    findings: list[str]
-
-
-@dataclass(eq=False, repr=False)
-class MultiTaskEstimator(BaseEstimator):
+class MultiTaskEstimator(Settings):
     """Several tasks on the rows of a table: classifications, regressions and counts.
 
     Args:
@@ -171,88 +126,6 @@ class MultiTaskEstimator(BaseEstimator):
         feature_names_in_: their names, if ``fit`` got a DataFrame.
     """
 
-    architecture: str = "mmoe"
-    _: KW_ONLY
-    kinds: Mapping[str, str] | None = None
-    chain: Any = None
-    n_experts: int = 8
-    n_task_experts: int = 2
-    n_layers: int = 2
-    expert_units: Any = (16,)
-    tower_units: Any = (8,)
-    expert: Callable[..., nnx.Module] | None = None
-    gate: str = "softmax"
-    gate_units: Any = ()
-    gate_temperature: Any = 1.0
-    k: int = 2
-    entropy_weight: Any = 0.01
-    calibrator_weight: Any = 0.6
-    embedding_size: Any = SIZE
-    categorical: Any = None
-    min_frequency: int = 1
-    hash_buckets: Mapping[Any, int] | None = None
-    shared_embeddings: Any = None
-    weighting: str = "fixed"
-    weighting_params: Mapping[str, float] | None = None
-    task_weights: Mapping[str, float] | None = None
-    class_weight: Any = None
-    dropout: Any = 0.0
-    learning_rate: Any = 1e-3
-    schedule: str = "constant"
-    ema_decay: float | None = None
-    weight_decay: Any = 0.0
-    batch_size: int = 256
-    max_epochs: int = 100
-    monitor: Any = "loss"
-    patience: int = 10
-    scoring: Mapping[str, str] | None = None
-    validation_fraction: Any = 0.1
-    random_state: Any = None
-    verbose: int = 0
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "architecture": [StrOptions(set(ARCHITECTURES))],
-        "kinds": [Mapping, None],
-        "chain": ["array-like", None],
-        "n_experts": [AT_LEAST_1],
-        "n_task_experts": [AT_LEAST_1],
-        "n_layers": [AT_LEAST_1],
-        "expert_units": ["array-like"],
-        "tower_units": ["array-like"],
-        "expert": [callable, None],
-        "gate": [StrOptions({"softmax", "dselect_k"})],
-        "gate_units": ["array-like"],
-        "gate_temperature": [POSITIVE],
-        "k": [AT_LEAST_1],
-        "entropy_weight": [AT_LEAST_0],
-        "calibrator_weight": [AT_LEAST_0],
-        "embedding_size": [AT_LEAST_1, Mapping],
-        "categorical": ["array-like", None],
-        "min_frequency": [AT_LEAST_1],
-        "hash_buckets": [Mapping, None],
-        "shared_embeddings": [list, tuple, None],
-        "weighting": [StrOptions(set(WEIGHTINGS))],
-        "weighting_params": [Mapping, None],
-        "task_weights": [Mapping, None],
-        "class_weight": [StrOptions({"balanced"}), Mapping, None],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
-        "learning_rate": [POSITIVE],
-        "schedule": [StrOptions(set(SCHEDULES))],
-        "ema_decay": [Interval(Real, 0, 1 - 2**-24, closed="neither"), None],
-        "weight_decay": [AT_LEAST_0],
-        "batch_size": [AT_LEAST_1],
-        "max_epochs": [AT_LEAST_1],
-        "monitor": [StrOptions({"loss"}), "array-like"],
-        "patience": [AT_LEAST_1],
-        "scoring": [Mapping, None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
-    _kinds = tuple(KINDS)
-    _most_classes: ClassVar[float] = 30
-    """As many whole numbers are classes by default without a warning."""
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
@@ -285,29 +158,28 @@ class MultiTaskEstimator(BaseEstimator):
                 raise it too.
         """
         forks.computes()
-        X, y = rows_of(X), as_pandas(y)
         new = copy.copy(self)  # what was fitted before stays until this fit succeeds
-        validate_data(new, X, reset=True, skip_check_array=True)
-        given = split_of(X, self._in_order(targets_of(y, len(X))), sample_weight)
-        random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-        tasks, problems = self._make_tasks(
-            given.targets,
-            {name for name in given.targets if is_category(y[name])},
-            given.sample_weight,
-        )
-        weights = self._weights(tasks)
-        given = self._filled(given, tasks, "training")
-        given, train, held_out, validated = new._splits(given, validation, tasks, random)
+        given, categories, random = new._given(X, y, sample_weight, reset=True)
+        tasks, problems = targets.new_tasks(self, given, categories)
+        given = targets.filled(self, tasks, given, "training")
+        held_out = None
+        if validation is not None:
+            if not isinstance(validation, tuple) or len(validation) not in (2, 3):
+                raise ValueError("validation: give a tuple of X and y, or of X, y and weights")
+            held_out = targets.split_of(new._known(validation[0]), *validation[1:])
+            held_out = targets.filled(self, tasks, held_out, "validation")
+        given, train, held_out, validated = fitting.divided(self, tasks, given, held_out, random)
+        weights = targets.loss_weights(self, tasks)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
-        setup = self._begin(given, tasks, problems, random)
-        train = jax.device_put(train._replace(inputs=setup.inputs))
+        encoder, inputs, model, found = fitting.begun(self, tasks, given, problems, random)
+        train = jax.device_put(train._replace(inputs=inputs))
         if held_out is not None and validated is not None:
-            validated = validated._replace(inputs=setup.encoder.transform(held_out.X))
-            validated = jax.device_put(validated)
-        trainer, state = setup.trainer, setup.state
+            validated = jax.device_put(validated._replace(inputs=encoder.transform(held_out.X)))
+        graph, params = nnx.split(model, graph=True)
+        trainer, state = fitting.trainer_of(self, tasks, graph, params, len(given.X))
         epochs = trainer.epochs(state, train, validated, random, self.batch_size)
-        params, new.history_, new.n_epochs_ = self._train(epochs, watch, list(callbacks))
-        new._keep(nnx.merge(trainer.graph, params), setup.encoder, tasks, setup.findings)
+        params, new.history_, new.n_epochs_ = fitting.trained(self, epochs, watch, list(callbacks))
+        new._keep(nnx.merge(graph, params), encoder, tasks, found)
         new._training = None
         self.__dict__ = new.__dict__
         return self
@@ -334,120 +206,63 @@ class MultiTaskEstimator(BaseEstimator):
                 decides the model or the program of a training step.
         """
         forks.computes()
-        self._check_partial()
-        started = time.perf_counter()
-        X, y = rows_of(X), as_pandas(y)
-        new, first = copy.copy(self), not hasattr(self, "model_")
-        validate_data(new, X, reset=first, skip_check_array=True)
-        given = split_of(X, self._in_order(targets_of(y, len(X))), sample_weight)
-        random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-        if first:
-            categories = {name for name in given.targets if is_category(y[name])}
-            tasks, problems = self._make_tasks(given.targets, categories, given.sample_weight)
-            setup, new.history_ = self._begin(given, tasks, problems, random), []
-        else:
-            tasks = self.tasks_
-            setup, random = self._resumed(given, random)
-        given = self._filled(given, tasks, "training")
-        train = given.data(tasks, self._class_weights(tasks, given), "training")
-        train = jax.device_put(train._replace(inputs=setup.inputs))
-        epochs = setup.trainer.epochs(setup.state, train, None, random, self.batch_size)
-        epoch = next(epochs)
-        watch = Watch("loss", None, tasks, self._weights(tasks), None)
-        row = {"epoch": len(new.history_) + 1, **watch.row_of(epoch)}
-        before = new.history_[-1]["seconds"] if new.history_ else 0.0
-        row["seconds"] = before + time.perf_counter() - started
-        self._check_and_report(row, None)
-        new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
-        graph = setup.trainer.graph
-        new._keep(nnx.merge(graph, epoch.params), setup.encoder, tasks, setup.findings)
-        new._training = graph, epoch.state, random, {name: getattr(self, name) for name in KEPT}
-        self.__dict__ = new.__dict__
-        return self
-
-    def _check_partial(self) -> None:
-        """Raises a ValueError if a setting needs all rows."""
-        weights = self.class_weight
-        given = weights.values() if isinstance(weights, Mapping) else [weights]
-        if any(isinstance(each, str) for each in given):
+        of_classes = self.class_weight
+        of_classes = of_classes.values() if isinstance(of_classes, Mapping) else [of_classes]
+        if any(isinstance(each, str) for each in of_classes):
             raise ValueError("class_weight='balanced' needs all rows: give partial_fit a dict")
         if self.schedule != "constant":
             raise ValueError(
                 f"schedule={self.schedule!r} needs the number of steps: partial_fit has 'constant'"
             )
+        started = time.perf_counter()
+        new, first = copy.copy(self), not hasattr(self, "model_")
+        given, categories, random = new._given(X, y, sample_weight, reset=first)
+        if first:
+            tasks, problems = targets.new_tasks(self, given, categories)
+            encoder, inputs, model, found = fitting.begun(self, tasks, given, problems, random)
+            (graph, begin), new.history_ = nnx.split(model, graph=True), []
+        else:
+            check_settings(self, self._fixed)
+            tasks, encoder, found = self.tasks_, self._encoder, self.findings_
+            inputs = encoder.transform(given.X)
+            graph, begin, random = self._resumed(random)
+        given = targets.filled(self, tasks, given, "training")
+        train = given.data(tasks, targets.class_weights(self, tasks, given), "training")
+        train = jax.device_put(train._replace(inputs=inputs))
+        trainer, state = fitting.trainer_of(self, tasks, graph, begin, len(given.X))
+        epochs = trainer.epochs(state, train, None, random, self.batch_size)
+        epoch = next(epochs)
+        watch = Watch("loss", None, tasks, targets.loss_weights(self, tasks), None)
+        started -= new.history_[-1]["seconds"] if new.history_ else 0.0
+        row = fitting.row_of(self, watch, epoch, len(new.history_) + 1, started, None)
+        new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
+        new._keep(nnx.merge(graph, epoch.params), encoder, tasks, found)
+        kept = {name: normal(getattr(self, name)) for name in PROGRAM}
+        new._training = graph, epoch.state, random, kept
+        self.__dict__ = new.__dict__
+        return self
 
-    def _resumed(
-        self, given: Split, random: np.random.Generator
-    ) -> tuple["Setup", np.random.Generator]:
-        """What training continues with, after ``partial_fit``, ``fit`` or ``load``."""
-        saved.check_settings(self)
-        inputs, found = self._encoder.transform(given.X), self.findings_
+    def _given(
+        self, X: Any, y: Any, sample_weight: Any, reset: bool
+    ) -> tuple[Split, set[str], np.random.Generator]:
+        """The rows of a fit, the tasks whose targets are categories of pandas, and a generator."""
+        X, y = self._known(X, reset), as_pandas(y)
+        given = targets.split_of(X, y, sample_weight)
+        given = given._replace(targets=targets.in_order(self, given.targets))
+        categories = {name for name in given.targets if is_category(y[name])}
+        seed = check_random_state(self.random_state).randint(2**31)
+        return given, categories, np.random.default_rng(seed)
+
+    def _resumed(self, random: np.random.Generator) -> tuple[nnx.GraphDef, Any, Any]:
+        """The graph, state and generator that ``partial_fit``, ``fit`` or ``load`` left."""
         if self._training is not None:
             graph, state, random, kept = self._training
-            for name, before in kept.items():
-                if (value := getattr(self, name)) != before:
-                    raise ValueError(
-                        f"{name}={value!r}, and in the last partial_fit it was {before!r}: set it "
-                        "back, or fit again"
-                    )
-            state = with_settings(state, self._weights(self.tasks_), self.ema_decay)
-            state = self._with_numbers(state, len(given.X))
-            trainer = self._trainer(graph, self.tasks_)
-            return Setup(self._encoder, inputs, trainer, state, found), copy.deepcopy(random)
+            check_settings(self, kept, "the last partial_fit")
+            return graph, state, copy.deepcopy(random)
         seed = int(random.integers(2**31))
-        model = self._new_model(self._encoder, self.tasks_, seed, float(self.dropout))
+        model = fitting.model_of(self, self._encoder, self.tasks_, seed, float(self.dropout))
         nnx.update(model, nnx.state(self.model_, nnx.Param, graph=True))
-        trainer, state = self._before(model, self.tasks_, len(given.X))
-        return Setup(self._encoder, inputs, trainer, state, found), random
-
-    def _begin(
-        self,
-        given: Split,
-        tasks: Mapping[str, Task],
-        problems: Iterable[str],
-        random: np.random.Generator,
-    ) -> "Setup":
-        """An encoder, a new model and its trainer for some rows.
-
-        Args:
-            problems: of the tasks, to warn of.
-        """
-        encoder = TableEncoder(
-            embedding_size=self.embedding_size,
-            min_frequency=self.min_frequency,
-            hash_buckets=self.hash_buckets,
-            shared_embeddings=self.shared_embeddings,
-        )
-        inputs = encoder.fit_transform(given.X, self.categorical, given.sample_weight)
-        seed = int(random.integers(2**31))
-        model = self._new_model(encoder, tasks, seed, float(self.dropout))
-        found = list(equal_experts(model))
-        for problem in [*problems, *encoder.problems, *found]:
-            warnings.warn(problem, UserWarning, stacklevel=4)  # fit, scikit-learn, the user
-        trainer, state = self._before(model, tasks, len(given.X))
-        return Setup(encoder, inputs, trainer, state, found)
-
-    def _before(
-        self, model: MultiTask, tasks: Mapping[str, Task], rows: int
-    ) -> tuple[Trainer, TrainerState]:
-        """What trains a model, and the state before the first step.
-
-        Args:
-            rows: number of rows of an epoch.
-        """
-        graph, params = nnx.split(model, graph=True)
-        trainer = self._trainer(graph, tasks)
-        state = trainer.init(params, self._weights(tasks), self.ema_decay)
-        return trainer, self._with_numbers(state, rows)
-
-    def _with_numbers(self, state: TrainerState, rows: int) -> TrainerState:
-        steps = self.max_epochs * -(-rows // self.batch_size)
-        return with_numbers(state, self.learning_rate, self.weight_decay, steps)
-
-    def _trainer(self, graph: nnx.GraphDef, tasks: Mapping[str, Task]) -> Trainer:
-        weighting = new_weighting(self.weighting, self.weighting_params)
-        losses = tuple(task.loss for task in tasks.values())
-        return Trainer(graph, losses, weighting, adamw(self.schedule))
+        return *nnx.split(model, graph=True), random
 
     def _keep(
         self, model: MultiTask, encoder: TableEncoder, tasks: dict[str, Task], found: list[str]
@@ -456,231 +271,18 @@ class MultiTaskEstimator(BaseEstimator):
         self.model_ = without_streams(model)
         self.n_parameters_ = sum(x.size for x in jax.tree.leaves(nnx.state(model, graph=True)))
         self._encoder, self.tasks_, self.findings_ = encoder, tasks, found
-        self.expert_names_ = self._expert_names()
-        self._fixed = saved.fixed_settings(self)
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
+        names = [f"{name} {i}" for name in tasks for i in range(own)]
+        names += [f"shared {i}" if own else str(i) for i in range(self.n_experts)]
+        self.expert_names_ = names if self.architecture in GATED else []
         self._experts_seen = own + self.n_experts  # by the gate of a task
+        self._fixed = fixed_settings(self)
 
-    def _splits(
-        self,
-        given: Split,
-        validation: Any,
-        tasks: Mapping[str, Task],
-        random: np.random.Generator,
-    ) -> tuple[Split, Data, Split | None, Data | None]:
-        """The rows to train with and those of validation, each with their encoded targets."""
-        class_weights = self._class_weights(tasks, given)
-        data = given.data(tasks, class_weights, "training")
-        if validation is not None:
-            if not isinstance(validation, tuple) or len(validation) not in (2, 3):
-                raise ValueError(
-                    "validation: give a tuple of X and y, or of X, y and sample weights"
-                )
-            X = self._known(validation[0])
-            weight = validation[2] if len(validation) == 3 else None
-            held_out = split_of(X, targets_of(validation[1], len(X)), weight)
-            held_out = self._filled(held_out, tasks, "validation")
-            return given, data, held_out, held_out.data(tasks, class_weights, "validation")
-        if not self.validation_fraction:
-            return given, data, None, None
-        rows, others = drawn(tasks, data, self.validation_fraction, random)
-        return (
-            given.at(rows),
-            data_at(rows, tasks, data, "training"),
-            given.at(others),
-            data_at(others, tasks, data, "validation"),
-        )
-
-    def _class_weights(self, tasks: Mapping[str, Task], given: Split) -> dict[str, np.ndarray]:
-        """The weights of the classes, for the tasks that have some."""
-        if self.class_weight is None:
-            return {}
-        wanted = self.class_weight
-        if isinstance(wanted, str):
-            wanted = {k: wanted for k, task in tasks.items() if isinstance(task, Classification)}
-        found = {}
-        for name, of_class in wanted.items():
-            task = task_named("class_weight", name, tasks)
-            if not isinstance(task, Classification):
-                raise ValueError(f"class_weight: task {name!r} is no classification: leave it out")
-            found[name] = task.class_weights(of_class, given.targets[name], given.sample_weight)
-        return found
-
-    def _train(
-        self,
-        epochs: Iterable[Epoch],
-        watch: Watch,
-        callbacks: Sequence[Callable[[dict[str, Any]], Any]],
-    ) -> tuple[nnx.State, list[dict[str, Any]], int]:
-        """Trains until ``monitor`` does not become better.
-
-        Returns:
-            the parameters of the best epoch, the history, and the number of the best epoch.
-        """
-        started = time.perf_counter()
-        history: list[dict[str, Any]] = []
-        best, kept, at = -np.inf, None, 0
-        for number, epoch in enumerate(epochs, 1):
-            row = {"epoch": number, **watch.row_of(epoch)}
-            row["seconds"] = time.perf_counter() - started
-            history.append(row)
-            self._check_and_report(row, self.max_epochs)
-            if kept is None or watch.goodness(row) > best:
-                best, kept, at = watch.goodness(row), epoch.params, number
-            stops = [callback(row) for callback in callbacks]
-            if any(stops) or number - at >= self.patience or number == self.max_epochs:
-                break
-        return kept, history, at
-
-    def _in_order(self, targets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The targets, in the order of the chain if there is one."""
-        chained = self.architecture in CHAINS
-        if self.chain is None and not chained:
-            return targets
-        if not chained:
-            raise ValueError(
-                f"chain: {self.architecture!r} has none: leave it out, or use 'esmm' or 'aitm'"
-            )
-        chain = [] if self.chain is None else list(self.chain)
-        if sorted(map(str, chain)) != sorted(targets):
-            raise ValueError(
-                f"chain={self.chain}: name each task once, in the order of their events: "
-                f"{list(targets)}"
-            )
-        return {name: targets[name] for name in chain}
-
-    def _filled(self, split: Split, tasks: Mapping[str, Task], name: str) -> Split:
-        """Rows with the targets that follow from others, if the tasks are a chain."""
-        if self.architecture not in CHAINS:
-            return split
-        return split._replace(targets=filled(tasks, split.targets, name))
-
-    def _known(self, X: Any) -> Any:
-        """X, with the columns of ``fit``."""
+    def _known(self, X: Any, reset: bool = False) -> Any:
+        """X, with the columns of ``fit``, which ``reset`` sets."""
         X = rows_of(X)
-        validate_data(self, X, reset=False, skip_check_array=True)
+        validate_data(self, X, reset=reset, skip_check_array=True)
         return X
-
-    def _make_tasks(
-        self,
-        targets: Mapping[str, np.ndarray],
-        categories: Collection[str],
-        sample_weight: np.ndarray | None = None,
-    ) -> tuple[dict[str, Task], list[str]]:
-        """The tasks, and those of whole numbers that look like regressions, to warn of.
-
-        Args:
-            categories: tasks whose targets are categories of pandas, which are classifications.
-        """
-        kinds = dict.fromkeys(categories, "classification") | dict(self.kinds or {})
-        found: dict[str, Task] = {}
-        problems = []
-        for name in kinds:
-            if name not in targets:
-                raise ValueError(f"kinds: there is no task {name!r}, only {sorted(targets)}")
-        for name, labeled in labels_of(targets).items():
-            kind = kinds[name] if name in kinds else self._default_kind(targets[name], labeled)
-            if kind not in self._kinds:
-                choices = ", ".join(self._kinds)
-                other = " or MultiTaskEstimator" if kind in list(KINDS) else ""
-                raise ValueError(f"kinds: task {name!r}: {kind!r}: use {choices}{other}")
-            task = found[name] = KINDS[kind](name, targets[name], labeled, sample_weight)
-            if name in kinds or not is_numeric(targets[name]):
-                continue
-            n = int(labeled.sum())
-            if isinstance(task, Classification) and len(task.classes) > min(
-                self._most_classes, n / 2
-            ):
-                problems.append(
-                    f"task {name!r}: the numbers are {len(task.classes)} classes of {n} targets: "
-                    f'for a regression, use MultiTaskEstimator(kinds={{{name!r}: "regression"}}); '
-                    f'for classes, kinds={{{name!r}: "classification"}} says so'
-                )
-        return found, problems
-
-    def _default_kind(self, targets: np.ndarray, labeled: np.ndarray) -> str:
-        return kind_of(targets, labeled)
-
-    def _weights(self, tasks: Mapping[str, Task]) -> list[float]:
-        """The factor of each task's loss."""
-        given = self.task_weights or {}
-        for name, weight in given.items():
-            task_named("task_weights", name, tasks)
-            if not (isinstance(weight, Real) and 0 < weight < np.inf):
-                raise ValueError(f"task_weights: task {name!r}: {weight}: use a positive number")
-        return [float(given.get(name, 1.0)) for name in tasks]
-
-    def _units(self, name: str) -> tuple[int, ...]:
-        """Sizes of layers."""
-        units = tuple(getattr(self, name))
-        if not all(isinstance(size, int | np.integer) and size > 0 for size in units):
-            raise ValueError(f"{name}={units}: use integers from 1 on")
-        return tuple(int(size) for size in units)
-
-    def _new_model(
-        self, encoder: TableEncoder, tasks: Mapping[str, Task], seed: int, dropout: float = 0.0
-    ) -> MultiTask:
-        units = self._units("expert_units")
-        if self.architecture == "cross_stitch" and (self.expert or not units):
-            raise ValueError(
-                "cross_stitch makes its layers from expert_units: give at least one, and leave out "
-                "expert"
-            )
-        if self.architecture != "shared_bottom" and not (self.expert or units):
-            raise ValueError(
-                "expert_units=(): experts without a layer are all the same function: give at "
-                "least one size"
-            )
-        if self.gate != "softmax" and self.gate_temperature != 1:
-            raise ValueError(
-                f"gate_temperature={self.gate_temperature}: {self.gate!r} has none: use 1, or "
-                "gate='softmax'"
-            )
-        rngs = nnx.Rngs(seed)
-        inputs = TableRows(encoder, rngs=rngs)
-        config = BodyConfig(
-            tasks=len(tasks),
-            units=units,
-            experts=self.n_experts,
-            task_experts=self.n_task_experts,
-            layers=self.n_layers,
-            gate=self.gate,
-            gate_units=self._units("gate_units"),
-            gate_temperature=self.gate_temperature,
-            k=self.k,
-            entropy_weight=self.entropy_weight,
-            calibrator_weight=self.calibrator_weight,
-            expert=self.expert,
-            dropout=dropout,
-        )
-        outputs = {name: task.size for name, task in tasks.items()}
-        towers = self._units("tower_units")
-        return new_model(
-            self.architecture, config, inputs.width, outputs, towers, inputs, rngs=rngs
-        )
-
-    def _check_and_report(self, row: Mapping[str, Any], max_epochs: int | None) -> None:
-        """Prints the line of an epoch, and refuses losses that are not finite."""
-        for split in ("train", "validation"):
-            for name, loss in row.get(split, {}).items():
-                if not np.isfinite(loss):
-                    raise ValueError(
-                        f"the {split} loss of task {name!r} is {loss} in epoch {row['epoch']}: use "
-                        f"a lower learning_rate than {self.learning_rate:g}"
-                    )
-        if self.verbose:
-            print(line_of(row, max_epochs), flush=True)
-
-    def _expert_names(self) -> list[str]:
-        match self.architecture:
-            case "mmoe" | "one_gate":
-                return [str(i) for i in range(self.n_experts)]
-            case "cgc" | "ple":
-                of_tasks = [
-                    f"{name} {i}" for name in self.tasks_ for i in range(self.n_task_experts)
-                ]
-                return of_tasks + [f"shared {i}" for i in range(self.n_experts)]
-        return []
 
     def _forward(self, X: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """The outputs of each task, and the weights (t, b, e) of the experts."""
@@ -755,12 +357,12 @@ class MultiTaskEstimator(BaseEstimator):
         """
         check_is_fitted(self, "model_")
         X, metrics = rows_of(X), metrics_of(self.tasks_, self.scoring)
-        split = split_of(X, targets_of(y, len(X)), sample_weight)
+        split = targets.split_of(X, y, sample_weight)
         outputs = self._forward(split.X)[0]
         for name in split.targets:
-            task_named("y", name, self.tasks_)
-        split = self._filled(split, self.tasks_, "scored")
-        labels_of(split.targets)
+            targets.task_named("y", name, self.tasks_)
+        split = targets.filled(self, self.tasks_, split, "scored")
+        targets.labels_of(split.targets)
         return {
             name: scorer_of(self.tasks_[name], split, metrics[name])(outputs[name])
             for name in split.targets
@@ -773,14 +375,8 @@ class MultiTaskEstimator(BaseEstimator):
         """
         found = self.scores(X, y, sample_weight)
         metrics = metrics_of(self.tasks_, self.scoring)
-        return float(
-            np.mean(
-                [
-                    max(score, LEAST) if metrics[name] in UNBOUNDED else score
-                    for name, score in found.items()
-                ]
-            )
-        )
+        least = {name: LEAST if metrics[name] in UNBOUNDED else -np.inf for name in found}
+        return float(np.mean([max(each, least[name]) for name, each in found.items()]))
 
     def expert_use(self, X: Any) -> dict[str, Float[np.ndarray, "e"]]:
         """The mean weight of each expert for each task, in the order of ``expert_names_``.
@@ -844,7 +440,3 @@ class MultiTaskClassifier(MultiTaskEstimator):
     """
 
     _kinds = ("classification",)
-    _most_classes = np.inf
-
-    def _default_kind(self, targets: np.ndarray, labeled: np.ndarray) -> str:
-        return "classification"

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from vmoe.multitask.splits import Split
-from vmoe.multitask.tasks import Task, task_named
+from vmoe.multitask.targets import task_named
+from vmoe.multitask.tasks import Task
 from vmoe.multitask.training import Epoch
 from vmoe.multitask.values import is_missing
 

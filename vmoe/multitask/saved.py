@@ -5,10 +5,9 @@ settings, the encoder, the tasks, the history, the number of epochs, the finding
 of metadata. The metadata of the file are the format, its version, and the SHA-256 of all arrays.
 """
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,13 @@ from safetensors.numpy import save
 
 from vmoe import forks
 from vmoe.cache import atomic
-from vmoe.errors import (
-    UsageError,
-    naming,
-    one_line,
-    parse_json,
-    reading,
-    shortened,
-    writing,
-)
+from vmoe.errors import UsageError, naming, parse_json, reading, writing
 from vmoe.multitask.as_json import from_json, to_json
+from vmoe.multitask.build import GATED
 from vmoe.multitask.columns import TableEncoder
+from vmoe.multitask.fitting import model_of
+from vmoe.multitask.settings import check_settings, names_of
+from vmoe.multitask.targets import in_order
 from vmoe.multitask.tasks import KINDS, Classification, Task
 from vmoe.multitask.values import type_of
 from vmoe.trees import by_name
@@ -50,12 +45,6 @@ ATTRIBUTES = {
     *("model_", "tasks_", "history_", "n_epochs_", "findings_", "n_parameters_", "expert_names_"),
     *("n_features_in_", "feature_names_in_", "_metadata_request"),
     *("_encoder", "_training", "_fixed", "_experts_seen"),
-}
-FREE = {  # settings of training and of scores
-    *("weighting", "weighting_params", "task_weights", "class_weight", "dropout", "learning_rate"),
-    *("schedule", "ema_decay", "weight_decay", "batch_size", "max_epochs", "monitor", "patience"),
-    *("scoring", "validation_fraction", "random_state", "verbose"),
-    *("entropy_weight", "calibrator_weight"),
 }
 
 
@@ -90,7 +79,7 @@ def write(path: Path, estimator: Any) -> None:
             method: getattr(estimator.get_metadata_routing(), method).requests for method in METHODS
         },
     }
-    check_settings(estimator)
+    check_settings(estimator, estimator._fixed)
     arrays[JSON] = np.frombuffer(json.dumps(content).encode(), np.uint8)
     metadata = {"format": FORMAT, "version": VERSION, "sha256": sha256(arrays)}
     with writing(path), atomic(path) as temporary:
@@ -130,7 +119,8 @@ def read(path: Path, classes: Mapping[str, type[Any]]) -> Any:
         sizes += sizes_of(estimator, len(tasks))
         if max(sizes) > max(values, 1000):  # even shapes of so many modules need memory
             raise ValueError(f"it asks for {max(sizes)} parts and has {values} parameters")
-        graph, params = outline(estimator, encoder, tasks)
+        outline = nnx.eval_shape(lambda: model_of(estimator, encoder, tasks, 0))
+        graph, params = nnx.split(outline, graph=True)
         names = by_name(params)
         if shapes_of(names) != shapes_of(arrays):
             raise ValueError("its parameters are not those of its settings")
@@ -187,8 +177,8 @@ def new_tasks(estimator: Any, given: list[Any]) -> dict[str, Task]:
         if not sound or task.name in found:
             raise ValueError(f"task {task.name!r:.40} has other values than a fit gives it")
         found[task.name] = task
-    in_order = estimator._in_order(dict.fromkeys(found, np.zeros(0)))
-    if list(in_order) != list(found) or (
+    ordered = in_order(estimator, dict.fromkeys(found, np.zeros(0)))
+    if list(ordered) != list(found) or (
         estimator.chain is not None and {t.size for t in found.values()} != {1}
     ):
         raise ValueError(f"its tasks are {list(found)}")
@@ -221,49 +211,15 @@ def set_attributes(
     estimator._training = None
 
 
-def names_of(estimator: Any) -> set[str]:
-    """The names of the settings, also of those that the ``__init__`` of a subclass leaves out."""
-    fields = {field.name for field in dataclasses.fields(estimator)}
-    return fields | estimator.get_params(deep=False).keys()
-
-
-def fixed_settings(estimator: Any) -> dict[str, Any]:
-    """The settings that decide the model, the encoder and the tasks, as ``normal`` makes them."""
-    return {name: normal(getattr(estimator, name)) for name in sorted(names_of(estimator) - FREE)}
-
-
-def normal(value: Any) -> Any:
-    """A copy of a setting that equals those of other types with the same elements."""
-    if hasattr(value, "__array__"):
-        value = np.asarray(value).tolist()
-    if isinstance(value, bool):
-        return str(value)  # a mask of columns is no list of their indices
-    if callable(value) or isinstance(value, str) or not isinstance(value, Collection):
-        return value
-    if isinstance(value, Mapping):
-        return {key: normal(each) for key, each in value.items()}
-    return tuple(map(normal, value))
-
-
-def check_settings(estimator: Any) -> None:
-    """Raises a ValueError if a setting that decides the model is another than in ``fit``."""
-    for name, value in fixed_settings(estimator).items():
-        if value != (before := estimator._fixed.get(name)):
-            now, then = (shortened(one_line(repr(each)), 100) for each in (value, before))
-            if now == then:
-                then = "another function" if callable(value) else "another value"
-            raise ValueError(f"{name}={now}, and in fit it was {then}: fit again, or set it back")
-
-
 def sizes_of(estimator: Any, tasks: int) -> list[int]:
     """Sizes of the model that an estimator makes, none of which is above that of its parameters.
 
     They are numbers of modules, each of which has a parameter, and sizes of layers.
     """
     kind = estimator.architecture
-    units, towers, gate = map(estimator._units, ("expert_units", "tower_units", "gate_units"))
+    units, towers, gate = map(estimator.units, ("expert_units", "tower_units", "gate_units"))
     layers = estimator.n_layers if kind == "ple" else 1
-    if kind in ("one_gate", "mmoe", "cgc", "ple"):
+    if kind in GATED:
         experts, gates = estimator.n_experts, layers * (1 if kind == "one_gate" else tasks)
     else:
         experts, gates, gate = 1 if kind == "shared_bottom" else tasks, 0, ()
@@ -275,14 +231,6 @@ def sizes_of(estimator: Any, tasks: int) -> list[int]:
         gates * (len(gate) + 1),
     ]
     return [*modules, *units, *towers, *gate]
-
-
-def outline(
-    estimator: Any, encoder: TableEncoder, tasks: Mapping[str, Task]
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure of the model that an estimator makes, and its parameters as shapes."""
-    made = nnx.eval_shape(lambda: estimator._new_model(encoder, tasks, 0))
-    return nnx.split(made, graph=True)
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _check_sample_weight
 
 from vmoe.multitask.tasks import Classification, Task
 from vmoe.multitask.training import Data
@@ -75,27 +74,6 @@ def check_labeled(tasks: Iterable[str], weights: Iterable[np.ndarray], name: str
             raise ValueError(
                 f"task {task!r}: no {name} row has a target that counts: give more targets"
             )
-
-
-def split_of(X: Any, targets: dict[str, np.ndarray], sample_weight: Any) -> Split:
-    """Rows with their weights, see ``row_weights``; those of weight 0 are left out."""
-    every = Split(X, targets, row_weights(sample_weight, X))
-    weight = every.sample_weight
-    return every if weight is None or weight.all() else every.at(np.flatnonzero(weight))
-
-
-def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
-    """The weight of each row, at most 1, as only their ratios count; None for None.
-
-    Raises:
-        ValueError: ``sample_weight`` is not a number from 0 on for each row, or all are 0.
-    """
-    if sample_weight is None:
-        return None
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    if not weight.any():
-        raise ValueError("sample_weight: all weights are 0: give some rows more")
-    return weight / weight.max()
 
 
 def data_at(rows: np.ndarray, tasks: Mapping[str, Task], data: Data, name: str) -> Data:

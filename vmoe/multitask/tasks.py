@@ -8,21 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import d2_tweedie_score, get_scorer, make_scorer
 
-from vmoe.multitask.values import (
-    as_list,
-    as_numbers,
-    as_pandas,
-    as_values,
-    exact,
-    is_missing,
-    is_numeric,
-    type_of,
-)
+from vmoe.multitask.values import as_list, as_numbers, exact, is_missing, type_of
 
 D2_POISSON = "d2_poisson"
 """The share of the Poisson deviance that is explained, for which scikit-learn has no scorer."""
@@ -338,51 +329,6 @@ KINDS: dict[str, type[Task]] = {
 }
 
 
-def task_named(argument: str, name: str, tasks: Mapping[str, Task]) -> Task:
-    """The task that an argument names.
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    if name not in tasks:
-        raise ValueError(f"{argument}: there is no task {name!r}, only {list(tasks)}")
-    return tasks[name]
-
-
-def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
-    """The kind by default: "regression" for numbers with a fraction, "classification" for others.
-
-    Infinite numbers are a regression, too, which refuses them.
-    """
-    if not is_numeric(targets):
-        return "classification"
-    values = targets[labeled].astype(np.float64)
-    whole = np.isfinite(values) & (values == np.round(values))
-    return "classification" if whole.all() else "regression"
-
-
-def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
-    """The targets of each task."""
-    y = as_pandas(y)
-    if not isinstance(y, Mapping) and not hasattr(y, "columns"):
-        raise ValueError(
-            "y: give a dict, a DataFrame or an Arrow table with the targets of each task by name"
-        )
-    found: dict[str, np.ndarray] = {}
-    for name, given in y.items():
-        if not isinstance(name, str):
-            raise ValueError(f"y: the name of a task is {name!r}: use a string")
-        if name in found:
-            raise ValueError(f"y: there are two tasks {name!r}: rename one")
-        values = as_values(f"task {name!r}", given)
-        if values.shape != (rows,):
-            raise ValueError(f"task {name!r}: targets of shape {values.shape} for {rows} rows of X")
-        found[name] = values
-    if not found:
-        raise ValueError("y: there is no task")
-    return found
-
-
 def target_numbers(name: str, targets: np.ndarray) -> Float[np.ndarray, "b"]:
     """Targets as float64; NaN for missing ones."""
     return as_numbers(f"task {name!r}", targets, 'use kind "classification"')
@@ -412,16 +358,3 @@ def as_float32(name: str, values: Float[np.ndarray, "b"]) -> np.ndarray:
     if not np.isfinite(encoded).all():
         raise ValueError(f"task {name!r}: a target is too far from the learned mean for float32")
     return encoded
-
-
-def labels_of(targets: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray, "b"]]:
-    """Whether a target is there, for each task.
-
-    Raises:
-        ValueError: a task has none.
-    """
-    found = {name: ~is_missing(values) for name, values in targets.items()}
-    for name, known in found.items():
-        if not known.any():
-            raise ValueError(f"task {name!r}: all targets are missing: leave the task out")
-    return found

@@ -139,10 +139,8 @@ class Trainer:
                     f"{path_name(path)} is not a parameter: models cannot have other state here, "
                     "such as statistics"
                 )
-        tasks, moments = (
-            len(self.losses_of),
-            self.optimizer.init(nnx.filter_state(params, nnx.Param)),
-        )
+        tasks = len(self.losses_of)
+        moments = self.optimizer.init(nnx.filter_state(params, nnx.Param))
         state = TrainerState(params, moments, self.weighting.init(tasks), jnp.ones(tasks), None)
         return with_settings(state, [1.0] * tasks if factors is None else factors, ema_decay)
 
