@@ -30,7 +30,7 @@ from vmoe.multitask.columns import TableEncoder, rows_of
 from vmoe.multitask.expert_use import equal_experts, unused_experts
 from vmoe.multitask.history import Watch, metrics_of, scorer_of
 from vmoe.multitask.model import MultiTask
-from vmoe.multitask.settings import PROGRAM, Settings, check_settings, fixed_settings, normal
+from vmoe.multitask.settings import FREE, PROGRAM, Settings, check_settings, kept, names_of
 from vmoe.multitask.splits import Split
 from vmoe.multitask.tasks import LEAST, UNBOUNDED, Classification, Task
 from vmoe.multitask.training import EVAL_BATCH_SIZE, forward, without_streams
@@ -237,8 +237,7 @@ class MultiTaskEstimator(Settings):
         row = fitting.row_of(self, watch, epoch, len(new.history_) + 1, started, None)
         new.history_, new.n_epochs_ = [*new.history_, row], row["epoch"]
         new._keep(nnx.merge(graph, epoch.params), encoder, tasks, found)
-        kept = {name: normal(getattr(self, name)) for name in PROGRAM}
-        new._training = graph, epoch.state, random, kept
+        new._training = graph, epoch.state, random, kept(self, PROGRAM)
         self.__dict__ = new.__dict__
         return self
 
@@ -256,8 +255,8 @@ class MultiTaskEstimator(Settings):
     def _resumed(self, random: np.random.Generator) -> tuple[nnx.GraphDef, Any, Any]:
         """The graph, state and generator that ``partial_fit``, ``fit`` or ``load`` left."""
         if self._training is not None:
-            graph, state, random, kept = self._training
-            check_settings(self, kept, "the last partial_fit")
+            graph, state, random, before = self._training
+            check_settings(self, before, "the last partial_fit")
             return graph, state, copy.deepcopy(random)
         seed = int(random.integers(2**31))
         model = fitting.model_of(self, self._encoder, self.tasks_, seed, float(self.dropout))
@@ -276,7 +275,7 @@ class MultiTaskEstimator(Settings):
         names += [f"shared {i}" if own else str(i) for i in range(self.n_experts)]
         self.expert_names_ = names if self.architecture in GATED else []
         self._experts_seen = own + self.n_experts  # by the gate of a task
-        self._fixed = fixed_settings(self)
+        self._fixed = kept(self, names_of(self) - FREE)
 
     def _known(self, X: Any, reset: bool = False) -> Any:
         """X, with the columns of ``fit``, which ``reset`` sets."""
@@ -398,7 +397,8 @@ class MultiTaskEstimator(Settings):
         Raises:
             ValueError: a setting is an object of another kind than numbers, strings, lists and
                 dicts, such as ``expert``; or one that decides the model, what encodes tables or the
-                tasks was changed after ``fit``.
+                tasks was changed after ``fit``; or one that the ``__init__`` of a subclass does not
+                take is another than it makes.
         """
         check_is_fitted(self, "model_")
         saved.write(Path(path), self)

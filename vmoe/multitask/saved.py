@@ -26,7 +26,7 @@ from vmoe.multitask.as_json import from_json, to_json
 from vmoe.multitask.build import GATED
 from vmoe.multitask.columns import TableEncoder
 from vmoe.multitask.fitting import model_of
-from vmoe.multitask.settings import check_settings, names_of
+from vmoe.multitask.settings import check_settings, kept, names_of
 from vmoe.multitask.targets import in_order
 from vmoe.multitask.tasks import KINDS, Classification, Task
 from vmoe.multitask.values import type_of
@@ -53,7 +53,8 @@ def write(path: Path, estimator: Any) -> None:
 
     Raises:
         ValueError: a setting has a type that JSON does not have, or decides the model and was
-            changed after ``fit``; or the estimator has attributes of its own.
+            changed after ``fit``, or is none of ``__init__`` and was changed after it; or the
+            estimator has attributes of its own.
     """
     params = by_name(nnx.state(estimator.model_, graph=True))
     arrays = {name: np.asarray(each, order="C") for name, each in params.items()}
@@ -62,15 +63,16 @@ def write(path: Path, estimator: Any) -> None:
         raise ValueError(
             f"{own[0]}: a file has no attributes of your own: delete it, or make it a setting"
         )
+    kind = type(estimator)
     content = {
-        "class": type(estimator).__name__,
+        "class": kind.__name__,
         "settings": {name: to_json(name, value) for name, value in settings.items()},
         "encoder": estimator._encoder.to_json(),
         "tasks": [
-            [kind, to_json(f"task {name!r}", vars(task))]
+            [of_task, to_json(f"task {name!r}", vars(task))]
             for name, task in estimator.tasks_.items()
-            for kind in KINDS
-            if type(task) is KINDS[kind]
+            for of_task in KINDS
+            if type(task) is KINDS[of_task]
         ],
         "history": to_json("history_", estimator.history_),
         "n_epochs": estimator.n_epochs_,
@@ -80,6 +82,9 @@ def write(path: Path, estimator: Any) -> None:
         },
     }
     check_settings(estimator, estimator._fixed)
+    made = kept(kind(**settings), names_of(estimator) - settings.keys())
+    remedy = "make it a parameter there, as a file has no other settings"
+    check_settings(estimator, made, f"__init__ of {kind.__name__}", remedy)
     arrays[JSON] = np.frombuffer(json.dumps(content).encode(), np.uint8)
     metadata = {"format": FORMAT, "version": VERSION, "sha256": sha256(arrays)}
     with writing(path), atomic(path) as temporary:

@@ -1,7 +1,7 @@
 """The settings of an estimator: their bounds, and those that decide a fitted model."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -130,9 +130,9 @@ def names_of(settings: Settings) -> set[str]:
     return fields | settings.get_params(deep=False).keys()
 
 
-def fixed_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the model, the encoder and the tasks, as ``normal`` makes them."""
-    return {name: normal(getattr(settings, name)) for name in sorted(names_of(settings) - FREE)}
+def kept(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
+    """Settings by name, as ``normal`` makes them."""
+    return {name: normal(getattr(settings, name)) for name in sorted(names)}
 
 
 def normal(value: Any) -> Any:
@@ -148,18 +148,21 @@ def normal(value: Any) -> Any:
     return tuple(map(normal, value))
 
 
-def check_settings(settings: Settings, kept: Mapping[str, Any], since: str = "fit") -> None:
+def check_settings(
+    settings: Settings,
+    before: Mapping[str, Any],
+    place: str = "fit",
+    remedy: str = "fit again, or set it back",
+) -> None:
     """Raises a ValueError if a setting is another than it was.
 
     Args:
-        kept: settings as ``normal`` made them, by name.
-        since: what they were kept in.
+        before: settings of ``kept``.
+        place: what had them.
     """
-    for name, before in kept.items():
-        if (value := normal(getattr(settings, name))) != before:
-            now, then = (shortened(one_line(repr(each)), 100) for each in (value, before))
-            if now == then:
-                then = "another function" if callable(value) else "another value"
-            raise ValueError(
-                f"{name}={now}, and in {since} it was {then}: fit again, or set it back"
-            )
+    for name, then in before.items():
+        if (value := normal(getattr(settings, name))) != then:
+            now, was = (shortened(one_line(repr(each)), 100) for each in (value, then))
+            if now == was:
+                was = "another function" if callable(value) else "another value"
+            raise ValueError(f"{name}={now}, and in {place} it was {was}: {remedy}")
