@@ -200,12 +200,17 @@ def test_a_purchase_that_is_unknown_in_all_rows_follows_as_text_and_as_a_date(ki
     assert model.scores(X, nothing) == model.scores(X, known)
 
 
-def test_rows_of_weight_0_are_not_scored(esmm: MultiTaskClassifier) -> None:
+def test_rows_of_weight_0_are_not_scored_and_count_in_the_number_of_a_wrong_row(
+    esmm: MultiTaskClassifier,
+) -> None:
     wrong = {"click": CLICK.copy(), "buy": BUY.copy()}
     wrong["click"][0], wrong["buy"][0] = False, True
     weight = np.arange(len(X)) > 0
     right = {name: each[1:] for name, each in wrong.items()}
     assert esmm.scores(X, wrong, weight) == esmm.scores(X[1:], right)
+    wrong["click"][7], wrong["buy"][7] = False, True
+    with pytest.raises(ValueError, match="chain: scored row 7 has 'buy' without 'click'"):
+        esmm.scores(X, wrong, weight)
 
 
 def test_a_purchase_after_a_click_that_is_next_to_impossible_has_its_probability(

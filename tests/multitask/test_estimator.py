@@ -570,7 +570,7 @@ def test_a_table_of_arrow_without_pandas_gets_one_line(monkeypatch: pytest.Monke
 def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
     prices = {"price": np.random.default_rng(0).integers(0, 40, 300)}
     _, (problem,) = new_tasks(
-        model(), Split(X, prices, None), ()
+        model(), Split(X, prices, None, np.arange(300)), ()
     )  # which fit warns of: see the next test
     assert problem.startswith("task 'price': ")
     assert problem.endswith("kinds={'price': \"classification\"} says so")
@@ -581,7 +581,7 @@ def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
         (model(), {"price": prices["price"] % 30}, ()),
         (model(), {"price": prices["price"].astype(str)}, ()),
     ):
-        assert not new_tasks(settled, Split(X, targets, None), categories)[1]
+        assert not new_tasks(settled, Split(X, targets, None, np.arange(len(X))), categories)[1]
 
 
 def test_many_classes_of_few_rows_get_a_warning() -> None:
@@ -836,7 +836,7 @@ def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets()
         found = []
         for seed in range(20):
             random = np.random.default_rng(seed)
-            given = Split(X, targets, None)
+            given = Split(X, targets, None, np.arange(len(X)))
             tasks, _ = new_tasks(learned, given, ())
             labels = given.data(tasks, {}, "training")
             training, validation = drawn(tasks, labels, 0.1, random)

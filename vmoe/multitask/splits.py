@@ -20,11 +20,13 @@ class Split(NamedTuple):
         X: a DataFrame or an array.
         targets: by name of the task.
         sample_weight: how much each row counts, more than 0; None for 1.
+        numbers: of the rows as they were given, for errors.
     """
 
     X: Any
     targets: dict[str, np.ndarray]
     sample_weight: Float[np.ndarray, "b"] | None
+    numbers: Int[np.ndarray, "b"]
 
     def at(self, rows: np.ndarray) -> "Split":
         """Some of the rows."""
@@ -33,6 +35,7 @@ class Split(NamedTuple):
             _safe_indexing(self.X, rows),
             {name: each[rows] for name, each in self.targets.items()},
             None if weight is None else weight[rows],
+            self.numbers[rows],
         )
 
     def data(self, tasks: Mapping[str, Task], class_weights: Mapping[str, Any], name: str) -> Data:

@@ -20,7 +20,8 @@ MANY = 30
 
 def split_of(X: Any, y: Any, sample_weight: Any = None) -> Split:
     """Rows with their targets and weights; those of weight 0 are left out."""
-    every = Split(X, targets_of(y, len(X)), row_weights(sample_weight, X))
+    rows = np.arange(len(X))
+    every = Split(X, targets_of(y, len(X)), row_weights(sample_weight, X), rows)
     weight = every.sample_weight
     return every if weight is None or weight.all() else every.at(np.flatnonzero(weight))
 
@@ -165,8 +166,8 @@ def filled(settings: Settings, tasks: Mapping[str, Task], split: Split, place: s
         codes[known] = task.codes(targets[name][known])
         if len(wrong := np.flatnonzero(without & (codes == 1))):
             raise ValueError(
-                f"chain: {place} row {wrong[0]} has {name!r} without {before!r}: correct it, or "
-                "the order of the chain"
+                f"chain: {place} row {split.numbers[wrong[0]]} has {name!r} without {before!r}: "
+                "correct it, or the order of the chain"
             )
         if (follows := without & ~known).any():
             values, first = targets[name], task.classes[0]
