@@ -89,17 +89,18 @@ def test_an_interval_of_experts_that_remember_their_rows_covers_others(expert: A
 
 
 def test_noise_of_estimators_is_that_of_rows_left_out() -> None:
-    """Of one expert, by a loop over the folds; equal rows are in the same fold."""
+    """Of one expert, by a loop over the folds; equal rows are in the same fold, in any form."""
     x, y = problems.two_planes(0)
-    x, y = np.repeat(x, 2, axis=0), np.repeat(y, 2)
+    x, y = np.repeat(x * (np.abs(x) > 0.5), 2, axis=0), np.repeat(y, 2)
+    y[0], y[1] = 0.0, -0.0
     model = MixtureOfExpertsRegressor(1, experts=DecisionTreeRegressor(random_state=0)).fit(x, y)
-    for form in (x, csr_array(x)):
-        rows = model._labeled_rows(form, y)
-        folds = folds_of(rows)
-        assert np.array_equal(folds[::2], folds[1::2])
-        assert np.bincount(folds).tolist() == [32] * 5
-    left = np.empty(160)
     folds = folds_of(model._labeled_rows(x, y))
+    assert np.array_equal(folds[::2], folds[1::2])
+    assert np.bincount(folds).tolist() == [32] * 5
+    halves = np.repeat(x.ravel() / 2, 2), np.tile([0, 0, 1, 1], 160), np.arange(0, 641, 4)
+    for form in (np.where(x == 0, -0.0, x), csr_array(x), csr_array(halves)):
+        assert np.array_equal(folds_of(model._labeled_rows(form, y)), folds)
+    left = np.empty(160)
     for fold in range(5):
         out = folds == fold
         tree = DecisionTreeRegressor(random_state=model.experts_[0].random_state)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
-from scipy.sparse import issparse
+from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.dummy import DummyClassifier
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -148,13 +148,13 @@ class Estimators(Experts):
 
 
 def folds_of(rows: Rows) -> Int[np.ndarray, "n"]:
-    """A fold of each row, by chance; equal rows share one, whatever their number and order.
+    """A fold of each row, by chance; equal rows share one, whatever their number, order and form.
 
     The rows of a group share one, too. Rows of weight 0, which do not exist, have -1.
     """
     some = rows.weight > 0
     if rows.groups is None:
-        y = np.ascontiguousarray(rows.y[some])
+        y = np.ascontiguousarray(rows.y[some] + 0.0)  # of which -0.0 is 0.0
         contents = zip(_contents(rows.expert_given[some]), y, strict=True)
         keys = [x + target.tobytes() for x, target in contents]
     else:
@@ -168,11 +168,12 @@ def folds_of(rows: Rows) -> Int[np.ndarray, "n"]:
 
 
 def _contents(x: Any) -> Iterator[bytes]:
-    """What each row of an array or of a sparse matrix in CSR form has."""
-    if not issparse(x):
-        return (row.tobytes() for row in np.ascontiguousarray(x))
-    x = x.sorted_indices()
-    return (x.indices[a:b].tobytes() + x.data[a:b].tobytes() for a, b in pairwise(x.indptr))
+    """What each row has beside zeros, the same for an array as for a sparse matrix."""
+    x = csr_array(x, copy=True)
+    x.sum_duplicates()
+    x.eliminate_zeros()
+    columns = x.indices.astype(np.int64)
+    return (columns[a:b].tobytes() + x.data[a:b].tobytes() for a, b in pairwise(x.indptr))
 
 
 def seeded(estimator: BaseEstimator, random: np.random.RandomState) -> Any:
