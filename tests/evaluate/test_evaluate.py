@@ -479,6 +479,12 @@ def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
     assert (result.images_per_group, result.dropped, result.unprocessed) == ({}, None, None)
 
 
+def test_an_evaluation_moves_no_array_implicitly() -> None:
+    for net in (model(), vmoe.create_model("vit_test", **DENSE)):
+        with jax.transfer_guard("disallow"):
+            assert evaluate(net, open_source("digits", "validation")).images == 180
+
+
 def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> None:
     """40 images are more than a batch; the oracle is the model on one image at a time."""
     source, net = open_source("digits", "test"), model(router=dict(capacity=2))

@@ -1,5 +1,6 @@
 """A training run: the files it writes, learning, and resuming."""
 
+import contextlib
 import functools
 import json
 import os
@@ -76,11 +77,31 @@ def monitor() -> Monitor:
     return Monitor()
 
 
+class Guard(Sink):
+    """Allows explicit transfers alone in the steps after a report without an evaluation."""
+
+    def __init__(self) -> None:
+        self.held, self.reports = contextlib.ExitStack(), set[int]()
+
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        self.held.close()
+        if step % 20:
+            self.held.enter_context(jax.transfer_guard("disallow"))
+            self.reports.add(step)
+
+
+@pytest.fixture(scope="module")
+def guard() -> Guard:
+    """A sink that ``run`` was given."""
+    return Guard()
+
+
 @pytest.fixture(scope="module")
 def run(
     config: TrainConfig,
     opened: list[str],
     monitor: Monitor,
+    guard: Guard,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     def record(name: str, splits: Sequence[str], *args: Any) -> list[Source]:
@@ -90,8 +111,14 @@ def run(
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vmoe.train.check.open_splits", record)
-        train(config, workdir, sinks=[monitor])
+        with guard.held:
+            train(config, workdir, sinks=[monitor, guard])
     return workdir
+
+
+def test_steps_reports_and_checkpoints_move_no_array_implicitly(run: Path, guard: Guard) -> None:
+    """In steps 11 to 20 and 31 to 40, of whose transfers JAX allows explicit ones alone."""
+    assert guard.reports == {10, 30} and last_step(run) == 40
 
 
 @pytest.mark.process

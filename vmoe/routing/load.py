@@ -130,7 +130,7 @@ def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar
     tokens, unprocessed = (
         sum(block[name] for block in blocks) for name in ("tokens", "unprocessed")
     )
-    xp = _namespace(blocks[0]) if blocks else jnp
+    xp = _namespace(blocks[0]) if blocks else np
     return (choices - kept) / xp.maximum(choices, 1), unprocessed / xp.maximum(tokens, 1)
 
 

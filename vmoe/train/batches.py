@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from vmoe import distributed
 from vmoe.data.pipeline import Batch, Read
@@ -59,7 +58,8 @@ def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
         return make_inputs(batch, step_key(config, number), config, placement)
 
     with run.report.measure("pause"):
-        images, targets, _ = (np.asarray(x.addressable_data(0)) for x in inputs(batch, number))
+        made = inputs(batch, jax.device_put(number))
+        images, targets, _ = jax.device_get([x.addressable_data(0) for x in made])
         if distributed.is_primary():
             picture = sheet(examples(images, targets, run.data.source.class_names))
             run.report.write(step, Entry(pictures={"train/examples": picture}))

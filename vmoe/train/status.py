@@ -18,7 +18,7 @@ class NotFinite(Exception):
     """
 
     def __init__(self, step: int, batch: int, metrics: Metrics):
-        loss, norm, lr = (float(metrics[name]) for name in ("loss", "gradient_norm", "lr"))
+        loss, norm, lr = jax.device_get([metrics[name] for name in ("loss", "gradient_norm", "lr")])
         super().__init__(
             f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {lr:.3g}"
         )
@@ -91,6 +91,7 @@ class StepStatus:
     def _read(self, pending: _Pending | None) -> None:
         if pending is None:
             return
-        if not pending.finite:
+        finite, stop = jax.device_get((pending.finite, pending.stop))
+        if not finite:
             raise NotFinite(pending.step, pending.batch, pending.metrics)
-        self.stop |= bool(pending.stop)
+        self.stop |= bool(stop)
