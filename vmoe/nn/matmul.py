@@ -1,10 +1,13 @@
 """Matmuls of rows with the experts' kernels, accumulated in float32 at least."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vmoe.nn import grouped
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -59,7 +62,7 @@ def ragged_matmul(
     rows: Float[Array, "r x"], kernel: Float[Array, "e x y"], sizes: Int[Array, "e"]
 ) -> Float[Array, "r y"]:
     """Multiplies each expert's rows by its kernel; dtypes as for ``expert_einsum``."""
-    return _ragged_dot(rows, kernel.astype(rows.dtype), sizes).astype(rows.dtype)
+    return _by_kernels(rows, kernel.astype(rows.dtype), sizes, transposed=False)
 
 
 def _ragged_forward(rows, kernel, sizes):
@@ -68,13 +71,8 @@ def _ragged_forward(rows, kernel, sizes):
 
 def _ragged_backward(saved, gradient):
     rows, kernel, sizes = saved
-    transposed = kernel.swapaxes(1, 2).astype(rows.dtype)
-    grad_rows = _ragged_dot(gradient, transposed, sizes).astype(rows.dtype)
-    wide = jnp.result_type(rows, jnp.float32)
-    grad_kernel = jax.lax.ragged_dot_general(
-        rows, gradient, sizes, OVER_ROWS, preferred_element_type=wide
-    )
-    return grad_rows, grad_kernel.astype(kernel.dtype), None
+    grad_rows = _by_kernels(gradient, kernel.astype(rows.dtype), sizes, transposed=True)
+    return grad_rows, _by_rows(rows, gradient, sizes).astype(kernel.dtype), None
 
 
 ragged_matmul.defvjp(_ragged_forward, _ragged_backward)
@@ -87,6 +85,38 @@ OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
 """Contracts over the rows of each expert, for the gradient of its kernel."""
 
 
-def _ragged_dot(rows: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
+def _by_kernels(
+    rows: jax.Array, kernel: jax.Array, sizes: jax.Array, *, transposed: bool
+) -> jax.Array:
+    """Each expert's rows by its kernel, or by the transposed one, in the dtype of the rows."""
+
+    def dot(rows: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
+        wide = jnp.result_type(rows, jnp.float32)
+        kernel = kernel.swapaxes(1, 2) if transposed else kernel
+        out = jax.lax.ragged_dot(rows, kernel, sizes, preferred_element_type=wide)
+        return out.astype(rows.dtype)
+
+    kernels = functools.partial(grouped.rows_by_kernels, transposed=transposed)
+    return _or_on_tpu(dot, kernels, rows, kernel, sizes)
+
+
+def _by_rows(rows: jax.Array, gradient: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Each expert's transposed rows by those of the gradient, in float32 at least."""
     wide = jnp.result_type(rows, jnp.float32)
-    return jax.lax.ragged_dot(rows, kernel, sizes, preferred_element_type=wide)
+    dot = functools.partial(
+        jax.lax.ragged_dot_general,
+        ragged_dot_dimension_numbers=OVER_ROWS,
+        preferred_element_type=wide,
+    )
+    return _or_on_tpu(dot, grouped.rows_by_rows, rows, gradient, sizes)
+
+
+def _or_on_tpu(
+    function: Callable[..., jax.Array], tpu: Callable[..., jax.Array], *inputs: jax.Array
+) -> jax.Array:
+    """function(*inputs), or tpu(*inputs) if lowered for a TPU, which has the same result."""
+    if inputs[0].dtype not in grouped.DTYPES:
+        return function(*inputs)
+    result = jax.eval_shape(function, *inputs)
+    on_tpu = functools.partial(grouped.on_tpu, tpu, shape=result.shape, dtype=result.dtype)
+    return jax.lax.platform_dependent(*inputs, tpu=on_tpu, default=function)
