@@ -3,7 +3,8 @@
 ``batched``: batched matmuls over all slots of fixed capacity; required for sharded experts.
 ``blocked``: a loop over blocks of rows, each with its expert's weights, so that the hidden layer of
 a block stays in the cache; the custom backward pass saves only the pre-activations.
-``ragged``: ragged matmuls over sorted rows, as one kernel if the platform has it (GPU, TPU).
+``ragged``: ragged matmuls over sorted rows, by a kernel on a TPU. The compilers for a GPU and a CPU
+multiply every row by the weights of all experts instead.
 
 Matmuls accumulate in float32, or in float64 for such rows.
 """
@@ -67,7 +68,8 @@ def ragged(
     Args:
         sizes: number of rows of each expert.
     """
-    expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right")
+    ends, places = jnp.cumsum(sizes), jnp.arange(len(rows))
+    expert = jnp.searchsorted(ends, places, side="right", method="compare_all")
 
     def linear(params: ExpertLinearParams, rows: jax.Array) -> jax.Array:
         out = ragged_matmul(rows, params.kernel, sizes)
