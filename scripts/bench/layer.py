@@ -170,15 +170,19 @@ def _choices(options: argparse.Namespace) -> list[Row]:
         for name in ("auto", *get_args(Implementation)):
             config = MoEConfig(num_experts=e, experts=MlpExpert(implementation=name))
             moe = MoE.from_config(config, d, f, n, rngs=nnx.Rngs(0))
-            graph, state = nnx.split(moe)
-            ways = both_ways(lambda s, x, graph=graph: nnx.merge(graph, s)(x), state, tokens)
-            programs |= {f"{name}, {way}": program for way, program in ways.items()}
+            programs |= {f"{name}, {way}": each for way, each in of_module(moe, tokens).items()}
         for way in ("forward", "f+b"):
             others = [f"{name}, {way}" for name in get_args(Implementation)]
             ratios[f"auto, {way}"] = [(other, "<= 1.05") for other in others]
         case = {"e": e, "tokens": b * n, "d": d, "f": f, "dtype": options.dtype}
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     return rows
+
+
+def of_module(module: nnx.Module, tokens: jax.Array) -> dict[str, Program]:
+    """A module's forward pass, and its gradients by its parameters and the tokens."""
+    graph, state = nnx.split(module)
+    return both_ways(lambda state, tokens: nnx.merge(graph, state)(tokens), state, tokens)
 
 
 def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:

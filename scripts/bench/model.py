@@ -1,7 +1,9 @@
 """Measure whole models and their dense counterparts."""
 
 import argparse
+import itertools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,8 +13,9 @@ from flax import nnx
 
 from scripts.bench.measure import Program, Row, compiled, rows_of
 from vmoe import models
-from vmoe.config import DataConfig, TrainConfig, replace
+from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
 from vmoe.data.pipeline import Batch
+from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.state import abstract_state, init_state
 from vmoe.train.step import make_train_step
 
@@ -30,7 +33,7 @@ def model(options: argparse.Namespace) -> list[Row]:
     side = sparse.image_size
     images = jax.random.normal(jax.random.key(0), (batch, side, side, 3))
     rows = []
-    forward = {k: _forward(config, images) for k, config in variants.items()}
+    forward = {k: forward_pass(config, images) for k, config in variants.items()}
     plain = "dense, plain"
     targets = {"sparse": "<= 1.03", "sparse, plain": "<= 1.20"}
     case = {"model": name, "batch": batch, "dtype": options.dtype, "remat": options.remat}
@@ -40,7 +43,10 @@ def model(options: argparse.Namespace) -> list[Row]:
     ratios["sparse"].append(("dense", ""))
     rows += rows_of("model", case, forward, options.repeats, ratios)
     del forward
-    steps = {k: _training_step(config, images) for k, config in variants.items()}
+    steps = {
+        k: training_step(TrainConfig(model=config, data=DataConfig("digits"), batch_size=batch))
+        for k, config in variants.items()
+    }
     ratios = {k: [(plain, "<= 1.05" if k == "sparse" else "")] for k in others}
     ratios["sparse"].append(("dense", ""))
     case = case | {"pass": "training step"}
@@ -63,24 +69,34 @@ def model(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _forward(config: Any, images: jax.Array) -> Program:
+def forward_pass(config: ViTConfig, images: jax.Array) -> Program:
     params = nnx.to_pure_dict(nnx.state(models.build(config), nnx.Param))
     return compiled(lambda p, x: models.with_params(config, p).forward(x)[0], params, images)
 
 
-def _training_step(config: Any, images: jax.Array) -> Program:
-    """The trainer's step; each call gets the state that the previous call returned."""
-    b = len(images)
-    train = TrainConfig(model=config, data=DataConfig("digits"), batch_size=b)
-    labels = np.arange(b, dtype=np.int32)[:, None] % config.num_classes
-    batch = Batch(np.zeros(images.shape, np.uint8), labels, np.ones(b, bool))
+def training_step(
+    config: TrainConfig,
+    placement: Placement = ONE_DEVICE,
+    batches: Iterator[Batch] | None = None,
+) -> Program:
+    """The trainer's step; each call gets the state that the previous call returned.
+
+    Args:
+        batches: one for each call; if None, all get the same one, which is on the devices.
+    """
+    b, side = config.batch_size, config.model.image_size
+    labels = np.arange(b, dtype=np.int32)[:, None] % config.model.num_classes
+    batch = Batch(np.zeros((b, side, side, 3), np.uint8), labels, np.ones(b, bool))
+    batch = placement.make_global_array(batch)
+    batches = batches or itertools.repeat(batch)
     start = time.perf_counter()
-    step = make_train_step(train).lower(abstract_state(train), batch).compile()
+    lowered = make_train_step(config, placement).lower(abstract_state(config, placement), batch)
+    step = lowered.compile()
     seconds = time.perf_counter() - start
-    state = [init_state(train)]
+    state = [init_state(config, placement)]
 
     def run() -> Any:
-        state[0], metrics = step(state[0], batch)
+        state[0], metrics = step(state[0], next(batches))
         return metrics
 
     memory = step.memory_analysis()

@@ -4,28 +4,19 @@ Small runs are in ``tests/golden``; ``--golden DIR`` reads another folder. With 
 prints its largest relative differences.
 """
 
-import dataclasses
 import functools
-import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import nnx
 
 from tests.conftest import OLD_GENERATOR
-from tests.published import published_config, published_params
+from tests.published import Golden, difference
 from vmoe import models
-from vmoe.analysis import capture
-from vmoe.axes import Route, RouterInputs, Routing, SoftRouting
-from vmoe.checkpoints.flax_names import published_name
-from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.nn.vit import ViT
+from vmoe.axes import RouterInputs, Routing, SoftRouting
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, replace
 from vmoe.routing import aux_losses, expert_choice, token_choice
-from vmoe.trees import by_name
 
 # The tests compare the program that users run, so it is compiled as users do (see conftest.py).
 OPTIONS: dict[str, int | bool] = {
@@ -37,83 +28,15 @@ if OLD_GENERATOR:
 compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
-@dataclasses.dataclass
-class Golden:
-    """One stored run: its arrays, its config as a ``ViTConfig``, our model with its parameters."""
-
-    name: str
-    arrays: dict[str, np.ndarray]
-    config: ViTConfig
-    model: ViT
-    train: bool  # the stored run has router noise
-
-    def below(self, prefix: str) -> dict[str, np.ndarray]:
-        return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
-
-    def float32(self, name: str) -> np.ndarray | None:
-        """An array of the run, from its repetition without bfloat16 rounding if that is stored.
-
-        The authors' Soft MoE always rounds dispatched and combined rows to bfloat16.
-        """
-        return self.arrays.get(f"f32/{name}", self.arrays.get(name))
-
-    @property
-    def has_gradients(self) -> bool:
-        return "opt_" not in self.name
-
-    @property
-    def blocks(self) -> list[tuple[int, dict[str, np.ndarray]]]:
-        return [(i, self.below(f"moe/encoderblock_{i}/")) for i in self.config.sparse_blocks]
-
-    @property
-    def decide(self) -> dict[int, Route]:
-        """By block, its router with the stored noise; empty for a run without noise."""
-
-        def with_noise(noise: np.ndarray) -> Route:
-            return lambda inputs, router, c: router(inputs._replace(noise=noise), c)
-
-        blocks = self.config.sparse_blocks if self.train else ()
-        return {i: with_noise(self.arrays[f"noise/encoderblock_{i}"]) for i in blocks}
-
-    @functools.cached_property
-    def results(self) -> tuple[dict[str, jax.Array], Any]:
-        """The gradients by their published names, and our logits, records and losses."""
-        graph, params, rest = nnx.split(self.model, nnx.Param, ...)
-
-        @compiled
-        def run(params: nnx.State, images: jax.Array) -> Any:
-            def loss(params: nnx.State) -> Any:
-                model = nnx.merge(graph, params, rest, copy=True)
-                logits, records = capture(
-                    model, images, train=self.train, key=jax.random.key(0), decide=self.decide
-                )
-                labels = self.arrays["labels"]
-                main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-                aux = sum(record.aux_loss for record in records.values())
-                losses = {"main": main, "aux": aux, "total": main + aux}
-                return main + aux, (logits, records, losses)
-
-            return jax.grad(loss, has_aux=True)(params)
-
-        gradients, results = run(params, jnp.asarray(self.arrays["images"]))
-        by_path = by_name(nnx.to_pure_dict(gradients))
-        return {published_name(p, self.config): leaf for p, leaf in by_path.items()}, results
-
-
 @pytest.fixture(scope="module")
 def golden(request: pytest.FixtureRequest) -> Golden:
-    arrays = dict(np.load(request.param))
-    config = published_config(json.loads(str(arrays["config"])), arrays["images"].shape[1])
-    name = request.param.stem
-    stored = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
-    model = models.with_params(config, jax.device_put(published_params(config, stored)))
-    return Golden(name, arrays, config, model, train=name.startswith("noisy"))
+    return Golden.opened(request.param, compiled)
 
 
 def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:
-    difference = float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
-    print(f"  {what} {difference:.1e}", end="")
-    return difference
+    found = difference(ours, theirs)
+    print(f"  {what} {found:.1e}", end="")
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -233,7 +156,6 @@ def test_losses_and_gradients_equal_the_published_ones(golden: Golden) -> None:
     worst = 0.0
     for name, theirs in gradients.items():
         if not name.endswith("SelfAttention/key/bias"):  # its true gradient is 0
-            largest = np.abs(theirs).max()
-            worst = max(worst, np.abs(ours[name] - theirs).max() / max(largest, 1e-30))
+            worst = np.maximum(worst, difference(ours[name], theirs))  # NaN if one is
     print(f"  gradients {worst:.1e}", end="")
     assert worst < (2e-5 if "soft" in golden.name else 1e-4)  # 1.1e-5 with jax 0.10.1

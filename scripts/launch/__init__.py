@@ -1,0 +1,1 @@
+"""Runs on clusters, and the check of a GPU machine."""
