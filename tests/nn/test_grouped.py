@@ -48,6 +48,21 @@ def test_ragged_products_are_vectorized() -> None:
         np.testing.assert_array_equal(together[i, :n], 3 * kernels[i, experts, 0])
 
 
+def test_ragged_products_have_second_derivatives() -> None:
+    """In a program, which has the kernels of a TPU, too."""
+    rows, kernel = jnp.arange(1.0, 13).reshape(4, 3) / 9, jnp.arange(12.0).reshape(2, 3, 2) / 9
+
+    def loss(rows: jax.Array) -> jax.Array:
+        return (ragged_matmul(rows, kernel, jnp.int32([3, 1])) ** 2).sum()
+
+    def squares(rows: jax.Array) -> jax.Array:
+        return (jax.grad(loss)(rows) ** 2).sum()
+
+    products = np.stack([kernel[e] @ kernel[e].T for e in (0, 0, 0, 1)])
+    expected = 8 * np.einsum("rx,rxy,ryz->rz", rows, products, products)
+    np.testing.assert_allclose(jax.jit(jax.grad(squares))(rows), expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_ragged_experts_compiled_for_a_tpu_multiply_rows_by_no_other_experts_kernel(

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int
 
 DTYPES = (jnp.bfloat16, jnp.float32)
@@ -74,13 +74,14 @@ def rows_by_rows(
     return tgmm(columns, _padded(gradient), sizes, jnp.float32, tiling, interpret=interpret)
 
 
-def on_tpu(function: Callable[..., jax.Array], *inputs: jax.Array, **result: Any) -> jax.Array:
+def on_tpu(function: Callable[..., jax.Array], *inputs: jax.Array, **params: Any) -> jax.Array:
     """function(*inputs), which is traced only when a program with it is lowered for a TPU.
 
     Args:
-        result: ``shape`` and ``dtype``.
+        params: ``shape`` and ``dtype`` of the result; ``derivative_of``, a function with the same
+            results that has derivatives.
     """
-    return KERNEL.bind(*inputs, function=function, **result)
+    return KERNEL.bind(*inputs, function=function, **params)
 
 
 def _padded(rows: jax.Array) -> jax.Array:
@@ -97,6 +98,14 @@ def _lower(context: mlir.LoweringRuleContext, *inputs: Any, function: Any, **_: 
     return mlir.lower_fun(function, multiple_results=False)(context, *inputs)
 
 
+def _jvp(
+    primals: Sequence[Any], tangents: Sequence[Any], *, derivative_of: Any, **params: Any
+) -> tuple[jax.Array, jax.Array]:
+    out = KERNEL.bind(*primals, derivative_of=derivative_of, **params)
+    tangents = list(map(ad.instantiate_zeros, tangents))
+    return out, jax.jvp(derivative_of, list(primals), tangents)[1]
+
+
 def _map(inputs: Sequence[jax.Array], axes: Sequence[Any], **params: Any) -> tuple[jax.Array, int]:
     """One kernel after another, under ``jax.vmap``."""
     pairs = list(zip(inputs, axes, strict=True))
@@ -107,5 +116,6 @@ def _map(inputs: Sequence[jax.Array], axes: Sequence[Any], **params: Any) -> tup
 
 KERNEL = Primitive("tpu_kernel")
 KERNEL.def_abstract_eval(lambda *_, shape, dtype, **__: jax.core.ShapedArray(shape, dtype))
+ad.primitive_jvps[KERNEL] = _jvp
 batching.primitive_batchers[KERNEL] = _map
 mlir.register_lowering(KERNEL, _lower, platform="tpu")

@@ -118,5 +118,6 @@ def _or_on_tpu(
     if inputs[0].dtype not in grouped.DTYPES:
         return function(*inputs)
     result = jax.eval_shape(function, *inputs)
-    on_tpu = functools.partial(grouped.on_tpu, tpu, shape=result.shape, dtype=result.dtype)
+    about = dict(shape=result.shape, dtype=result.dtype, derivative_of=function)
+    on_tpu = functools.partial(grouped.on_tpu, tpu, **about)
     return jax.lax.platform_dependent(*inputs, tpu=on_tpu, default=function)
