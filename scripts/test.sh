@@ -11,7 +11,7 @@
 set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install "[test]"
+install "${EXTRAS:-[test]}"
 mkdir -p .cache
 unset PYTHONDONTWRITEBYTECODE  # some fifty processes import the same files; one compiles them
 export OMP_NUM_THREADS=1  # each core has a worker: more threads in NumPy's products only wait

@@ -52,7 +52,7 @@ def place(
             "makes it larger",
             fsdp=fsdp,
         )
-    if len(devices) == 1:
+    if len(devices) == 1 and devices[0].platform == jax.default_backend():
         return ONE_DEVICE
     placement = Placement(Mesh(np.array(_sorted(devices)).reshape(data, expert), ALL), fsdp)
     placement.check(model)

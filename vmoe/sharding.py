@@ -56,6 +56,11 @@ class Placement:
         object.__setattr__(self, "mesh", auto)
 
     @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+
+    @property
     def devices(self) -> int:
         """Number of devices that share a batch."""
         return 1 if self.mesh is None else self.mesh.size
@@ -118,7 +123,7 @@ class Placement:
         """Replicates results that every device, and so every process, needs."""
         return jax.tree.map(lambda x: self._constrained(x, PartitionSpec()), tree)
 
-    def _constrained(self, x: Array, spec: PartitionSpec) -> Array:
+    def _constrained(self, x: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
@@ -250,7 +255,7 @@ class Placement:
         Raises:
             UsageError: the experts cannot be split, or an implementation needs all rows.
         """
-        if self.mesh is None:
+        if self.devices == 1:
             return
         for moe in model.moe_blocks.values():
             if self.expert > 1 and not moe.experts.alike:

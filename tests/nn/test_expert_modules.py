@@ -17,7 +17,7 @@ from scipy.special import expit, softmax
 
 from tests.oracles import gelu
 from vmoe import models
-from vmoe.axes import Decision, Record
+from vmoe.axes import Decision, Record, Routing
 from vmoe.config import (
     AttentionExpert,
     CnnExpert,
@@ -210,6 +210,23 @@ def test_the_three_implementations_of_mlps_agree_with_their_gradients(kind: str)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other, results[0]
         )
+
+
+@pytest.mark.parametrize(
+    ("capacity", "chosen"),
+    [
+        (3, {"cpu": "blocked", "gpu": "batched", "tpu": "batched"}),
+        (10, {"cpu": "blocked", "gpu": "batched", "tpu": "ragged"}),
+        (25, {"cpu": "blocked", "gpu": "blocked", "tpu": "ragged"}),
+    ],
+)
+def test_auto_is_chosen_by_the_slots_for_a_choice_and_by_the_platform(
+    capacity: int, chosen: dict[str, str]
+) -> None:
+    experts = StackedMlps(4, 2, 3, rngs=nnx.Rngs(0))
+    choices = jnp.zeros((1, 10, 1), int)
+    routing = Routing(choices, choices, jnp.zeros((1, 4, capacity), int), choices.astype(float))
+    assert {name: experts.implementation_for(routing, name) for name in chosen} == chosen
 
 
 @pytest.mark.parametrize("kind", ["cnn", "attention"])

@@ -13,12 +13,12 @@ compiled with ``COMPILER_OPTIONS`` those conversions are visible, and such array
 bfloat16, as devices that support bfloat16 send them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from vmoe.costs.hlo import Program, replica_group
+from vmoe.costs.hlo import Instruction, Program, replica_group
 
 COMPILER_OPTIONS: dict[str, Any] = {
     # The combiner would merge converted arrays with others.
@@ -57,13 +57,17 @@ class Collective(NamedTuple):
 
 
 def parse_collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program that all devices run.
+    """The collectives of one execution of a compiled program that all devices run.
 
     Args:
         text: ``jitted.lower(...).compile(COMPILER_OPTIONS).as_text()``.
     """
     program = Program(text)
-    collectives = []
+    return [collective for _, collective in collectives(program)]
+
+
+def collectives(program: Program) -> Iterator[tuple[Instruction, Collective]]:
+    """The collectives in the text of a program, each with its instruction."""
     for instruction in program.instructions.values():
         kind = instruction.name.removesuffix("-start")
         if kind not in _SENT:
@@ -71,5 +75,4 @@ def parse_collectives(text: str) -> list[Collective]:
         group = replica_group(instruction.attributes)
         inputs = sum(map(program.narrowest_bytes, instruction.operands))
         if len(group) > 1:
-            collectives.append(Collective(kind, inputs * _SENT[kind](len(group)), group))
-    return collectives
+            yield instruction, Collective(kind, inputs * _SENT[kind](len(group)), group)

@@ -3,6 +3,7 @@
 Nothing is allocated: the program is traced on shapes, so counting the 15B model takes seconds.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -161,33 +162,73 @@ def count_flops(jaxpr: Jaxpr) -> int:
     >>> count_flops(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)  # 2 * 3 * 4 * 3
     72
     """
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    return sum(flops_by_scope(jaxpr).values())
 
 
-def _equation_flops(equation: JaxprEqn) -> int:
-    inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
-    match equation.primitive.name:
-        case "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left, outputs = array(equation.invars[0]).shape, array(equation.outvars[0]).shape
-            return 2 * math.prod(outputs) * math.prod(left[i] for i in contracted)
+def flops_by_scope(jaxpr: Jaxpr, scope: str = "") -> collections.Counter[str]:
+    """``count_flops`` by the scopes of ``jax.named_scope``, such as "jvp(block0)/attention".
+
+    Args:
+        scope: of the program itself.
+    """
+    total = collections.Counter[str]()
+    for equation in jaxpr.eqns:
+        total += _equation_flops(equation, scope)
+    return total
+
+
+def _equation_flops(equation: JaxprEqn, outer: str) -> collections.Counter[str]:
+    name, params = equation.primitive.name, equation.params
+    inner = list(inner_jaxprs(equation))
+    if not inner and name not in PRODUCTS:
+        return collections.Counter()
+    scope = f"{outer}/{equation.source_info.name_stack}"
+    each = [flops_by_scope(jaxpr, scope) for jaxpr in inner]
+    match name:
         case "scan":
-            return equation.params["length"] * sum(inner)
+            return _times(params["length"], *each)
+        case "shard_map":  # its program is that of one device
+            return _times(params["mesh"].size, *each)
         case "cond":
-            return max(inner)
-        case "while" if sum(inner):
+            return max(each, key=collections.Counter.total)
+        case "while" if any(each):
             raise ValueError("a matrix product in a loop of unknown length cannot be counted")
-        case "ragged_dot" | "ragged_dot_general":
-            rows, inputs = array(equation.invars[0]).shape
-            return 2 * rows * inputs * array(equation.outvars[0]).shape[-1]
-        case "conv_general_dilated":
-            kernel, outputs = array(equation.invars[1]).shape, array(equation.outvars[0]).shape
-            taps = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            return 2 * math.prod(outputs) * taps // math.prod(equation.params["lhs_dilation"])
-    return sum(inner)
+    own = PRODUCTS[name](equation) if name in PRODUCTS else 0
+    return sum(each, collections.Counter({scope: own}))
 
 
-def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+def _times(number: int, *counters: collections.Counter[str]) -> collections.Counter[str]:
+    return collections.Counter({k: number * x for each in counters for k, x in each.items()})
+
+
+def _dot_flops(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, outputs = array(equation.invars[0]).shape, array(equation.outvars[0]).shape
+    return 2 * math.prod(outputs) * math.prod(left[i] for i in contracted)
+
+
+def _ragged_flops(equation: JaxprEqn) -> int:
+    rows, inputs = array(equation.invars[0]).shape
+    return 2 * rows * inputs * array(equation.outvars[0]).shape[-1]
+
+
+def _convolution_flops(equation: JaxprEqn) -> int:
+    kernel, outputs = array(equation.invars[1]).shape, array(equation.outvars[0]).shape
+    taps = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(outputs) * taps // math.prod(equation.params["lhs_dilation"])
+
+
+PRODUCTS = {
+    "dot_general": _dot_flops,
+    "ragged_dot": _ragged_flops,
+    "ragged_dot_general": _ragged_flops,
+    "conv_general_dilated": _convolution_flops,
+}
+"""FLOPs of the operations that multiply matrices."""
+
+
+def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """The programs inside an operation, such as those of a loop or a call."""
     for value in jax.tree.leaves(list(equation.params.values())):
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

@@ -1,5 +1,6 @@
-"""Parses the text of a compiled XLA program (HLO): instructions, sizes, replica groups."""
+"""Parses the text of a compiled XLA program (HLO): instructions, loops, sizes, replica groups."""
 
+import collections
 import math
 import re
 from typing import NamedTuple
@@ -8,6 +9,11 @@ import numpy as np
 
 _LINE = re.compile(r"\s*(ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\(([^)]*)\)(.*)")
 _HEADER = re.compile(r"(?:ENTRY )?%(\S+) \(.*\{$")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|called_computations|branch_computations"
+    r"|true_computation|false_computation)=(?:\{([^}]*)\}|(%[\w.-]+))"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Instruction(NamedTuple):
@@ -18,12 +24,20 @@ class Instruction(NamedTuple):
         name: the operation, such as "all-reduce".
         operands: names of the results it reads; for a parameter, its number.
         attributes: the rest of the line.
+        computation: the one that it is in.
     """
 
     shape: str
     name: str
     operands: tuple[str, ...]
     attributes: str
+    computation: str
+
+    @property
+    def op_name(self) -> str:
+        """Where it comes from: the scopes of the traced program, and its operation there."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
 
 
 class Program:
@@ -33,6 +47,8 @@ class Program:
         """``text``: from ``Compiled.as_text()``."""
         self.instructions: dict[str, Instruction] = {}
         self._roots: dict[str, str] = {}  # the result of each computation
+        self._callers: dict[str, list[Instruction]] = collections.defaultdict(list)
+        self._executions: dict[str, float] = {}
         computation = ""
         for line in text.splitlines():
             if header := _HEADER.match(line):
@@ -40,9 +56,24 @@ class Program:
             elif match := _LINE.match(line):
                 root, result, shape, name, operands, attributes = match.groups()
                 names = tuple(re.findall(r"%([\w.-]+)", operands)) or (operands,)
-                self.instructions[result] = Instruction(shape, name, names, attributes)
+                instruction = Instruction(shape, name, names, attributes, computation)
+                self.instructions[result] = instruction
+                for several, one in _CALLED.findall(attributes):
+                    for called in re.findall(r"%([\w.-]+)", several or one):
+                        self._callers[called].append(instruction)
                 if root:
                     self._roots[computation] = result
+
+    def executions(self, computation: str) -> float:
+        """How often a computation runs; NaN in a loop whose length is not known.
+
+        Every branch of a conditional counts.
+        """
+        if computation not in self._executions:
+            callers = self._callers[computation]
+            runs = [self.executions(each.computation) * _trips(each) for each in callers]
+            self._executions[computation] = sum(runs) if runs else 1.0
+        return self._executions[computation]
 
     def narrowest_bytes(self, result: str) -> float:
         """Bytes of an array in the narrowest dtype that it had since it was computed."""
@@ -62,6 +93,23 @@ class Program:
             case "parameter" if arguments:
                 return min(own, self._narrowest(arguments[int(instruction.operands[0])], ()))
         return own
+
+
+def _trips(caller: Instruction) -> float:
+    """How often an instruction runs what it calls."""
+    if caller.name != "while":
+        return 1.0
+    known = _TRIPS.search(caller.attributes)
+    return float(known[1]) if known else math.nan
+
+
+def dimensions(shape: str) -> list[int]:
+    """The sizes of an array's axes.
+
+    >>> dimensions("bf16[128,17]{1,0:T(8,128)}")
+    [128, 17]
+    """
+    return _ints(shape.partition("[")[2].partition("]")[0])
 
 
 def size(shape: str) -> float:

@@ -1,8 +1,9 @@
 """The arrays that a function saves for its backward pass, read from its traced program.
 
-These are the residuals, over which ``jax.vjp`` closes. Two residuals can be one array in memory:
-the compiler reshapes without a copy, and recomputes conversions to a wider dtype where needed. An
-array that repeats one number, such as the zeros of a dropout, is recomputed too.
+These are the residuals, over which ``jax.vjp`` closes, without those that a compiler recomputes:
+it saves what a product, a sort, a gather or random numbers made, and fuses the elementwise
+operations that follow. Two residuals can be one array in memory: a compiler reshapes without a copy
+and recomputes conversions to a wider dtype.
 """
 
 import math
@@ -12,9 +13,19 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from vmoe.costs.flops import array
+from vmoe.costs.flops import array, inner_jaxprs
 
 _WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type", "reverse_only")
+
+_CHEAP = {
+    *("abs", "add", "add_any", "and", "broadcast_in_dim", "concatenate", "convert_element_type"),
+    *("copy", "div", "eq", "erf", "exp", "exp2", "expand_dims", "expm1", "ge", "gt"),
+    *("integer_pow", "iota", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min"),
+    *("mul", "ne", "neg", "not", "or", "pad", "pow", "reduce_max", "reduce_min", "reduce_sum"),
+    *("reshape", "rsqrt", "select_n", "sign", "slice", "split", "sqrt", "square", "squeeze"),
+    *("stop_gradient", "sub", "tanh", "transpose", "sharding_constraint", "reduce_precision"),
+}
+"""Operations that compilers fuse into what reads their results."""
 
 
 class Residual(NamedTuple):
@@ -57,18 +68,55 @@ def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[R
 
 
 def _outputs(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
-    """The distinct arrays among a program's outputs; ``params`` are among its inputs."""
+    """The distinct arrays among a program's outputs that are saved.
+
+    An array is recomputed if only elementwise operations and reductions lead to it from arrays that
+    are saved.
+
+    Args:
+        params: those among the program's inputs.
+    """
     producers = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
     varying = set(jaxpr.invars) - params
+    order = {var: i for i, var in enumerate(jaxpr.invars)}
     for equation in jaxpr.eqns:
+        order |= {var: len(order) for var in equation.outvars}
         if any(isinstance(var, Var) and var in varying for var in equation.invars):
             varying.update(equation.outvars)
-    arrays = dict.fromkeys(_source(var, producers) for var in jaxpr.outvars if isinstance(var, Var))
-    return [
-        Residual(math.prod(array(v).shape), array(v).dtype.itemsize, v not in varying, v in params)
-        for v in arrays
-        if v is not None
-    ]
+    sources = [_source(var, producers) for var in jaxpr.outvars if isinstance(var, Var)]
+    arrays = {var for var in sources if var is not None}
+    known: dict[Var, bool] = {}  # whether an array is saved, or recomputed from such arrays
+
+    def is_known(var: Any) -> bool:
+        if not isinstance(var, Var) or var not in varying:
+            return True
+        if var not in known:
+            equation = producers.get(var)
+            known[var] = (
+                equation is not None
+                and _recomputed(equation)
+                and all(map(is_known, equation.invars))
+            )
+        return known[var]
+
+    saved = []
+    for var in sorted(arrays, key=order.__getitem__):
+        if var in varying and is_known(var):
+            continue
+        known[var] = True
+        shape, of_params = array(var), var not in varying
+        saved.append(
+            Residual(math.prod(shape.shape), shape.dtype.itemsize, of_params, var in params)
+        )
+    return saved
+
+
+def _recomputed(equation: JaxprEqn) -> bool:
+    """Whether an operation is recomputed rather than its results saved."""
+    inner = list(inner_jaxprs(equation))
+    if inner:
+        return all(_recomputed(each) for jaxpr in inner for each in jaxpr.eqns)
+    return equation.primitive.name in _CHEAP
 
 
 def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var | None:

@@ -360,7 +360,7 @@ class MoE(nnx.Module):
         """
         by_rows = isinstance(routing, Routing) and isinstance(self.experts, StackedMlps)
         if by_rows and self.placement.devices == 1:
-            return self.experts.implementation_for(routing)
+            return self.experts.implementation_for(routing, self.placement.platform)
         return "batched"
 
     def _through_experts(

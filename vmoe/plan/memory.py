@@ -26,6 +26,8 @@ class Memory:
     opt_state: int
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
+    batch: int
+    """The pixels of a batch."""
     saved_activations: float
     """Saved for the backward pass without rematerialization."""
     saved_activations_with_remat: float
@@ -44,9 +46,19 @@ class Memory:
         return self.parameters + self.opt_state + self.ema
 
     @property
-    def total(self) -> float:
+    def arguments(self) -> int:
+        """What a training step is given: the state and a batch."""
+        return self.state + self.batch
+
+    @property
+    def temporaries(self) -> float:
         """An upper bound, because activations are freed while gradients are allocated."""
-        return self.state + self.gradients + self.activations
+        return self.gradients + self.activations
+
+    @property
+    def total(self) -> float:
+        """What a training step needs."""
+        return self.arguments + self.temporaries
 
 
 def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
@@ -64,6 +76,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
         * (2 if config.accumulate > 1 else 1),
         opt_state=_bytes(opt_state),
         ema=0 if state.ema is None else _bytes(params),
+        batch=config.batch_size * config.model.image_size**2 * 3 // placement.devices,
         saved_activations=saved,
         saved_activations_with_remat=saved_with_remat,
         remat=config.model.remat,

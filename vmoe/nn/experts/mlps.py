@@ -69,17 +69,22 @@ class StackedMlps(Experts):
         self.implementation: Literal["auto", Implementation] = implementation
         self.num_experts = num_experts
 
-    def implementation_for(self, routing: Routing) -> Implementation:
+    def implementation_for(self, routing: Routing, platform: str) -> Implementation:
         """The implementation; for "auto", one for the platform and the shapes.
 
-        That is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
-        choices, and ``ragged`` if there are many more slots.
+        Args:
+            platform: "cpu", "gpu" or "tpu".
+
+        That is ``blocked`` on a CPU. Elsewhere it is ``batched`` for about as many slots as
+        choices. If there are many more, as without a capacity, it is ``ragged`` on a TPU; on a GPU,
+        where compilers make a dense product of that, ``blocked`` from eight times as many on.
         """
         if self.implementation != "auto":
             return self.implementation
-        if jax.default_backend() == "cpu":
+        if platform == "cpu":
             return "blocked"
-        return "batched" if routing.choices.size <= 1.25 * routing.slots.size else "ragged"
+        most, beyond = (1.25, "ragged") if platform == "tpu" else (8.0, "blocked")
+        return "batched" if routing.choices.size <= most * routing.slots.size else beyond
 
     @jax.named_scope("experts")
     def __call__(

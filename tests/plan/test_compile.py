@@ -1,0 +1,89 @@
+"""`vmoe plan --compile` through the real command.
+
+What the compilers of TPUs and GPUs make is tested where the extra ``compilers`` is installed.
+"""
+
+import importlib.util
+import json
+from typing import Any
+
+import pytest
+
+from tests.command import TINY, forked
+
+TPU, GPU = (importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--compile", "v5e:2x4"], 2, "compile=v5e:2x4: use a machine such as tpu:v5e:4x8"),
+        (["--compile", "gpu:mi300"], 2, "compile=gpu:mi300: choose from a100, h100, h200, b200"),
+        (["--compile", "gpu:h100:0"], 2, "name the GPUs as 8, or hosts and GPUs of each as 4x8"),
+        (["--compile", "gpu:h100", "--devices", "2"], 2, "devices=2: leave it out"),
+        (["--fsdp"], 2, "give the number of devices, or --compile"),
+        (["--fsdp", "--devices", "2"], 2, "fsdp=True: it is of --compile"),
+        pytest.param(
+            *(["--compile", "tpu:v5e:2x4"], 1, "libtpu is missing; install it with pip install"),
+            marks=pytest.mark.skipif(TPU is not None, reason="libtpu is installed"),
+        ),
+        pytest.param(
+            *(["--compile", "gpu:h100"], 1, "jax-cuda12-plugin is missing; install it with"),
+            marks=pytest.mark.skipif(GPU is not None, reason="the plugin is installed"),
+        ),
+        pytest.param(
+            *(["--compile", "tpu:v5e:3x7"], 2, "compile=tpu:v5e:3x7: "),
+            marks=pytest.mark.skipif(TPU is None, reason="needs libtpu"),
+        ),
+    ],
+)
+def test_a_machine_that_cannot_be_compiled_for_is_one_line(
+    options: list[str], status: int, message: str
+) -> None:
+    result = forked("plan", "--config", TINY, *options)
+    assert result.returncode == status, result.stderr
+    assert message in result.stderr.splitlines()[-1]
+
+
+def compiled(machine: str) -> Any:
+    """The report of a small model in bfloat16, as JSON."""
+    sizes = ["--model.width", "64", "--model.mlp-dim", "128", "--model.patch-size", "2"]
+    sizes += ["--model.moe.router.images-per-group", "8", "--batch-size", "64"]
+    options = [*sizes, "--model.dtype", "bfloat16", "--json"]
+    result = forked("plan", "--config", TINY, "--compile", machine, *options)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def check(step: Any) -> None:
+    """No dense experts, and no float32 product but of gate, head and the softmax of attention."""
+    assert not any(part["expanded"] for part in step["parts"] if part["part"] == "experts")
+    wide = {part["part"] for part in step["parts"] if part["float32"]}
+    assert wide <= {"all", "gate", "head", "attention"}
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.skipif(TPU is None, reason="needs libtpu")
+def test_the_step_for_a_tpu_has_four_messages_to_and_from_experts_a_sparse_block() -> None:
+    report = compiled("tpu:v5e:2x4")
+    step, forward = report["programs"]
+    assert report["mesh"] == "data=2,expert=4"
+    for program, messages in ((step, 4), (forward, 2)):
+        kinds = [each["kind"] for each in program["collectives"]]
+        assert kinds.count("all-to-all") == messages
+        assert set(kinds) <= {"all-to-all", "all-reduce"}
+        check(program)
+        for part in program["parts"]:  # the compiler needs what the traced program needs
+            assert part["compiled"] == part["counted"], part
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.skipif(GPU is None, reason="needs jax-cuda12-plugin")
+def test_the_step_for_a_gpu_has_no_dense_expansion() -> None:
+    report = compiled("gpu:h100")
+    for program in report["programs"]:
+        assert not program["collectives"]
+        check(program)
