@@ -26,6 +26,9 @@ def place(
             experts of a layer are split within one slice or host, where links are fastest.
         fsdp: shard large dense parameters and optimizer state over "data".
 
+    Returns:
+        ``ONE_DEVICE`` for one device of JAX's default platform; a mesh, perhaps of one, for others.
+
     Raises:
         UsageError: the mesh does not match the number of devices, the model cannot be split over
             it, or fsdp has only one device to shard over.

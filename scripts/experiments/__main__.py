@@ -7,6 +7,7 @@ EXPERIMENTS = {
     "baselines": "baselines",
     "check_capacity": "check_capacity",
     "claims": "claims.command",
+    "compiled": "compiled",
     "miniature": "miniature",
     "mixtures": "mixtures.command",
     "multitask": "multitask.command",

@@ -26,7 +26,14 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 
-from scripts.experiments import batch, check_capacity, miniature, routers, upcycle_and_prune
+from scripts.experiments import (
+    batch,
+    check_capacity,
+    compiled,
+    miniature,
+    routers,
+    upcycle_and_prune,
+)
 from scripts.experiments.claims import plots as claims_plots
 from scripts.experiments.claims import sections as claims
 from scripts.experiments.claims.tables import models_csv
@@ -39,7 +46,7 @@ from scripts.experiments.multitask import tables as multitask
 
 PAGES = (
     *("sparse_or_dense", "design", "routers", "capacity", "specialization", "compute", "batch"),
-    *("attacks", "upcycling", "pruning", "transfer", "mixtures", "multitask"),
+    *("attacks", "upcycling", "pruning", "transfer", "mixtures", "multitask", "compiled"),
 )
 """The pages of questions, in the order of docs/results/README.md."""
 
@@ -74,6 +81,7 @@ def write(stored: Stored, pages: Path) -> None:
         "transfer.md": miniature.sections(stored.rows("miniature"), machines["miniature"]),
         "mixtures.md": mixtures.sections(stored.rows("mixtures"), machines["mixtures"]),
         "multitask.md": multitask.sections(stored.rows("multitask"), machines["multitask"]),
+        "compiled.md": compiled.sections(stored.rows("compiled"), machines["compiled"]),
         "compute.md": check_capacity.sections(stored.lines("compute")),
         "pruning.md": upcycle_and_prune.pruning_sections(stored.lines("pruning")),
         "upcycling.md": upcycle_and_prune.upcycling_sections(stored.lines("upcycling")),

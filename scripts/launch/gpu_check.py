@@ -77,7 +77,7 @@ def main() -> None:
     file = options.out / ("dry_run.jsonl" if options.dry_run else "rows.jsonl")
     made = _read(file)
     end = time.monotonic() + options.seconds
-    failed = [name for name in made if made[name]["error"]]
+    failed = [name for name in names if name in made and made[name]["error"]]
     with Signals() as signals:
         for name in [*(name for name in names if name not in made), *failed]:
             left = end - time.monotonic()
@@ -97,8 +97,8 @@ def _read(file: Path) -> Made:
     for i, line in enumerate(file.read_text().splitlines() if file.is_file() else (), 1):
         try:
             row = json.loads(line)
-            made[row["row"]] = row
-        except (ValueError, KeyError):
+            made[row["row"]] = row | {"error": row["error"]}
+        except (ValueError, KeyError, TypeError):
             raise SystemExit(f"{file}, line {i}: no row; remove it") from None
     return made
 

@@ -11,7 +11,7 @@ from vmoe.errors import UsageError, require
 
 @dataclasses.dataclass(frozen=True)
 class PlanArgs(RunArgs):
-    """Estimate what a run needs on hypothetical devices: memory, communication, step time.
+    """Estimate what a run needs on devices that you do not have, or compile it for them.
 
     Example: `vmoe plan --config jft_b16 --devices 8`
     """
@@ -53,7 +53,7 @@ def _estimate(args: PlanArgs) -> None:
 
     if args.devices is None:
         raise UsageError("give the number of devices, or --compile")
-    require(not args.fsdp, "it is of --compile; an estimate shows both", fsdp=True)
+    require(not args.fsdp, "only --compile takes it; an estimate shows both", fsdp=True)
     estimate = plan(
         args.run, args.devices, mesh=args.mesh, chip=args.chip, device_memory=args.device_memory
     )

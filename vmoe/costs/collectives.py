@@ -57,7 +57,7 @@ class Collective(NamedTuple):
 
 
 def parse_collectives(text: str) -> list[Collective]:
-    """The collectives of one execution of a compiled program that all devices run.
+    """The collectives in the text of a program that all devices run; one in a loop counts once.
 
     Args:
         text: ``jitted.lower(...).compile(COMPILER_OPTIONS).as_text()``.

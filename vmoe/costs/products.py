@@ -26,8 +26,11 @@ _CONTRACTED = {  # of a call of cuBLAS, and of a dot
 }
 
 
+_KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')  # of Pallas, by its own account
+
+
 class Product(NamedTuple):
-    """A product, or a convolution.
+    """A product, a convolution, or a Pallas kernel of products.
 
     Attributes:
         part: of ``part_of``.
@@ -41,7 +44,7 @@ class Product(NamedTuple):
 
 
 def part_of(op_name: str) -> str:
-    """The innermost scope in the name of an operation.
+    """The innermost scope in the name of an operation; "mlp" is also that of an expert module.
 
     >>> part_of("jit(step)/transpose(jvp(block1))/moe/experts/dot_general")
     'experts'
@@ -60,7 +63,7 @@ def products(program: Program) -> Iterator[Product]:
     for instruction in program.instructions.values():
         flops = _flops(program, instruction)
         if flops:
-            operands = [program.instructions[name].shape for name in instruction.operands[:2]]
+            operands = [program.instructions[name].shape for name in instruction.operands]
             yield Product(
                 part_of(instruction.op_name),
                 flops * program.executions(instruction.computation),
@@ -78,7 +81,8 @@ def _flops(program: Program, instruction: Instruction) -> float:
         axes = map(int, re.findall(r"\d+", contracted[1]))
         outputs = dimensions(instruction.shape)  # of cuBLAS, without its workspace
         return 2.0 * math.prod(outputs) * math.prod(left[axis] for axis in axes)
-    return 0.0
+    kernel = _KERNEL.search(instruction.attributes)
+    return float(kernel[1]) if kernel else 0.0
 
 
 def _convolution(instruction: Instruction, left: list[int], right: list[int]) -> float:

@@ -114,7 +114,10 @@ def _by_rows(rows: jax.Array, gradient: jax.Array, sizes: jax.Array) -> jax.Arra
 def _or_on_tpu(
     function: Callable[..., jax.Array], tpu: Callable[..., jax.Array], *inputs: jax.Array
 ) -> jax.Array:
-    """function(*inputs), or tpu(*inputs) if lowered for a TPU, which has the same result."""
+    """function(*inputs), or tpu(*inputs) if lowered for a TPU.
+
+    Their results are the same but for rows after the last expert's, which no caller reads.
+    """
     if inputs[0].dtype not in grouped.DTYPES:
         return function(*inputs)
     result = jax.eval_shape(function, *inputs)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from vmoe import models
 from vmoe.config import TrainConfig, replace
 from vmoe.config.train import ANY_LENGTH, LENGTHS
-from vmoe.costs.chips import CHIPS
 from vmoe.costs.collectives import Collective, collectives
 from vmoe.costs.flops import countable, flops_by_scope
 from vmoe.costs.hlo import Program
@@ -34,6 +33,8 @@ from vmoe.sharding import Placement
 from vmoe.train.state import abstract_state
 from vmoe.train.step import make_train_step
 
+PROGRAMS = ("training step", "forward pass")
+"""What is compiled: a step of training, and the forward pass of an evaluation."""
 DTYPES = (jnp.uint8, jnp.int32, jnp.bool_)  # of a batch
 OPTIONS = {
     "tpu": {},
@@ -111,20 +112,24 @@ class Report:
     config: TrainConfig
     target: Target
     placement: Placement
-    limit: float | None
-    """Bytes of a device; None if its chip is not known."""
     estimate: Memory
     """What ``vmoe plan`` estimates for the training step."""
     programs: tuple[Compiled, ...]
-    """The training step, and the forward pass of an evaluation."""
+    """In the order of ``PROGRAMS``."""
 
 
 def compile_run(
-    config: TrainConfig, target: Target, *, mesh: str = "", fsdp: bool = False
+    config: TrainConfig,
+    target: Target,
+    *,
+    mesh: str = "",
+    fsdp: bool = False,
+    programs: Collection[str] = PROGRAMS,
 ) -> Report:
     """Compiles the programs of a run. It takes minutes, on one core.
 
     Args:
+        programs: which of ``PROGRAMS``.
         mesh: see ``place``.
         fsdp: see ``place``.
 
@@ -136,13 +141,13 @@ def compile_run(
         config = replace(config, **dict.fromkeys(LENGTHS) | {"steps": ANY_LENGTH})
     placement = place(config.model, target.devices, mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size, config.accumulate)
-    limit = CHIPS[target.chip].memory if target.chip else None
     estimate = memory(config, placement, abstract_state(config))
-    programs = tuple(
+    compiled = tuple(
         _compiled(name, program, arguments, config, placement)
         for name, program, arguments in _programs(config, placement)
+        if name in programs
     )
-    return Report(config, target, placement, limit, estimate, programs)
+    return Report(config, target, placement, estimate, compiled)
 
 
 def _programs(
@@ -153,8 +158,9 @@ def _programs(
     b, side = config.batch_size, config.model.image_size
     sizes = (b, side, side, 3), (b, 1), (b,)
     batch = with_shardings(list(map(jax.ShapeDtypeStruct, sizes, DTYPES)), placement.batch())
+    step, forward_pass = PROGRAMS
     yield (
-        "training step",
+        step,
         functools.partial(make_train_step, placement=placement),
         (state, Batch(*batch)),
     )
@@ -166,7 +172,7 @@ def _programs(
 
         return jax.jit(forward)
 
-    yield "forward pass", of, (state.params, batch[0])
+    yield forward_pass, of, (state.params, batch[0])
 
 
 def _compiled(

@@ -27,7 +27,7 @@ class Memory:
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
     batch: int
-    """The pixels of a batch."""
+    """This device's share of the pixels of a batch, as uint8."""
     saved_activations: float
     """Saved for the backward pass without rematerialization."""
     saved_activations_with_remat: float

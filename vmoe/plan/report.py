@@ -12,7 +12,7 @@ from vmoe.plan.table import Row, format_bytes, format_flops, format_seconds
 MEMORY = ("program", "arguments", "temporaries", "outputs", "code", "total", "left", "compiled in")
 COMPARED = ("training step", "estimated", "compiled", "estimated / compiled")
 COLLECTIVES = ("program", "collectives", "devices", "part", "sent by each")
-FLOPS = ("program", "part", "needed", "compiled", "compiled / needed", "float32")
+FLOPS = ("program", "part", "traced", "compiled", "compiled / traced", "float32")
 
 WITHIN = {"arguments": 0.02, "arguments and temporaries": 0.25}
 """By row of the comparison: the relative difference from which on it is marked."""
@@ -52,7 +52,7 @@ def notes(report: Report) -> list[str]:
             lines.append(f"{program.name}: the compiler estimates {seconds}")
         lines += [
             f"{program.name}: {each.part} takes {each.compiled / each.counted:.1f} times the FLOPs "
-            "that are needed: small products are padded, or sparse ones made dense"
+            "of the traced program: small products are padded, or sparse ones made dense"
             for each in parts
             if each.expanded
         ]
@@ -64,18 +64,23 @@ def notes(report: Report) -> list[str]:
 
 
 def check_fits(report: Report) -> None:
-    """Raises a Failure for a program that needs more memory than a device has."""
+    """Raises a Failure for a program that needs more memory than a device has.
+
+    The figure of a TPU is the published one, and its compiler has refused what does not fit.
+    """
+    memory = report.target.memory
     for program in report.programs:
-        if report.limit is not None and program.total > report.limit:
+        if memory is not None and program.total > memory and not report.target.refuses:
             raise Failure(
                 f"{program.name}: it needs {format_bytes(program.total)} of a device's "
-                f"{format_bytes(report.limit)}: use more devices, a smaller batch_size, a larger "
+                f"{format_bytes(memory)}: use more devices, a smaller batch_size, a larger "
                 "accumulate, fsdp or model.remat"
             )
 
 
 def _memory_row(report: Report, program: Compiled) -> Row:
-    left = "" if report.limit is None else format_bytes(report.limit - program.total)
+    memory = report.target.memory
+    left = "" if memory is None else format_bytes(max(0.0, memory - program.total))
     parts = (program.arguments, program.temporaries, program.outputs, program.code, program.total)
     return (program.name, *map(format_bytes, parts), left, f"{program.seconds:,.0f} s")
 
@@ -136,8 +141,9 @@ def to_dict(report: Report) -> dict[str, Any]:
         "devices": report.placement.devices,
         "mesh": str(report.placement),
         "fsdp": report.placement.fsdp,
-        "device_memory": report.limit,
-        "estimate": dataclasses.asdict(report.estimate),
+        "device_memory": report.target.memory,
+        "estimate": dataclasses.asdict(report.estimate)
+        | {name: getattr(report.estimate, name) for name in ("arguments", "temporaries")},
         "programs": [_program_dict(program) for program in report.programs],
     }
 

@@ -8,7 +8,7 @@ from vmoe.costs.chips import CHIPS
 from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
 
 MEMORY = (
-    *("mesh", "parameters", "gradients", "optimizer", "activations", "total"),
+    *("mesh", "parameters", "batch", "gradients", "optimizer", "activations", "total"),
     "total\n(remat)",
 )
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
@@ -83,9 +83,9 @@ def _of(listed: Sequence[Candidate], every: Sequence[Candidate], which: str) -> 
 
 def _memory_row(candidate: Candidate) -> Row:
     memory = candidate.memory
-    fixed = memory.state + memory.gradients
+    fixed = memory.arguments + memory.gradients
     parts = (
-        *(memory.parameters, memory.gradients, memory.opt_state + memory.ema),
+        *(memory.parameters, memory.batch, memory.gradients, memory.opt_state + memory.ema),
         *(memory.saved_activations, fixed + memory.saved_activations),
         fixed + memory.saved_activations_with_remat,
     )
@@ -124,8 +124,7 @@ def assumptions(plan: Plan) -> list[str]:
     )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     return [
-        "memory: the sum of state, gradients and saved activations, without temporary buffers"
-        + ema,
+        "memory: state, batch, gradients and saved activations, without temporary buffers" + ema,
         f"compute: {UTILIZATION:.0%} of the peak of {chip.peak_flops / 1e12:.4g} TFLOP/s, an "
         f"assumption; the peak is for bfloat16{float32}",
         "update: state and gradients are read and written once at "

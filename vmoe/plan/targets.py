@@ -8,6 +8,7 @@
 Both packages come with the extra ``compilers``.
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from vmoe.costs.chips import DEVICE_KINDS
+from vmoe.costs.chips import chip_of
 from vmoe.errors import Failure, UsageError, choice, require
 
 INSTALL = "install it with pip install 'vmoe[compilers]'"
@@ -104,12 +105,17 @@ class Target(NamedTuple):
     Attributes:
         name: as it was given.
         devices: what programs are compiled for; nothing can be put on them.
-        chip: the name in ``CHIPS``; None if it is not there.
+        memory: bytes of a device; None if they are not known.
     """
 
     name: str
     devices: Sequence[jax.Device]
-    chip: str | None
+    memory: float | None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the compiler itself refuses what does not fit: that of TPUs does."""
+        return self.devices[0].platform == "tpu"
 
 
 def target(name: str) -> Target:
@@ -125,8 +131,11 @@ def target(name: str) -> Target:
     platform, _, rest = name.partition(":")
     valid = platform in ("tpu", "gpu") and bool(rest)
     require(valid, "use a machine such as tpu:v5e:4x8, gpu:h100 or gpu:h100:8", compile=name)
-    devices = (_tpu if platform == "tpu" else _gpu)(name, rest)
-    return Target(name, devices, DEVICE_KINDS.get(devices[0].device_kind))
+    if platform == "gpu":
+        return Target(name, _gpu(name, rest), GPUS[rest.partition(":")[0]].memory)
+    devices = _tpu(name, rest)
+    chip = chip_of(devices[0].device_kind)
+    return Target(name, devices, chip.memory if chip else None)
 
 
 def _tpu(name: str, topology: str) -> Sequence[jax.Device]:
@@ -156,7 +165,7 @@ def _gpu(name: str, rest: str) -> Sequence[jax.Device]:
     hosts, each = (1, *sizes)[-2:]
     options = {
         "target_config": GPUS[card].description(),
-        "topology": f"1x{hosts}x{each}",  # one group of hosts
+        "topology": f"{hosts}x1x{each}",  # each host is a domain of fast links
     }
     return _devices(name, "jax-cuda12-plugin", "cuda", card, options)
 
@@ -164,7 +173,13 @@ def _gpu(name: str, rest: str) -> Sequence[jax.Device]:
 def _devices(
     name: str, package: str, platform: str, topology: str, options: Mapping[str, str | list[int]]
 ) -> Sequence[jax.Device]:
-    """The devices that a compiler has for a topology."""
+    """The devices that a compiler has for a topology.
+
+    Args:
+        package: what has the compiler.
+    """
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise Failure(f"compile={name}: the package {package} is missing; {INSTALL}")
     jax.config.update("jax_platforms", "cpu")  # what is computed, such as constants, is here
     # Programs without a device can be written to it, and not read.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -172,5 +187,5 @@ def _devices(
         return topologies.get_topology_desc(topology, platform, **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(str(error).splitlines()[0], compile=name) from None
-    except (RuntimeError, ValueError, NotImplementedError):
-        raise Failure(f"compile={name}: the package {package} is missing; {INSTALL}") from None
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise Failure(f"compile={name}: {package} does not do it: {error}") from None

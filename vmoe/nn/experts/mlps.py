@@ -72,12 +72,13 @@ class StackedMlps(Experts):
     def implementation_for(self, routing: Routing, platform: str) -> Implementation:
         """The implementation; for "auto", one for the platform and the shapes.
 
+        On a CPU ``blocked`` is chosen. Elsewhere it is ``batched`` while there are about as many
+        slots as choices. With more, as without a capacity, a TPU has ``ragged``. On a GPU, where
+        compilers make a dense product of that, ``batched`` computes all slots up to eight for each
+        choice, and ``blocked`` is for more; these eight were not measured.
+
         Args:
             platform: "cpu", "gpu" or "tpu".
-
-        That is ``blocked`` on a CPU. Elsewhere it is ``batched`` for about as many slots as
-        choices. If there are many more, as without a capacity, it is ``ragged`` on a TPU; on a GPU,
-        where compilers make a dense product of that, ``blocked`` from eight times as many on.
         """
         if self.implementation != "auto":
             return self.implementation

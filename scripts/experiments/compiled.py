@@ -1,0 +1,203 @@
+"""Compiles the published models for TPUs and GPUs, without one: docs/results/compiled.md.
+
+    pip install -e '.[compilers]'
+    python -m scripts.experiments compiled --jobs 1    # compiles what is missing; prints
+    python -m scripts.experiments results              # then writes docs/results
+
+    step_MODEL_MACHINE       the training step of a run
+    forward_MODEL_MACHINE    the forward pass of an evaluation
+
+What `vmoe plan --compile` reads in a program is a line of scripts/experiments/rows/compiled.jsonl.
+A program with such a line is not compiled again: remove the line if the program has changed. One
+takes 2 to 15 minutes of a core. ``--tiny`` compiles a small model for the same machines.
+"""
+
+import argparse
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+
+from scripts.experiments.framework.figures import Part, figures_parser, measured
+from scripts.experiments.framework.pages import answer_of, markdown_table, sections_of
+from scripts.experiments.framework.runs import Rows
+from vmoe.config import load, replace
+from vmoe.errors import Failure
+from vmoe.plan.compiled import compile_run
+from vmoe.plan.report import to_dict
+from vmoe.plan.table import format_bytes, format_flops
+from vmoe.plan.targets import target
+
+CONFIGS = {
+    "s32": "imagenet1k_s32_light",
+    "b16": "imagenet21k_b16",
+    "l16": "jft_l16",
+    "h14": "jft_h14",
+    "15b": "vmoe_15b",
+}
+NAMES = {"s32": "S/32", "b16": "B/16", "l16": "L/16", "h14": "H/14", "15b": "15B"}
+PROGRAMS = {"step": "training step", "forward": "forward pass"}
+
+
+class Case(NamedTuple):
+    """A program of a run in bfloat16.
+
+    Attributes:
+        program: its name in ``PROGRAMS``.
+        model: its name in ``CONFIGS``.
+        machine: as of ``vmoe plan --compile``.
+        batch_size: images of all devices.
+        remat: whether blocks are computed again in the backward pass.
+        fsdp: see ``vmoe.mesh.place``.
+    """
+
+    program: str
+    model: str
+    machine: str
+    batch_size: int
+    remat: bool = False
+    fsdp: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.program}_{self.model}_{self.machine.replace(':', '_')}"
+
+
+CASES = (
+    Case("forward", "s32", "tpu:v5e:1x1", 256),
+    Case("forward", "s32", "gpu:h100", 256),
+    Case("forward", "b16", "tpu:v5e:1x1", 64),
+    Case("forward", "b16", "gpu:h100", 64),
+    Case("step", "s32", "tpu:v5e:1x1", 512),
+    Case("step", "s32", "tpu:v5e:2x4", 8_192),
+    Case("step", "s32", "gpu:h100", 1_024),
+    Case("step", "s32", "gpu:h100:8", 8_192),
+    Case("step", "b16", "tpu:v5e:2x4", 512),
+    Case("step", "b16", "tpu:v5e:4x8", 4_096),
+    Case("step", "b16", "gpu:h100", 256),
+    Case("step", "b16", "gpu:h100:8", 4_096),
+    Case("forward", "l16", "tpu:v5e:2x4", 256),
+    Case("step", "l16", "tpu:v5e:4x8", 4_096, remat=True, fsdp=True),
+    Case("step", "l16", "tpu:v4:2x2x4", 1_024, remat=True, fsdp=True),
+    Case("step", "l16", "gpu:h100:8", 1_024, remat=True, fsdp=True),
+    Case("forward", "h14", "tpu:v5e:2x4", 64),
+    Case("step", "h14", "tpu:v5e:4x8", 1_024, remat=True, fsdp=True),
+    Case("step", "h14", "gpu:h100:8", 512, remat=True, fsdp=True),
+    Case("step", "15b", "tpu:v5e:16x16", 2_048, remat=True, fsdp=True),
+)
+"""The forward pass on one device, where the parameters fit on one; the step on few devices and on
+more."""
+COLUMNS = (
+    *("program", "model", "machine", "mesh", "images per device", "arguments", "estimated"),
+    *("with temporaries", "estimated", "collectives", "sent by each", "FLOPs"),
+    *("of those traced", "float32"),
+)
+
+
+def figures(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """What is read in the program, or why its compiler refuses it."""
+    machine = target(case.machine)  # before JAX starts
+    tiny = options.size == "tiny"
+    config = load("tiny" if tiny else CONFIGS[case.model])
+    config = replace(
+        config,
+        batch_size=4 * len(machine.devices) if tiny else case.batch_size,
+        model=dict(dtype="bfloat16", remat=case.remat),
+    )
+    packages = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin"}
+    package = packages[case.machine.partition(":")[0]]
+    compiler = {"compiler": f"{package} {importlib.metadata.version(package)}"}
+    fsdp = case.fsdp and not tiny
+    try:
+        report = compile_run(config, machine, fsdp=fsdp, programs=[PROGRAMS[case.program]])
+    except Failure as error:
+        return compiler | {"batch_size": config.batch_size, "refused": str(error)}
+    return compiler | {"batch_size": config.batch_size} | to_dict(report)
+
+
+PARTS = {
+    case.name: Part(1, lambda options, seed, case=case: figures(case, options)) for case in CASES
+}
+
+
+def table(rows: Rows) -> str:
+    """A line for each program that was compiled."""
+    return markdown_table(COLUMNS, _lines(rows))
+
+
+def _lines(rows: Rows) -> Iterator[list[str]]:
+    for case in CASES:
+        for row in rows.get(case.name, {}).values():
+            found = row["figures"]
+            begin = [PROGRAMS[case.program], NAMES[case.model], f"`{case.machine}`"]
+            if "refused" in found:
+                yield [*begin, found["refused"], *[""] * (len(COLUMNS) - 4)]
+                continue
+            (program,), estimate = found["programs"], found["estimate"]
+            options = ", fsdp" * found["fsdp"] + ", remat" * case.remat
+            all_parts = program["parts"][0]
+            both = program["arguments"] + program["temporaries"]
+            step = case.program == "step"
+            yield [
+                *begin,
+                found["mesh"] + options,
+                f"{found['batch_size'] // found['devices']:,}",
+                format_bytes(program["arguments"]),
+                f"{estimate['arguments'] / program['arguments']:.2f}" if step else "",
+                format_bytes(both),
+                f"{(estimate['arguments'] + estimate['temporaries']) / both:.2f}" if step else "",
+                _collectives(program),
+                format_bytes(
+                    sum(x["executions"] * x["bytes_sent"] for x in program["collectives"])
+                ),
+                format_flops(all_parts["compiled"]),
+                f"{all_parts['compiled'] / all_parts['counted']:.2f}",
+                f"{all_parts['float32'] / all_parts['compiled']:.1%}",
+            ]
+
+
+def _collectives(program: dict[str, Any]) -> str:
+    counts: dict[str, float] = {}
+    for each in program["collectives"]:
+        counts[each["kind"]] = counts.get(each["kind"], 0.0) + each["executions"]
+    return ", ".join(f"{count:.0f} {kind}" for kind, count in sorted(counts.items())) or "none"
+
+
+def answer(rows: Rows) -> str:
+    """Whether the programs have the FLOPs that they need, and whether the estimates are right."""
+    found = [(name, row["figures"]) for name, of in rows.items() for row in of.values()]
+    programs = {name: each["programs"][0] for name, each in found if "programs" in each}
+    if not programs:
+        return answer_of([None])
+    parts = [each["parts"][0] for each in programs.values()]
+    ratios = [each["compiled"] / each["counted"] for each in parts]
+    experts = [x for each in programs.values() for x in each["parts"] if x["part"] == "experts"]
+    refused = f", and refuse {len(found) - len(programs)}" if len(programs) < len(found) else ""
+    return answer_of(
+        [
+            (
+                f"the compilers make {len(programs)} of {len(found)} programs{refused}; none has a "
+                "dense expansion of the experts"
+                if not any(each["expanded"] for each in experts)
+                else "some programs have a dense expansion of the experts",
+                f"FLOPs, compiled to traced: {min(ratios):.2f} to {max(ratios):.2f}",
+            )
+        ]
+    )
+
+
+TABLES = {"programs": ("What the compilers made of each program", table)}
+
+
+def sections(rows: Rows, machine: str) -> dict[str, str]:
+    """The generated sections of the page."""
+    found = sections_of("compiled", TABLES, rows, answer(rows), machine)
+    compilers = {row["figures"]["compiler"] for of in rows.values() for row in of.values()}
+    return found | {"how": f"{found['how']}\n\nCompilers: {', '.join(sorted(compilers))}."}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = figures_parser("compiled", __doc__, PARTS)
+    measured(parser.parse_args(arguments), PARTS, (flax, jax), TABLES)
