@@ -37,7 +37,8 @@ class Placement:
     """A mesh and the shardings of arrays on it. ``Placement()`` is one device: no sharding."""
 
     mesh: Mesh | None = None
-    """Axes "data" and "expert", as of ``jax.make_mesh``; None on one device."""
+    """Axes "data" and "expert", as of ``jax.make_mesh``; None on one device of JAX's default
+    platform."""
     fsdp: bool = False
     """Shard large dense parameters and all large optimizer state over "data"."""
 

@@ -166,26 +166,20 @@ def _collectives(program: dict[str, Any]) -> str:
 
 
 def answer(rows: Rows) -> str:
-    """Whether the programs have the FLOPs that they need, and whether the estimates are right."""
-    found = [(name, row["figures"]) for name, of in rows.items() for row in of.values()]
-    programs = {name: each["programs"][0] for name, each in found if "programs" in each}
+    """How many programs the compilers make, and whether any computes its experts densely."""
+    every = [row["figures"] for of in rows.values() for row in of.values()]
+    programs = [each["programs"][0] for each in every if "programs" in each]
     if not programs:
         return answer_of([None])
-    parts = [each["parts"][0] for each in programs.values()]
-    ratios = [each["compiled"] / each["counted"] for each in parts]
-    experts = [x for each in programs.values() for x in each["parts"] if x["part"] == "experts"]
-    refused = f", and refuse {len(found) - len(programs)}" if len(programs) < len(found) else ""
-    return answer_of(
-        [
-            (
-                f"the compilers make {len(programs)} of {len(found)} programs{refused}; none has a "
-                "dense expansion of the experts"
-                if not any(each["expanded"] for each in experts)
-                else "some programs have a dense expansion of the experts",
-                f"FLOPs, compiled to traced: {min(ratios):.2f} to {max(ratios):.2f}",
-            )
-        ]
+    parts = [part for program in programs for part in program["parts"]]
+    dense = any(part["part"] == "experts" and part["expanded"] for part in parts)
+    which = "some have" if dense else "none has"
+    ratios = [part["compiled"] / part["counted"] for part in parts if part["part"] == "all"]
+    text = (
+        f"the compilers make {len(programs)} of {len(every)} programs; {which} a dense expansion "
+        "of the experts"
     )
+    return answer_of([(text, f"FLOPs, compiled to traced: {min(ratios):.2f} to {max(ratios):.2f}")])
 
 
 TABLES = {"programs": ("What the compilers made of each program", table)}

@@ -97,7 +97,7 @@ def _read(file: Path) -> Made:
     for i, line in enumerate(file.read_text().splitlines() if file.is_file() else (), 1):
         try:
             row = json.loads(line)
-            made[row["row"]] = row | {"error": row["error"]}
+            made[row["row"]] = row
         except (ValueError, KeyError, TypeError):
             raise SystemExit(f"{file}, line {i}: no row; remove it") from None
     return made

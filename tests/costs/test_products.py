@@ -35,6 +35,25 @@ def test_products_in_loops_and_strided_convolutions_have_the_flops_of_the_traced
     assert count_flops(traced) == sum(counted.values())
 
 
+BIASED = """
+ENTRY %main (a: bf16[16,32], b: bf16[32,8], c: f32[8]) -> bf16[16,8] {
+  %a = bf16[16,32]{1,0} parameter(0)
+  %b = bf16[32,8]{1,0} parameter(1)
+  %c = f32[8]{0} parameter(2)
+  ROOT %d = bf16[16,8]{1,0} custom-call(%a, %b, %c), custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+}
+"""
+KERNEL = """
+ENTRY %main (n: s32[9], a: bf16[256,32], b: f32[8,32,16]) -> bf16[256,16] {
+  %n = s32[9]{0} parameter(0)
+  %a = bf16[256,32]{1,0} parameter(1)
+  %b = f32[8,32,16]{2,1,0} parameter(2)
+  ROOT %d = bf16[256,16]{1,0} custom-call(%n, %a, %b), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/moe/experts/jit(gmm)/pallas_call"}, \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"262144"}}}
+}
+"""
 TPU = """
 ENTRY %main (a: bf16[128,17,4,16], b: f32[8,4]) -> f32[128,4,17,17] {
   %a = bf16[128,17,4,16]{1,3,2,0:T(8,128)(2,1)} parameter(0)
@@ -59,6 +78,8 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
     [
         (TPU, "rest", 2 * 128 * 4 * 17 * 17 * 16, False),  # a product for each image and head
         (CUBLAS, "mlp", 2 * 2048 * 48 * 64, True),
+        (BIASED, "rest", 2 * 16 * 32 * 8, False),
+        (KERNEL, "experts", 2 * 256 * 32 * 16, True),
     ],
 )
 def test_products_are_read_as_the_compilers_of_tpus_and_gpus_write_them(

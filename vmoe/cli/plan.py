@@ -73,8 +73,8 @@ def _compile(args: PlanArgs, options: Mapping[str, str | None]) -> None:
 
     for option in ("--devices", "--chip", "--device-memory"):
         name = option.strip("-").replace("-", "_")
-        told = "leave it out: it is told by the machine of --compile"
-        require(option not in options, told, **{name: options.get(option)})
+        problem = "leave it out: the machine of --compile has its own"
+        require(option not in options, problem, **{name: options.get(option)})
     machine = target(args.compile)  # before JAX starts
     result = compile_run(args.run, machine, mesh=args.mesh, fsdp=args.fsdp)
     if args.json:

@@ -18,14 +18,7 @@ SCOPES = (
     *("moe", "pool", "head", "loss", "optimizer", "ema", "norms"),
 )
 """The scopes that name the parts of a step, as ``jax.named_scope`` has them in the model."""
-
-
-_CONTRACTED = {  # of a call of cuBLAS, and of a dot
-    False: re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]'),
-    True: re.compile(r"lhs_contracting_dims=\{([\d,]*)\}"),
-}
-
-
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)')  # dot; cuBLAS
 _KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')  # of Pallas, by its own account
 
 
@@ -63,11 +56,14 @@ def products(program: Program) -> Iterator[Product]:
     for instruction in program.instructions.values():
         flops = _flops(program, instruction)
         if flops:
-            operands = [program.instructions[name].shape for name in instruction.operands]
+            factors = instruction.operands  # of a kernel, beside numbers of rows
+            if not _KERNEL.search(instruction.attributes):
+                factors = factors[:2]  # what follows is a bias
+            shapes = [program.instructions[name].shape for name in factors]
             yield Product(
                 part_of(instruction.op_name),
                 flops * program.executions(instruction.computation),
-                any(shape.startswith("f32") for shape in operands),
+                any(shape.startswith("f32") for shape in shapes),
             )
 
 
@@ -76,7 +72,7 @@ def _flops(program: Program, instruction: Instruction) -> float:
     if instruction.name == "convolution":
         left, right = (dimensions(program.instructions[x].shape) for x in instruction.operands)
         return _convolution(instruction, left, right)
-    if contracted := _CONTRACTED[instruction.name == "dot"].search(instruction.attributes):
+    if contracted := _CONTRACTED.search(instruction.attributes):
         left = dimensions(program.instructions[instruction.operands[0]].shape)
         axes = map(int, re.findall(r"\d+", contracted[1]))
         outputs = dimensions(instruction.shape)  # of cuBLAS, without its workspace

@@ -171,7 +171,7 @@ class MultiTaskEstimator(Settings):
         given, train, held_out, validated = fitting.divided(self, tasks, given, held_out, random)
         weights = targets.loss_weights(self, tasks)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
-        encoder, inputs, model, found = fitting.begun(self, tasks, given, problems, random)
+        encoder, inputs, model, found = fitting.prepared(self, tasks, given, problems, random)
         train = jax.device_put(train._replace(inputs=inputs))
         if held_out is not None and validated is not None:
             validated = jax.device_put(validated._replace(inputs=encoder.transform(held_out.X)))
@@ -219,7 +219,7 @@ class MultiTaskEstimator(Settings):
         given, categories, random = new._given(X, y, sample_weight, reset=first)
         if first:
             tasks, problems = targets.new_tasks(self, given, categories)
-            encoder, inputs, model, found = fitting.begun(self, tasks, given, problems, random)
+            encoder, inputs, model, found = fitting.prepared(self, tasks, given, problems, random)
             (graph, begin), new.history_ = nnx.split(model, graph=True), []
         else:
             check_settings(self, self._fixed)

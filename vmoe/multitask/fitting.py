@@ -56,7 +56,7 @@ def divided(
     )
 
 
-def begun(
+def prepared(
     settings: Settings,
     tasks: Mapping[str, Task],
     given: Split,
@@ -141,7 +141,7 @@ def trainer_of(
     """What trains a model, and the state before the first step.
 
     Args:
-        begin: the parameters of a new model, or the state of training that goes on.
+        begin: the parameters of a new model, or the state of training that continues.
         rows: number of rows of an epoch.
     """
     weighting = new_weighting(settings.weighting, settings.weighting_params)

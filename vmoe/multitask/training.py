@@ -315,7 +315,7 @@ def caught_up(state: TrainerState, last: Sequence[Array], steps: Any) -> Trainer
 
 
 def with_settings(state: TrainerState, factors: Any, ema_decay: float | None) -> TrainerState:
-    """A state with factors and a decay, see ``Trainer.init``; an average that it has goes on."""
+    """A state with factors and a decay, see ``Trainer.init``; an average that it has continues."""
     state = state._replace(factors=jnp.asarray(factors, jnp.float32))
     if ema_decay is None:
         return state._replace(average=None)

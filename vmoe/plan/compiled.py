@@ -42,6 +42,8 @@ OPTIONS = {
     "gpu": {"xla_gpu_enable_triton_gemm": False},
 }
 """Of the compiler, by platform."""
+REMEDY = "use more devices, a smaller batch_size, a larger accumulate, fsdp or model.remat"
+"""For a program that does not fit."""
 EXPANDED = 1.5
 """From how many times the FLOPs that a part needs on it is named: compilers pad small products, and
 expand those of rows sorted by expert to all rows times all experts."""
@@ -218,8 +220,5 @@ def _compiled(
 def _reason(message: str) -> str:
     """What a compiler's refusal says, in a line."""
     if used := re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", message):
-        return (
-            f"it needs {used[1]} of a device's {used[2]} (the compiler's units): use more devices, "
-            "a smaller batch_size, a larger accumulate, fsdp or model.remat"
-        )
+        return f"it needs {used[1]} of a device's {used[2]} (the compiler's units): {REMEDY}"
     return message.splitlines()[0]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from vmoe.errors import Failure
-from vmoe.plan.compiled import Compiled, Report
+from vmoe.plan.compiled import REMEDY, Compiled, Report
 from vmoe.plan.table import Row, format_bytes, format_flops, format_seconds
 
 MEMORY = ("program", "arguments", "temporaries", "outputs", "code", "total", "left", "compiled in")
@@ -73,8 +73,7 @@ def check_fits(report: Report) -> None:
         if memory is not None and program.total > memory and not report.target.refuses:
             raise Failure(
                 f"{program.name}: it needs {format_bytes(program.total)} of a device's "
-                f"{format_bytes(memory)}: use more devices, a smaller batch_size, a larger "
-                "accumulate, fsdp or model.remat"
+                f"{format_bytes(memory)}: {REMEDY}"
             )
 
 

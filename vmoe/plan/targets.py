@@ -131,14 +131,10 @@ def target(name: str) -> Target:
     platform, _, rest = name.partition(":")
     valid = platform in ("tpu", "gpu") and bool(rest)
     require(valid, "use a machine such as tpu:v5e:4x8, gpu:h100 or gpu:h100:8", compile=name)
-    if platform == "gpu":
-        return Target(name, _gpu(name, rest), GPUS[rest.partition(":")[0]].memory)
-    devices = _tpu(name, rest)
-    chip = chip_of(devices[0].device_kind)
-    return Target(name, devices, chip.memory if chip else None)
+    return _tpu(name, rest) if platform == "tpu" else _gpu(name, rest)
 
 
-def _tpu(name: str, topology: str) -> Sequence[jax.Device]:
+def _tpu(name: str, topology: str) -> Target:
     """The chips of a slice."""
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",  # asks no server which TPU this machine has
@@ -152,10 +148,12 @@ def _tpu(name: str, topology: str) -> Sequence[jax.Device]:
         options["chip_config_name"] = "megacore"
     if shape in ("1x1", "1x1x1"):
         options["chips_per_host_bounds"] = [1, 1, 1]
-    return _devices(name, "libtpu", "tpu", topology, options)
+    devices = _devices(name, "libtpu", "tpu", topology, options)
+    chip = chip_of(devices[0].device_kind)
+    return Target(name, devices, chip.memory if chip else None)
 
 
-def _gpu(name: str, rest: str) -> Sequence[jax.Device]:
+def _gpu(name: str, rest: str) -> Target:
     """The GPUs of one or more hosts."""
     card, _, counts = rest.partition(":")
     require(card in GPUS, choice(card, list(GPUS)), compile=name)
@@ -167,7 +165,8 @@ def _gpu(name: str, rest: str) -> Sequence[jax.Device]:
         "target_config": GPUS[card].description(),
         "topology": f"{hosts}x1x{each}",  # each host is a domain of fast links
     }
-    return _devices(name, "jax-cuda12-plugin", "cuda", card, options)
+    devices = _devices(name, "jax-cuda12-plugin", "cuda", card, options)
+    return Target(name, devices, GPUS[card].memory)
 
 
 def _devices(
