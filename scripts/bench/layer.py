@@ -108,11 +108,11 @@ def _variants(
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens), (state, tokens)),
     }
     if (chosen := moe.implementation_for(record.routing)) != "batched":
-        block = None if chosen == "ragged" else block_size(record.routing)
-        routing, sizes = sort_rows(record.routing, block=block or 1)
+        block = block_size(record.routing, chosen, moe.placement.platform)
+        routing, sizes = sort_rows(record.routing, block=block)
         rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)
         variants["experts alone"] = (
-            lambda state, rows: nnx.merge(graph, state).experts.on_rows(rows, sizes, block=block),
+            lambda state, rows: nnx.merge(graph, state).experts.on_rows(chosen, block, rows, sizes),
             (state, rows),
         )
     if einsum:

@@ -1,4 +1,6 @@
-"""Grouped matmuls on a TPU: its kernels, interpreted on the CPU, and its programs, compiled."""
+"""Ragged matmuls on accelerators: their products on the CPU, and programs for a TPU, compiled."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,31 @@ def test_the_kernels_of_a_tpu_equal_a_loop_over_the_experts(dtype: jax.typing.DT
         expected = np.stack([x[:n][experts == e].T @ y[:n][experts == e] for e in range(5)])
         assert out.dtype == jnp.float32
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_blocks_with_copies_of_kernels_equal_a_loop_over_the_experts(
+    dtype: jax.typing.DTypeLike,
+) -> None:
+    """The product and both its gradients, as on a GPU; rows that are nobody's have no gradient."""
+    rng = np.random.default_rng(0)
+    drawn = (rng.normal(size=shape) for shape in ((64, 24), (64, 40), (5, 24, 40)))
+    rows, gradient, kernel = (jnp.asarray(x, dtype) for x in drawn)
+    exact = 1e-5 if dtype == jnp.float32 else 0.05
+    for sizes in ([0, 8, 40, 0, 16], [16, 0, 8, 8, 0], [0, 0, 64, 0, 0], [0] * 5):
+        n, experts = sum(sizes), np.repeat(np.arange(5), sizes)
+        y = jnp.where(jnp.arange(64)[:, None] < n, gradient, 0)
+        product = functools.partial(ragged_matmul, sizes=jnp.int32(sizes), block=8)
+        out, gradients_of = jax.vjp(product, rows, kernel)
+        x, w, g = (np.float32(a) for a in (rows, kernel, y))
+        grad_rows, grad_kernel = np.zeros_like(x), np.zeros_like(w)
+        for i, e in enumerate(experts):
+            np.testing.assert_allclose(np.float32(out[i]), x[i] @ w[e], rtol=exact, atol=exact)
+            grad_rows[i] = w[e] @ g[i]
+            grad_kernel[e] += np.outer(x[i], g[i])
+        assert out.dtype == dtype
+        for found, expected in zip(gradients_of(y), (grad_rows, grad_kernel), strict=True):
+            np.testing.assert_allclose(np.float32(found), expected, rtol=exact, atol=exact)
 
 
 def test_ragged_products_are_vectorized() -> None:

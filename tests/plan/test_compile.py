@@ -82,12 +82,26 @@ def test_the_step_for_a_tpu_has_four_messages_to_and_from_experts_a_sparse_block
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.skipif(TPU is None, reason="needs libtpu")
-def test_experts_without_a_capacity_are_not_dense_on_a_tpu() -> None:
-    dropless = ("--model.moe.router.dropless", "--model.moe.router.images-per-group", "64")
-    report = compiled("tpu:v5e:1x1", *dropless)
-    for program in report["programs"]:
-        check(program)
+@pytest.mark.parametrize(
+    "machine",
+    [
+        pytest.param("tpu:v5e:1x1", marks=pytest.mark.skipif(TPU is None, reason="needs libtpu")),
+        pytest.param("gpu:h100", marks=pytest.mark.skipif(GPU is None, reason="needs its plugin")),
+    ],
+)
+def test_experts_without_a_capacity_are_not_dense(machine: str) -> None:
+    """The other report is of experts with a capacity of their even share, 1.05 by default."""
+    dropless, of_64 = "--model.moe.router.dropless", "--model.moe.router.images-per-group=64"
+    for with_capacity, without in zip(
+        *(compiled(machine, *more)["programs"] for more in ([of_64], [of_64, dropless])),
+        strict=True,
+    ):
+        check(without)
+        most, found = (
+            next(part["compiled"] for part in program["parts"] if part["part"] == "experts")
+            for program in (with_capacity, without)
+        )
+        assert found < 1.5 * most, (found, most)
 
 
 @pytest.mark.slow

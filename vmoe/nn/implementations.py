@@ -3,8 +3,9 @@
 ``batched``: batched matmuls over all slots of fixed capacity; required for sharded experts.
 ``blocked``: a loop over blocks of rows, each with its expert's weights, so that the hidden layer of
 a block stays in the cache; the custom backward pass saves only the pre-activations.
-``ragged``: ragged matmuls over sorted rows, by a kernel on a TPU. The compilers for a GPU and a CPU
-multiply every row by the weights of all experts instead.
+``ragged``: ragged matmuls over sorted rows: by a kernel on a TPU, and on a GPU by a batched matmul
+over blocks of rows, each with a copy of its expert's weights. XLA's own, for a CPU, multiplies
+every row by the weights of all experts.
 
 Matmuls accumulate in float32, or in float64 for such rows.
 """
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vmoe.nn.keys import MaybeKey
-from vmoe.nn.matmul import expert_einsum, ragged_matmul
+from vmoe.nn.matmul import expert_einsum, experts_of_blocks, ragged_matmul
 from vmoe.nn.mlp import Hidden
 
 
@@ -62,17 +63,19 @@ def ragged(
     sizes: Int[Array, "e"],
     middle: Hidden,
     key: MaybeKey,
+    *,
+    block: int = 1,
 ) -> Float[Array, "r d"]:
     """Applies each expert's MLP to its rows; outputs after the last expert's rows are undefined.
 
     Args:
         sizes: number of rows of each expert.
+        block: see ``ragged_matmul``.
     """
-    ends, places = jnp.cumsum(sizes), jnp.arange(len(rows))
-    expert = jnp.searchsorted(ends, places, side="right", method="compare_all")
+    expert = experts_of_blocks(sizes, len(rows))
 
     def linear(params: ExpertLinearParams, rows: jax.Array) -> jax.Array:
-        out = ragged_matmul(rows, params.kernel, sizes)
+        out = ragged_matmul(rows, params.kernel, sizes, block)
         bias = params.bias.at[expert].get(mode="fill", fill_value=0)
         return out + bias.astype(rows.dtype)
 
@@ -98,9 +101,8 @@ def blocked(
         block: number of rows of a block.
     """
     blocks = rows.reshape(-1, block, rows.shape[1])
-    ends = jnp.cumsum(sizes) // block
-    experts = jnp.searchsorted(ends, jnp.arange(len(blocks)), side="right")
-    return _blocked(middle, up, down, blocks, experts, ends[-1], key).reshape(rows.shape)
+    experts, used = experts_of_blocks(sizes, len(blocks), block), sizes.sum() // block
+    return _blocked(middle, up, down, blocks, experts, used, key).reshape(rows.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -57,22 +57,38 @@ def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=dot)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def ragged_matmul(
-    rows: Float[Array, "r x"], kernel: Float[Array, "e x y"], sizes: Int[Array, "e"]
+    rows: Float[Array, "r x"], kernel: Float[Array, "e x y"], sizes: Int[Array, "e"], block: int = 1
 ) -> Float[Array, "r y"]:
-    """Multiplies each expert's rows by its kernel; dtypes as for ``expert_einsum``."""
-    return _by_kernels(rows, kernel.astype(rows.dtype), sizes, transposed=False)
+    """Multiplies each expert's rows by its kernel; dtypes as for ``expert_einsum``.
+
+    Args:
+        sizes: number of rows of each expert.
+        block: if it is above 1, the product is one batched matmul over blocks of so many rows, each
+            with a copy of its expert's kernel; it divides all sizes and r.
+    """
+    return _by_kernels(rows, kernel.astype(rows.dtype), sizes, block, transposed=False)
 
 
-def _ragged_forward(rows, kernel, sizes):
-    return ragged_matmul(rows, kernel, sizes), (rows, kernel, sizes)
+def experts_of_blocks(sizes: Int[Array, "e"], count: int, block: int = 1) -> Int[Array, "count"]:
+    """The expert of each block of rows; e after the last expert's.
+
+    Args:
+        sizes: number of rows of each expert, a multiple of ``block``.
+    """
+    ends = jnp.cumsum(sizes) // block
+    return jnp.searchsorted(ends, jnp.arange(count), side="right", method="compare_all")
 
 
-def _ragged_backward(saved, gradient):
+def _ragged_forward(rows, kernel, sizes, block):
+    return ragged_matmul(rows, kernel, sizes, block), (rows, kernel, sizes)
+
+
+def _ragged_backward(block, saved, gradient):
     rows, kernel, sizes = saved
-    grad_rows = _by_kernels(gradient, kernel.astype(rows.dtype), sizes, transposed=True)
-    return grad_rows, _by_rows(rows, gradient, sizes).astype(kernel.dtype), None
+    grad_rows = _by_kernels(gradient, kernel.astype(rows.dtype), sizes, block, transposed=True)
+    return grad_rows, _by_rows(rows, gradient, sizes, block).astype(kernel.dtype), None
 
 
 ragged_matmul.defvjp(_ragged_forward, _ragged_backward)
@@ -86,9 +102,14 @@ OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
 
 
 def _by_kernels(
-    rows: jax.Array, kernel: jax.Array, sizes: jax.Array, *, transposed: bool
+    rows: jax.Array, kernel: jax.Array, sizes: jax.Array, block: int, *, transposed: bool
 ) -> jax.Array:
     """Each expert's rows by its kernel, or by the transposed one, in the dtype of the rows."""
+    if block > 1:
+        blocks = rows.reshape(-1, block, rows.shape[1])
+        kernels = kernel[experts_of_blocks(sizes, len(blocks), block)]
+        out = _dot("irx,iyx->iry" if transposed else "irx,ixy->iry", blocks, kernels)
+        return out.reshape(len(rows), -1).astype(rows.dtype)
 
     def dot(rows: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
         wide = jnp.result_type(rows, jnp.float32)
@@ -100,8 +121,13 @@ def _by_kernels(
     return _or_on_tpu(dot, kernels, rows, kernel, sizes)
 
 
-def _by_rows(rows: jax.Array, gradient: jax.Array, sizes: jax.Array) -> jax.Array:
+def _by_rows(rows: jax.Array, gradient: jax.Array, sizes: jax.Array, block: int) -> jax.Array:
     """Each expert's transposed rows by those of the gradient, in float32 at least."""
+    if block > 1:
+        blocks, gradients = (x.reshape(-1, block, x.shape[1]) for x in (rows, gradient))
+        experts = experts_of_blocks(sizes, len(blocks), block)
+        out = _dot("irx,iry->ixy", blocks, gradients)
+        return jax.ops.segment_sum(out, experts, len(sizes), indices_are_sorted=True)
     wide = jnp.result_type(rows, jnp.float32)
     dot = functools.partial(
         jax.lax.ragged_dot_general,

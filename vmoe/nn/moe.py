@@ -400,12 +400,13 @@ class MoE(nnx.Module):
             outputs = self.placement.from_experts(self._transfer(outputs))
             return combine(outputs, routing)
         assert isinstance(routing, Routing)  # soft routing is always batched
-        block = None if implementation == "ragged" else block_size(routing)
-        routing, sizes = sort_rows(routing, block=block or 1)
+        block = block_size(routing, implementation, self.placement.platform)
+        routing, sizes = sort_rows(routing, block=block)
         one_group = rows.reshape(1, -1, rows.shape[-1])  # 1 gs d
         sorted_rows = dispatch(one_group, routing)[0, 0].astype(dtype)  # r d
         assert isinstance(self.experts, StackedMlps)
-        outputs = self.experts.on_rows(sorted_rows, sizes, slots, key, *args, block=block, **kwargs)
+        compute = functools.partial(self.experts.on_rows, implementation, block)
+        outputs = compute(sorted_rows, sizes, slots, key, *args, **kwargs)
         return combine(self._transfer(outputs)[None, None], routing).reshape(rows.shape)
 
     def _with_shared(

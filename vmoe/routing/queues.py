@@ -54,7 +54,9 @@ def _queue(
 
     expert, turn = queue // (s * k), queue % (s * k)  # sk
     choice = order[turn % s] * k + turn // s  # sk: token * k + rank
-    starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))  # e + 1: of each expert's queue
+    first_keys = jnp.arange(e + 1) * (s * k)
+    # Comparing all takes one operation of an accelerator; a binary search is a loop there.
+    starts = jnp.searchsorted(queue, first_keys, method="compare_all")  # e + 1: of each queue
     position = jnp.arange(s * k, dtype=jnp.int32) - starts[expert]  # sk: place in that queue
     slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)  # sk
     slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)

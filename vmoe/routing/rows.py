@@ -47,20 +47,29 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     return flat, sizes
 
 
-def block_size(routing: Routing) -> int:
+def block_size(routing: Routing, implementation: str, platform: str) -> int:
     """Number of rows of a block: small enough to avoid padding, large enough to reuse weights.
 
     If an expert has about as many slots as choices, its slots form one block, or several of at
     most ``LARGEST_BLOCK`` rows. If it has many more slots, a block has a quarter of an even share
-    of the choices.
+    of the choices: at most 512 in a loop, and at least 512 where each block has a copy of its
+    expert's kernels, which takes as long to make as some 700 rows to multiply on an H100 (by its
+    published rates).
+
+    Args:
+        implementation: "blocked" or "ragged", which has blocks on a GPU only; elsewhere 1 row each.
+        platform: "cpu", "gpu" or "tpu".
     """
+    if implementation == "ragged" and platform != "gpu":
+        return 1
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
     even = -(-min(g * s * k, g * e * c) // e)
     if g * c <= 1.25 * even + 8:
         parts = -(-g * c // LARGEST_BLOCK)
         return -(-g * c // (8 * parts)) * 8
-    return min(512, max(16, -(-even // 32) * 8))
+    least, most = (16, 512) if implementation == "blocked" else (512, LARGEST_BLOCK)
+    return min(most, max(least, -(-even // 32) * 8), -(-g * c // 8) * 8)
 
 
 def most_rows(routing: Routing, block: int) -> int:

@@ -73,9 +73,7 @@ class StackedMlps(Experts):
         """The implementation; for "auto", one for the platform and the shapes.
 
         On a CPU ``blocked`` is chosen. Elsewhere it is ``batched`` while there are about as many
-        slots as choices. With more, as without a capacity, a TPU has ``ragged``. On a GPU, where
-        compilers make a dense product of that, ``batched`` computes all slots up to eight for each
-        choice, and ``blocked`` is for more; these eight were not measured.
+        slots as choices, and ``ragged`` with more, as without a capacity.
 
         Args:
             platform: "cpu", "gpu" or "tpu".
@@ -84,8 +82,7 @@ class StackedMlps(Experts):
             return self.implementation
         if platform == "cpu":
             return "blocked"
-        most, beyond = (1.25, "ragged") if platform == "tpu" else (8.0, "blocked")
-        return "batched" if routing.choices.size <= most * routing.slots.size else beyond
+        return "batched" if routing.choices.size <= 1.25 * routing.slots.size else "ragged"
 
     @jax.named_scope("experts")
     def __call__(
@@ -114,27 +111,27 @@ class StackedMlps(Experts):
     @jax.named_scope("experts")
     def on_rows(
         self,
+        implementation: Implementation,
+        block: int,
         rows: Float[Array, "r d"],
         sizes: Int[Array, "e"],
         slots: Slots | None = None,
         key: MaybeKey = None,
         /,
         *args: Any,
-        block: int | None,
         **kwargs: Any,
     ) -> Float[Array, "r d"]:
         """Applies the experts to rows sorted by expert.
 
         Args:
-            sizes: number of rows of each expert.
-            block: number of rows of a block, which divides all sizes; None for a ragged matmul.
+            implementation: "blocked" or "ragged".
+            block: number of rows of a block, see ``vmoe.routing.rows.block_size``.
+            sizes: number of rows of each expert, a multiple of ``block``.
         """
         self._check_inputs(rows, args, kwargs | (slots.inputs if slots else {}))
         up, down, rows = reverse_only((self.up.params(), self.down.params(), rows))
-        inputs = up, down, rows, sizes, self.hidden, key
-        if block is None:
-            return implementations.ragged(*inputs)
-        return implementations.blocked(*inputs, block=block)
+        compute = implementations.ragged if implementation == "ragged" else implementations.blocked
+        return compute(up, down, rows, sizes, self.hidden, key, block=block)
 
     def _check_inputs(
         self, tokens: Float[Array, "*r d"], args: Sequence[Any], named: Mapping[str, Any]
