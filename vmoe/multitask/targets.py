@@ -19,7 +19,11 @@ MANY = 30
 
 
 def split_of(X: Any, y: Any, sample_weight: Any = None) -> Split:
-    """Rows with their targets and weights; those of weight 0 are left out."""
+    """Rows with their targets and weights; those of weight 0 are left out.
+
+    Raises:
+        ValueError: as of ``targets_of`` and ``row_weights``.
+    """
     rows = np.arange(len(X))
     every = Split(X, targets_of(y, len(X)), row_weights(sample_weight, X), rows)
     weight = every.sample_weight
@@ -41,7 +45,12 @@ def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
 
 
 def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
-    """The targets of each task."""
+    """The targets of each task.
+
+    Raises:
+        ValueError: ``y`` names no tasks, one twice, or not by a string, or a task has no target for
+            each row.
+    """
     y = as_pandas(y)
     if not isinstance(y, Mapping) and not hasattr(y, "columns"):
         raise ValueError(
@@ -63,7 +72,11 @@ def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
 
 
 def in_order(settings: Settings, targets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The targets, in the order of the chain if there is one."""
+    """The targets, in the order of the chain if there is one.
+
+    Raises:
+        ValueError: the chain does not name each task once, or the architecture has none.
+    """
     chained = settings.architecture in CHAINS
     if settings.chain is None and not chained:
         return targets
@@ -87,6 +100,10 @@ def new_tasks(
 
     Args:
         categories: tasks whose targets are categories of pandas, which are classifications.
+
+    Raises:
+        ValueError: ``kinds`` names no task of these, or a kind that there is not; or the targets of
+            a task do not fit its kind.
     """
     targets, weight = given.targets, given.sample_weight
     kinds = dict.fromkeys(categories, "classification") | dict(settings.kinds or {})
@@ -190,7 +207,11 @@ def task_named(argument: str, name: str, tasks: Mapping[str, Task]) -> Task:
 
 
 def loss_weights(settings: Settings, tasks: Mapping[str, Task]) -> list[float]:
-    """The factor of each task's loss."""
+    """The factor of each task's loss.
+
+    Raises:
+        ValueError: a weight is no positive number, or that of no task.
+    """
     given = settings.task_weights or {}
     for name, weight in given.items():
         task_named("task_weights", name, tasks)
@@ -202,7 +223,11 @@ def loss_weights(settings: Settings, tasks: Mapping[str, Task]) -> list[float]:
 def class_weights(
     settings: Settings, tasks: Mapping[str, Task], given: Split
 ) -> dict[str, np.ndarray]:
-    """The weights of the classes, for the tasks that have some."""
+    """The weights of the classes, for the tasks that have some.
+
+    Raises:
+        ValueError: ``class_weight`` names no classification, or its classes do not fit.
+    """
     wanted = settings.class_weight
     if wanted is None:
         return {}
