@@ -204,7 +204,7 @@ def test_a_run_folder_of_another_config_is_refused_with_the_differences(
 
     open_folder(config)
     before = (run / "config.json").read_text()
-    other = configs.replace(config, seed=1, optim=dict(lr=0.25), evaluations=(EvalConfig(),))
+    other = configs.replace(config, seed=1, optim=dict(lr=0.25))
     with pytest.raises(UsageError, match="holds a run of another config") as caught:
         open_folder(other)
     assert "optim.lr is 0.005 there and 0.25 here" in str(caught.value)
@@ -217,7 +217,6 @@ def test_a_run_folder_of_another_config_is_refused_with_the_differences(
     ):
         open_folder(configs.replace(config, evaluations=sets))
     assert "seed is 0 there and 1 here" in str(caught.value)
-    assert "evaluations is" in str(caught.value)
     assert (run / "config.json").read_text() == before
 
 
@@ -250,7 +249,7 @@ def test_changed_data_or_environment_is_reported(
     assert f"the run started with jax 0.1, now {jax.__version__}" in stderr
     assert f"the run started with simplejpeg 0.2, now {version('simplejpeg')}" in stderr
     (workdir / "classes.json").write_text('["cat", "dog"]')
-    with pytest.raises(UsageError, match="the classes of the training data differ"):
+    with pytest.raises(UsageError, match="other classes of the training data"):
         open_workdir(workdir, config, names, then, None)
 
 
@@ -377,19 +376,6 @@ def test_the_digits_recipe_reaches_92_percent_on_validation_in_a_third_of_its_st
         assert process.wait() == 0, process.stderr
     last = rows(tmp_path, "evaluations")[-1]
     assert last["step"] == rows(tmp_path)[-1]["step"] and float(last["accuracy"]) >= 0.92
-
-
-@pytest.mark.slow
-def test_the_number_of_workers_may_change_when_a_run_is_resumed(
-    run: Path, config: TrainConfig, tmp_path: Path
-) -> None:
-    """The oracle is a run in threads, which is not interrupted."""
-    workdir = tmp_path / "run"
-    shutil.copytree(run, workdir)
-    for step in (30, 40):
-        shutil.rmtree(workdir / "checkpoints" / str(step))
-    train(configs.replace(config, data=dict(num_workers=2)), workdir)
-    assert_same(run, workdir)
 
 
 PHOTOS = """

@@ -60,11 +60,11 @@ def training_entry(metrics: dict[str, Any], timing: Row, model: ViTConfig) -> En
     )
 
 
-def evaluation_entry(evaluation: NamedEvaluation, model: ViTConfig) -> Entry:
-    """An evaluation: a row of evaluations.csv."""
+def evaluation_entry(evaluation: NamedEvaluation, model: ViTConfig, batch_size: int) -> Entry:
+    """An evaluation in batches of a size: a row of evaluations.csv."""
     name, weights, result = evaluation
     metrics = {metric: getattr(result, metric) for metric in EVALUATION}
-    row = {"set": name, "weights": weights} | metrics
+    row = {"set": name, "weights": weights} | metrics | {"batch_size": batch_size}
     return Entry(
         rows={"evaluations.csv": [row]},
         scalars={f"{name}_{weights}/{m}": v for m, v in metrics.items() if v is not None},

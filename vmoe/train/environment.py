@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import vmoe
+from vmoe.config.changes import Change
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
 from vmoe.train.check import Data
@@ -78,20 +79,48 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return lines
 
 
+def same_images(change: Change, stored: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Whether a data set that has another name has the same images as at the start of the run."""
+
+    def images(environment: dict[str, Any]) -> list[Any]:
+        if change.key == "data.name":
+            return [environment]
+        sets = environment.get("evaluations") or {}
+        if change.key == "fewshot.data":
+            return [each for name, each in sets.items() if name.startswith("few-shot ")]
+        name = list(current["evaluations"])[int(change.field.split(".")[1])]
+        return [sets.get(name)]
+
+    before, now = images(stored), images(current)
+    return len(before) == len(now) and all(map(_same, before, now))
+
+
+def with_new_sets(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """The environment of a run, with the data of evaluation sets that were added."""
+    return stored | {"evaluations": current["evaluations"] | (stored.get("evaluations") or {})}
+
+
 def _data_differences(what: str, stored: Any, current: dict[str, Any], so: str) -> Iterator[str]:
     """A line if the data has changed, with the consequences."""
-    stored = stored if isinstance(stored, dict) else {}
-    before, now = stored.get("data"), current["data"]
-    if not isinstance(before, dict) or any(before.get(k) != now[k] for k in ("data", "content")):
+    if not _same(stored, current):
+        images = stored.get("images") if isinstance(stored, dict) else None
         yield (
-            f"{what} has changed since this run began ({stored.get('images')} images then, "
+            f"{what} has changed since this run began ({images} images then, "
             f"{current['images']} now); {so}"
         )
-    elif before.get("times") != now["times"]:
+    elif stored["data"].get("times") != current["data"]["times"]:
         yield (
             f"the files of {what} have other modification times than when this run began; their "
             "names, sizes and the content of a sample are the same"
         )
+
+
+def _same(stored: Any, current: dict[str, Any]) -> bool:
+    """Whether names, sizes, labels and the content of a sample are the same."""
+    before = stored.get("data") if isinstance(stored, dict) else None
+    return isinstance(before, dict) and all(
+        before.get(k) == current["data"][k] for k in ("data", "content")
+    )
 
 
 def _version(package: str) -> str | None:

@@ -1,22 +1,34 @@
 """The run folder: writes a new run's metadata, or checks the folder of a resumed run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vmoe import distributed
-from vmoe.config import TrainConfig
+from vmoe.checkpoints.restore import CORRUPT
+from vmoe.config import TrainConfig, replace
+from vmoe.config.changes import MAY_CHANGE, OF_IMAGES, Change, changes
 from vmoe.costs.summary import summarize
 from vmoe.errors import UsageError, writing
-from vmoe.train.environment import differences
+from vmoe.train.environment import differences, same_images, with_new_sets
 from vmoe.train.init import Init
 from vmoe.train.optim import schedule
+from vmoe.train.sinks import CsvFile
 from vmoe.workdir.layout import (
-    check_same_run,
+    CHECKPOINTS,
+    CLASSES,
+    FILES,
+    change,
     files_of_a_run,
     has_config,
+    read_class_names,
+    read_config,
     read_environment,
+    read_init,
+    set_aside,
+    steps_of,
     write_metadata,
 )
 
@@ -30,6 +42,9 @@ def open_workdir(
 ) -> tuple[list[str], bool]:
     """Writes the metadata of a new run, or checks that the folder holds this one.
 
+    Fields that may change are changed in the folder, see ``vmoe.config.changes``. A run of another
+    config that has no checkpoint is set aside.
+
     Args:
         now: the current environment.
 
@@ -40,14 +55,26 @@ def open_workdir(
     def open_folder() -> tuple[list[str], bool]:
         if not distributed.is_primary():
             return [], False
+        lines = []
         if has_config(workdir):
-            steps, changes = check_same_run(workdir, config, class_names, images=now.get("images"))
-            changes += differences(read_environment(workdir), now)
-            lines = [f"{workdir}: {line}" for line in changes]
-            if steps is not None:
-                lines.append(_extension(config, steps))
-            return lines, steps is not None
-        if left := files_of_a_run(workdir):
+            stored, before = read_config(workdir), read_environment(workdir)
+            found = changes(stored, config)
+            problem = (
+                _other_config(stored, config, found, before, now)
+                or _other_classes(workdir, class_names)
+                or _other_init(workdir, initial)
+            )
+            if not problem:
+                lines = _changed(workdir, config, found, before, now)
+                extended = stored.total_steps < config.total_steps
+                return lines + [_extension(config, stored.total_steps)] * extended, extended
+            if not _may_start_anew(workdir, stored):
+                raise UsageError(f"workdir {workdir} {problem}").remedied_by(workdir=None)
+            with writing(workdir):
+                kept = ", ".join(filter(None, (set_aside(workdir / name) for name in FILES)))
+            held = problem.rpartition(":")[0]
+            lines = [f"{workdir} {held}; it has no checkpoint, so its files are kept as {kept}"]
+        elif left := files_of_a_run(workdir):
             raise UsageError(
                 f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
                 "restore config.json, or use another workdir"
@@ -62,9 +89,81 @@ def open_workdir(
                 model=summary,
                 init=None if initial is None else initial.record,
             )
-        return [], False
+        return lines, False
 
     return distributed.raise_together(open_folder)
+
+
+def _other_config(
+    stored: TrainConfig,
+    config: TrainConfig,
+    found: Sequence[Change],
+    before: dict[str, Any],
+    now: dict[str, Any],
+) -> str:
+    """Why the config is not that of the run; empty if it is.
+
+    Args:
+        found: the fields that differ.
+        before: the environment of the run.
+    """
+    other = [
+        f"{each.field} is {each.before} there and {each.now} here{', of other images' * moved}"
+        for each in found
+        if (moved := each.key in OF_IMAGES)
+        and not same_images(each, before, now)
+        or each.key not in MAY_CHANGE
+    ]
+    if config.total_steps < stored.total_steps:
+        other.append(f"steps is {stored.total_steps} there and {config.total_steps} here")
+    there, here = (each.total_steps * each.batch_size for each in (stored, config))
+    epochs, images = "", now.get("images")
+    if images and there != here:
+        epochs = f" ({there / images:.4g} and {here / images:.4g} epochs)"
+    text = f"holds a run of another config ({'; '.join(other)}){epochs}: "
+    return text + "use the config of that run, or another workdir" if other else ""
+
+
+def _other_classes(workdir: Path, class_names: tuple[str, ...]) -> str:
+    text = "holds a run with other classes of the training data"
+    same = tuple(read_class_names(workdir)) == class_names
+    return "" if same else f"{text} ({workdir / CLASSES}): use another workdir"
+
+
+def _other_init(workdir: Path, initial: Init | None) -> str:
+    """Empty if the run has a checkpoint, with which ``initial`` is None."""
+    recorded = read_init(workdir)
+    if initial is None or initial.record == recorded:
+        return ""
+    began = "random parameters" if recorded is None else recorded["path"]
+    now = initial.record["path"]
+    return f"holds a run that began from {began}, not from {now}: use another workdir"
+
+
+def _changed(
+    workdir: Path,
+    config: TrainConfig,
+    found: Sequence[Change],
+    before: dict[str, Any],
+    now: dict[str, Any],
+) -> list[str]:
+    """Changes the folder's config, and returns messages about this, the machine and the data."""
+    lines = [str(each) for each in found]
+    if found:  # the length changes with the first checkpoint, see ``extend``
+        current = replace(config, steps=read_config(workdir).steps)
+        with writing(workdir):
+            change(workdir, current, with_new_sets(before, now), lines)
+    return [f"{workdir}: {line}" for line in [*lines, *differences(before, now)]]
+
+
+def _may_start_anew(workdir: Path, stored: TrainConfig) -> bool:
+    """Whether no work is lost: there is no checkpoint, and there was none by the rows.
+
+    A kill may lose the first one.
+    """
+    checkpoints = steps_of(workdir) or (workdir / CHECKPOINTS / CORRUPT).exists()
+    last = CsvFile(workdir / "metrics.csv").stored_step()
+    return not checkpoints and last <= 2 * stored.checkpoint_every
 
 
 def _extension(config: TrainConfig, steps: int) -> str:

@@ -64,7 +64,8 @@ class Init(NamedTuple):
 def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> Init | None:
     """The parameters that a run starts from; None if it starts from random ones or a checkpoint.
 
-    A run that was killed before its first checkpoint starts from the recorded source again.
+    A run that was killed before its first checkpoint starts from the recorded source again, unless
+    another one is given.
 
     Args:
         workdir: the run folder.
@@ -72,24 +73,26 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
 
     Raises:
         UsageError: there is no trained model, its parameters do not fit the model or have changed
-            since the run began; or the run began from another source.
+            since the run began; or a run with a checkpoint began from another source.
     """
-    recorded = None
     if source is not None:
         source = source._replace(path=_absolute(source.path))
-    if has_config(workdir):
-        recorded = read_init(workdir)
-        began = None
-        if recorded is not None:
-            began = InitFrom(*(recorded[name] for name in InitFrom._fields))
-        if source is not None and source != began:
+    known = has_config(workdir)
+    recorded = read_init(workdir) if known else None
+    began = None
+    if recorded is not None:
+        began = InitFrom(*(recorded[name] for name in InitFrom._fields))
+    if known and has_checkpoint(workdir):
+        if source not in (None, began):
             raise UsageError(
                 f"workdir {workdir}: its run began from {_text(began)}, not from {_text(source)}: "
                 "use another workdir"
             ).remedied_by(workdir=None)
+        return None
+    if source is None or source == began:
         source = began
-        if has_checkpoint(workdir):
-            return None
+    else:
+        recorded = None
     if source is None:
         return None
     stored = read(source.path if recorded is None else _step_of(source.path, recorded["step"]))

@@ -123,14 +123,22 @@ class Report:
             self.log(f"{self._workdir}: resumed from step {step} of {self._config.steps}")
 
     def _evaluated(self, step: int) -> dict[str, Position]:
-        """The end of each CSV file after the evaluation of a step; empty if it is not recorded."""
+        """The end of each CSV file after the evaluation of a step.
+
+        Empty if it is not recorded, or was of other sets.
+        """
         try:
             stored = parse_json(retried(self._record, lambda: read_regular(self._record)))
-            if stored["step"] == step:
+            sets = self._sets()
+            if stored["step"] == step and stored.get("sets", sets) == sets:
                 return {name: Position(*stored["files"][name]) for name in self._tables}
         except (OSError, ValueError, LookupError, TypeError):
             pass  # missing or corrupt: nothing is trusted, and the evaluation is repeated
         return {}
+
+    def _sets(self) -> list[str]:
+        """The names of the evaluation sets."""
+        return [each.name for each in self._config.evaluations]
 
     def has(self, table: str, step: int) -> bool:
         """Whether a CSV file has the rows of a step; False in all but the primary process."""
@@ -174,10 +182,12 @@ class Report:
         """
         model, last = self._config.model, step == self._config.total_steps
         warmup = step <= self._config.optim.warmup_steps and not last
-        self.write(step, *(evaluation_entry(each, model) for each in evaluations))
+        sizes = {each.name: each.batch_size for each in self._config.evaluations}
+        self.write(step, *(evaluation_entry(each, model, sizes[each.set]) for each in evaluations))
         if self._tables:
             with write_errors(self._record):
-                replace_text(self._record, json.dumps({"step": step, "files": self.positions()}))
+                record = {"step": step, "sets": self._sets(), "files": self.positions()}
+                replace_text(self._record, json.dumps(record))
         found: dict[tuple[str, str, int | None], str] = {}
         for name, _, result in evaluations:
             for each in findings(model, result.totals, training=not last):

@@ -22,7 +22,7 @@ from tensorboardX.summary import image, scalar
 from vmoe.errors import Failure, one_line, writing
 from vmoe.retry import failure, read_regular, retried
 from vmoe.train.pictures import Picture
-from vmoe.workdir.layout import append_bytes
+from vmoe.workdir.layout import append_bytes, set_aside
 
 Row = dict[str, Any]
 
@@ -90,7 +90,10 @@ START = Position(0, hashlib.sha256().hexdigest())
 
 
 class CsvFile(Sink):
-    """A CSV file whose first column is the step; the first row determines the other columns."""
+    """A CSV file whose first column is the step; the first row determines the other columns.
+
+    A file of an older version keeps its columns, and gets no new ones.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -107,13 +110,15 @@ class CsvFile(Sink):
         if not rows:
             return
         columns = ["step", *rows[0]]
+        if self._columns:
+            columns = [name for name in columns if name in self._columns]
         if self._columns and self._columns != columns:
             raise Failure(
                 f"{self._path} has other columns: another version of vmoe wrote it; move it away, "
                 "and run the same command to resume with a new one"
             )
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns)
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
         if not self._columns:
             writer.writeheader()
         writer.writerows({"step": step} | {k: _text(v) for k, v in r.items()} for r in rows)
@@ -192,21 +197,10 @@ class CsvFile(Sink):
             raise failure(self._path, error) from None
 
     def set_aside(self) -> str:
-        """Renames the file to .old, or to .old.2 and so on: no file is replaced.
-
-        Returns:
-            the new name; empty if there are no rows.
-        """
+        """Renames the file, see ``vmoe.workdir.layout.set_aside``."""
         self.__dict__.pop("_stored", None)
         with write_errors(self._path):
-            if not self._path.exists() or not self._path.stat().st_size:
-                return ""
-            old, number = self._path.with_name(f"{self._path.name}.old"), 1
-            while old.exists():
-                number += 1
-                old = self._path.with_name(f"{self._path.name}.old.{number}")
-            self._path.rename(old)
-        return old.name
+            return set_aside(self._path)
 
     def resume(self, step: int) -> None:
         """Removes all content after the restored position."""

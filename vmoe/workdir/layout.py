@@ -4,6 +4,7 @@ config.json        the config, to repeat the run      model.txt     summary of t
 environment.json   versions, devices, commit, data    classes.json  class names, in label order
 init.json          where the first parameters are from, if not from the seed
 config.N.json      the config before the run was extended from N steps
+changes.txt        a line per field of the config that was changed, with the time and the step
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
 fewshot.csv        a row per few-shot probe           evaluated.json  ends of the CSV files
@@ -18,16 +19,16 @@ cannot be read for a temporary reason. Functions that write one raise an OSError
 """
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vmoe.cache import atomic
-from vmoe.config import TrainConfig, replace
+from vmoe.config import TrainConfig
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError, parse_json
 from vmoe.retry import failure, retried
@@ -38,10 +39,17 @@ CLASSES = "classes.json"
 MODEL = "model.txt"
 INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
+CHANGES = "changes.txt"
 CHECKPOINTS = "checkpoints"
 CONSOLE = "console.txt"
 EVALUATED = "evaluated.json"  # the end of each CSV file after the newest evaluation
 TABLES = ("metrics.csv", "experts.csv", "fewshot.csv", "evaluations.csv")  # in the order of writing
+FILES = (
+    *(*TABLES, f"{CHECKPOINTS}/metrics.json", "wandb.json"),
+    *(CONFIG, ENVIRONMENT, CLASSES, MODEL, INIT, CHANGES),
+)
+"""What tells one run from the next in the same folder; after a kill, a folder in which only the
+first of these were renamed still has its run."""
 
 
 def has_config(workdir: Path) -> bool:
@@ -148,56 +156,6 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
     return _read_object(workdir / INIT, INIT_KEYS)
 
 
-def check_same_run(
-    workdir: Path,
-    config: TrainConfig,
-    class_names: tuple[str, ...],
-    *,
-    images: int | None = None,
-) -> tuple[int | None, list[str]]:
-    """Checks that a folder holds a run of the same config and classes, perhaps with fewer steps.
-
-    Args:
-        images: number of images of an epoch, for the message.
-
-    Returns:
-        the number of its steps if this config has more, else None; and a message about each batch
-        size of evaluations that differs, as it may if an evaluation ran out of memory.
-    """
-    stored = read_config(workdir)
-    may_change = ("check", "on_error", "max_pixels", "num_workers")
-    reading = {name: getattr(config.data, name) for name in may_change}
-    stored = replace(stored, data=reading)
-    sets = stored.evaluations
-    if len(sets) == len(config.evaluations):
-        pairs = zip(sets, config.evaluations, strict=True)
-        sets = tuple(replace(own, batch_size=given.batch_size) for own, given in pairs)
-    probes = dict(batch_size=config.fewshot.batch_size)
-    written, stored = stored, replace(stored, evaluations=sets, fewshot=probes)
-    messages = [
-        f"{difference}: where choices are dropped, earlier results are with other groups"
-        for difference in _differences(written, stored)
-    ]
-    extended = (
-        config.total_steps > stored.total_steps and replace(stored, steps=config.steps) == config
-    )
-    if differences := list(_differences(stored, config)) if not extended else []:
-        there, here = (each.total_steps * each.batch_size for each in (stored, config))
-        epochs = ""
-        if images and there != here:
-            epochs = f" ({there / images:.4g} and {here / images:.4g} epochs)"
-        raise UsageError(
-            f"workdir {workdir} holds a run of another config ({'; '.join(differences)}){epochs}: "
-            "use the config of that run, or another workdir"
-        ).remedied_by(workdir=None)
-    if tuple(read_class_names(workdir)) != class_names:
-        raise UsageError(
-            f"workdir {workdir}: the classes of the training data differ from the classes of the "
-            f"run ({workdir / CLASSES}): use another workdir"
-        ).remedied_by(workdir=None)
-    return stored.steps if extended else None, messages
-
-
 def extend(workdir: Path, config: TrainConfig) -> None:
     """Replaces the config by one with more steps, and keeps the old one in the same folder."""
     stored = read_config(workdir)
@@ -206,19 +164,31 @@ def extend(workdir: Path, config: TrainConfig) -> None:
         replace_text(workdir / CONFIG, to_json(config) + "\n")
 
 
-def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
-    """A phrase for each field that differs between two configs."""
-    if dataclasses.is_dataclass(stored) and type(stored) is type(current):
-        names = [field.name for field in dataclasses.fields(stored)]
-        pairs = {name: (getattr(stored, name), getattr(current, name)) for name in names}
-    elif isinstance(stored, tuple) and isinstance(current, tuple) and len(stored) == len(current):
-        pairs = {str(i): pair for i, pair in enumerate(zip(stored, current, strict=True))}
-    else:
-        if stored != current:
-            yield f"{place} is {stored} there and {current} here"
-        return
-    for name, pair in pairs.items():
-        yield from _differences(*pair, f"{place}.{name}".lstrip("."))
+def change(
+    workdir: Path, config: TrainConfig, environment: dict[str, Any], lines: Sequence[str]
+) -> None:
+    """Replaces the config by one in which fields differ that may change, with a line for each."""
+    steps, now = steps_of(workdir), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    text = "".join(f"{now} step {steps[-1] if steps else 0}: {line}\n" for line in lines)
+    append_bytes(workdir / CHANGES, text.encode())
+    replace_text(workdir / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    replace_text(workdir / CONFIG, to_json(config) + "\n")
+
+
+def set_aside(path: Path) -> str:
+    """Renames a file to .old, or to .old.2 and so on: no file is replaced.
+
+    Returns:
+        the new name; empty if there is no file, or it is empty.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return ""
+    old, number = path.with_name(f"{path.name}.old"), 1
+    while old.exists():
+        number += 1
+        old = path.with_name(f"{path.name}.old.{number}")
+    path.rename(old)
+    return old.name
 
 
 def _read_object(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:

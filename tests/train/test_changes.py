@@ -1,0 +1,223 @@
+"""What may change in the config of a run that is resumed, and what the folder then says."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import TINY
+from tests.run_folder import arrays, assert_close, rows
+from vmoe import config as configs
+from vmoe.config import EvalConfig, TrainConfig
+from vmoe.config.changes import MAY_CHANGE
+from vmoe.errors import UsageError
+from vmoe.mesh import place
+from vmoe.train import train
+from vmoe.train.check import open_data
+from vmoe.train.environment import environment
+from vmoe.train.folder import open_workdir
+from vmoe.train.sinks import CsvFile
+from vmoe.workdir.layout import read_config
+
+MORE = (EvalConfig(), EvalConfig("more", "test"))
+CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
+    "log_every": dict(log_every=3),
+    "evaluate_every": dict(evaluate_every=5),
+    "checkpoint_every": dict(checkpoint_every=3),
+    "keep_latest": dict(keep_latest=1),
+    "evaluations": dict(evaluations=MORE),
+    "evaluations.batch_size": dict(evaluations=(EvalConfig(batch_size=64),)),
+    "fewshot.every": dict(fewshot=dict(every=2)),
+    "fewshot.batch_size": dict(fewshot=dict(batch_size=64)),
+    "data.num_workers": dict(data=dict(num_workers=2)),
+    "data.on_error": dict(data=dict(on_error="replace")),
+    "data.max_pixels": dict(data=dict(max_pixels=1_000_000)),
+    "accumulate": dict(accumulate=2),
+    "model.remat": dict(model=dict(remat=True)),
+}
+ROUNDED = ("accumulate", "model.remat")
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    """Groups of 8 images, without noise and mixing, so that parts of a batch are like the whole."""
+    return configs.replace(
+        configs.load(TINY),
+        steps=12,
+        log_every=2,
+        evaluate_every=6,
+        checkpoint_every=6,
+        optim=dict(warmup_steps=2),
+        data=dict(mixup=0.0),
+        model=dict(moe=dict(router=dict(noise_std=0.0, images_per_group=8))),
+        fewshot=dict(data=("digits",), shots=(1,), every=6),
+    )
+
+
+def environment_of(config: TrainConfig) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The class names of the training data, and the environment."""
+    data = open_data(config)
+    return data.source.class_names, environment(data, place(config.model, jax.devices()[:1]))
+
+
+def opened(workdir: Path, config: TrainConfig) -> list[str]:
+    return open_workdir(workdir, config.with_steps(1), *environment_of(config), None)[0]
+
+
+def begun(workdir: Path, config: TrainConfig) -> Path:
+    """A folder with a run of which step 6 is a checkpoint, so far as the folder's files know."""
+    workdir.mkdir()
+    opened(workdir, config)
+    (workdir / "checkpoints" / "6").mkdir(parents=True)
+    return workdir
+
+
+def test_fields_that_decide_no_number_may_change_each_with_a_line(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    workdir, now = begun(tmp_path / "run", config), environment_of(config)
+    of_images = {"evaluations.data", "fewshot.data", "data.name"}
+    assert CHANGES.keys() | of_images | {"data.check"} == MAY_CHANGE.keys()
+    for key, changed in CHANGES.items():
+        new = configs.replace(config, **changed)
+        of_new = environment_of(new) if key == "evaluations" else now
+        (line,), extended = open_workdir(workdir, new, *of_new, None)
+        assert not extended and MAY_CHANGE[key] in line
+        assert read_config(workdir) == new
+        assert open_workdir(workdir, new, *of_new, None) == ([], False)
+        open_workdir(workdir, config, *of_new, None)
+    lines = (workdir / "changes.txt").read_text().splitlines()
+    assert len(lines) == 2 * len(CHANGES)
+    assert lines[0].endswith(" step 6: log_every 2 -> 3")
+    assert lines[8].endswith(" step 6: set 'more' is added")
+    assert lines[9].endswith(" step 6: set 'more' is left out")
+    measured = json.loads((workdir / "environment.json").read_text())["evaluations"]
+    assert {"validation", "more"} <= measured.keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(seed=1), "seed is 0 there and 1 here"),
+        (dict(steps=10), "steps is 12 there and 10 here"),
+        (dict(evaluations=MORE[::-1]), "evaluations.0.name is validation there and more here"),
+        (dict(evaluations=(EvalConfig(image_size=12),)), "evaluations.0.image_size is None there"),
+        (dict(log_every=3, batch_size=8), r"\(batch_size is 32 there and 8 here\)"),
+    ],
+)
+def test_what_decides_the_numbers_may_not_change_once_there_is_a_checkpoint(
+    config: TrainConfig, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    workdir, new = begun(tmp_path / "run", config), configs.replace(config, **changed)
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    with pytest.raises(UsageError, match=message):
+        open_workdir(workdir, new, *environment_of(config), None)
+    assert before == {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+
+
+def photos(folder: Path) -> Path:
+    for i in range(40):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (5 * i, 0, 0)).save(path)
+    return folder
+
+
+def on_photos(config: TrainConfig, folder: Path) -> TrainConfig:
+    data = f"folder:{folder}"
+    sets = (EvalConfig(), EvalConfig("again", f"{data}:train"))
+    fewshot = dict(data=(data,))
+    model = dict(num_classes=2)
+    return configs.replace(
+        config, data=dict(name=data), evaluations=sets, fewshot=fewshot, model=model
+    )
+
+
+def test_images_may_be_moved_and_other_images_are_refused(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    workdir = begun(tmp_path / "run", on_photos(config, photos(tmp_path / "there")))
+    moved = on_photos(config, shutil.copytree(tmp_path / "there", tmp_path / "here"))
+    lines = opened(workdir, moved)
+    fields = ("evaluations.1.data", "data.name", "fewshot.data")
+    for field in fields:
+        assert any(field in line and "/here" in line for line in lines), "\n".join(lines)
+    assert read_config(workdir) == moved
+    Image.new("RGB", (8, 8), (0, 9, 0)).save(photos(tmp_path / "other") / "a" / "0.png")
+    with pytest.raises(UsageError) as caught:
+        opened(workdir, on_photos(config, tmp_path / "other"))
+    assert str(caught.value).count(", of other images") == len(fields)
+
+
+def test_a_run_without_a_checkpoint_is_set_aside_for_another_config(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    workdir, new = begun(tmp_path / "run", config), configs.replace(config, optim=dict(lr=0.1))
+    (workdir / "checkpoints" / "6").rmdir()
+    CsvFile(workdir / "metrics.csv").append(13, [{"loss": 1.0}])
+    with pytest.raises(UsageError, match="optim.lr is 0.005 there and 0.1 here"):
+        opened(workdir, new)  # after twice its interval the first checkpoint is not late but lost
+    (workdir / "metrics.csv").unlink()
+    CsvFile(workdir / "metrics.csv").append(6, [{"loss": 1.0}])
+    before = (workdir / "config.json").read_text()
+    (line,) = opened(workdir, new)
+    assert "optim.lr is 0.005 there and 0.1 here" in line and "metrics.csv.old, config.json" in line
+    assert (workdir / "config.json.old").read_text() == before
+    assert read_config(workdir) == new and not (workdir / "metrics.csv").exists()
+    opened(workdir, configs.replace(config, seed=3))
+    assert (workdir / "config.json.old.2").exists()
+
+
+def test_a_csv_file_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
+    older, newer = (CsvFile(tmp_path / "evaluations.csv") for _ in range(2))
+    older.append(1, [{"accuracy": 0.5}])
+    newer.restore(1, older.position())
+    newer.append(2, [{"accuracy": 0.25, "batch_size": 64}])
+    assert (tmp_path / "evaluations.csv").read_text() == "step,accuracy\n1,0.5\n2,0.25\n"
+
+
+@pytest.fixture(scope="module")
+def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(config, workdir)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_run_that_is_resumed_with_a_change_ends_with_the_same_parameters(
+    whole: Path, config: TrainConfig, tmp_path: Path, key: str
+) -> None:
+    """Bit for bit, or to 1e-5 where the same steps may round differently."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    train(configs.replace(config, **CHANGES[key]), workdir)
+    if key in ROUNDED:
+        assert_close(whole, workdir, atol=1e-5)
+    else:
+        assert arrays(whole, 12) == arrays(workdir, 12)
+        before, after = ({row["step"]: row for row in rows(x)} for x in (whole, workdir))
+        assert all(after[step] == before[step] for step in before.keys() & after.keys())
+    sizes = {(row["step"], row["set"]): row["batch_size"] for row in rows(workdir, "evaluations")}
+    changed = "64" if key == "evaluations.batch_size" else "256"
+    assert sizes["6", "validation"] == "256" and sizes["12", "validation"] == changed
+
+
+@pytest.mark.slow
+def test_a_set_that_is_added_to_a_finished_run_is_evaluated(
+    whole: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    train(configs.replace(config, evaluations=MORE), workdir)
+    last = [row for row in rows(workdir, "evaluations") if row["step"] == "12"]
+    assert [row["set"] for row in last] == ["validation", "more"]
+    assert last[0] == rows(whole, "evaluations")[-1]
+    np.testing.assert_equal(arrays(whole, 12), arrays(workdir, 12))
