@@ -421,3 +421,26 @@ def test_vmoe_plan_uses_parts_of_the_trainer_without_importing_the_rest() -> Non
     imported = set(result.stdout.split())
     assert "vmoe.train.state" in imported
     assert not imported & {"vmoe.train.loop", "orbax", "grain", "tensorboardX"}
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell expands ~ at the start of a word alone, not in --workdir=~/run or folder:~/photos."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i in range(8):
+        path = tmp_path / "photos" / "01"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(path)
+    shutil.copytree(tiny_run, tmp_path / "run")
+    for words in (
+        ["predict", "--checkpoint=~/run", "~/photos/*/*.png", "--predictions=~/rows.csv"],
+        ["evaluate", "--checkpoint=~/run", "--data=folder:~/photos:train", "--csv=~/all.csv"],
+        ["config", "--config=~/run/config.json"],
+        ["train", "--config=~/run/config.json", "--workdir=~/run", "--init=~/gone", "--seed=1"],
+    ):
+        result = vmoe(*words, cwd=tmp_path)
+        assert result.returncode == (2 if words[0] == "train" else 0), result.stderr
+    assert f"not from {tmp_path}/gone" in result.stderr  # its checkpoint decides
+    assert len(rows(tmp_path, "rows")) == 8 and len(rows(tmp_path, "all")) == 1
+    assert not (tmp_path / "~").exists()

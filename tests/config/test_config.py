@@ -316,8 +316,9 @@ def test_a_router_that_could_not_be_read_again_is_not_written(router: configs.Ro
     ids=["target_k", "shares", "list"],
 )
 def test_a_dry_run_has_fewer_experts_of_any_layer(moe: MoEConfig) -> None:
-    cut = cut_model(ViTConfig(sparse_blocks=(1,), moe=moe)).moe_blocks[1]
-    assert cut.num_experts == 4 and cut.router.k <= 4
+    for devices, experts in ((1, 4), (2, 4), (3, 6), (8, 8)):
+        cut = cut_model(ViTConfig(sparse_blocks=(1,), moe=moe), devices).moe_blocks[1]
+        assert cut.num_experts == experts and cut.router.k <= experts
 
 
 def test_a_setting_given_in_a_router_and_beside_it_is_refused() -> None:

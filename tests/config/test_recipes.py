@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import vmoe
+from tests.command import forked, vmoe
 from vmoe import config as configs
 from vmoe import models
 from vmoe.config import DataConfig, TrainConfig
@@ -84,6 +84,21 @@ def test_a_dry_run_trains_a_recipe_without_its_data_and_keeps_nothing(tmp_path: 
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 2), result.stderr
     assert "dry run: 2 steps, held_out accuracy" in result.stdout
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("devices", [6, 8, 16])
+def test_a_dry_run_works_on_any_number_of_devices(devices: int, tmp_path: Path) -> None:
+    options = ["--data.mixup", "0.2", "--accumulate", "2", "--model.moe.num-experts", "48"]
+    result = forked(
+        *("train", "--config", FOLDER / "tiny.py", "--dry-run", *options),
+        *("--mesh", "expert=2" if devices == 6 else f"expert={devices}"),
+        environment={"JAX_NUM_CPU_DEVICES": str(devices)},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{devices} devices" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def resolve(path: str | Path) -> tuple[Path, str | Path]:
     if url := remote.url_of(resolved):
         _refuse_pickle(url)
         return remote.fetch(url), url
-    return Path(resolved), path
+    return Path(resolved).expanduser(), path
 
 
 class Run(NamedTuple):

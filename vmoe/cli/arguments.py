@@ -56,7 +56,7 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
                 config=(tyro.conf.AvoidSubcommands,),
             )
             _refuse_without_effect(args)
-            return args
+            return _with_home(args)
         except SystemExit as stop:
             if stop.code == 0:  # --help
                 raise
@@ -68,6 +68,19 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     if absent := [option for option in names if option not in options]:
         message = f"missing required option{'s' * (len(absent) > 1)}: {', '.join(absent)}"
     raise UsageError(f"{message} (vmoe {command} --help lists all options)")
+
+
+def _with_home(args: Arguments) -> Arguments:
+    """The arguments with ~ expanded in paths, as a shell does it not in --workdir=~/runs/digits."""
+    assert dataclasses.is_dataclass(args) and not isinstance(args, type)
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    paths = {k: v.expanduser() for k, v in fields.items() if isinstance(v, Path)}
+    several = {
+        k: tuple(x.expanduser() for x in v)
+        for k, v in fields.items()
+        if isinstance(v, tuple) and v and all(isinstance(x, Path) for x in v)
+    }
+    return dataclasses.replace(args, **paths, **several)
 
 
 def _join_lines(value: Any) -> None:

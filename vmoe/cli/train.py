@@ -26,9 +26,9 @@ class TrainArgs(RunArgs):
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
     dry_run: bool = False
-    """Try the config in about a minute: 2 steps on 8 synthetic images, with one dense and one
-    sparse block, at most 4 experts and 100 classes, in one process. It needs no workdir, and keeps
-    no files."""
+    """Try the config in about a minute: 2 steps on 8 synthetic images or 4 for each device, with
+    one dense and one sparse block, at most 4 experts or one for each device, and at most 100
+    classes, in one process. It needs no workdir, and keeps no files."""
     init: str = ""
     """Start a new run from the parameters of this trained model, as for `vmoe evaluate
     --checkpoint`. The head is new if the number of classes differs; positions are resampled."""
@@ -80,6 +80,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _train(args: TrainArgs) -> None:
+    import jax
+
     from vmoe import distributed
     from vmoe.train import InitFrom, train
     from vmoe.workdir.layout import read_config
@@ -89,7 +91,7 @@ def _train(args: TrainArgs) -> None:
         distributed.initialize()
     with distributed.abort_on_error():
         evaluations = train(
-            dry_run(args.run) if args.dry_run else args.run,
+            dry_run(args.run, jax.device_count()) if args.dry_run else args.run,
             args.workdir,
             init=init,
             mesh=args.mesh,

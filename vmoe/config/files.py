@@ -46,7 +46,7 @@ def load(path: str | Path) -> TrainConfig:
             and, for a Python file, the line.
         Failure: a read fails for a reason that may be temporary.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not retried(path, path.is_file):
         path = _named(path)
     if path.suffix == ".json":

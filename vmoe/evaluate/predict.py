@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -76,7 +77,7 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], Skipped]:
     """
     files: list[Path] = []
     skipped = Skipped()
-    for word in map(str, words):
+    for word in map(os.path.expanduser, map(str, words)):
         path = Path(word)
         if not path.exists() and (matches := sorted(glob.glob(word, recursive=True))):
             paths = [Path(match) for match in matches]

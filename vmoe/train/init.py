@@ -133,7 +133,7 @@ def _absolute(path: str) -> str:
     """The absolute path; names of the zoo and URLs are returned unchanged."""
     if url := url_of(path):
         return url
-    return path if zoo.resolve(path) != path else str(Path(path).absolute())
+    return path if zoo.resolve(path) != path else str(Path(path).expanduser().absolute())
 
 
 def _shown(path: str) -> str:

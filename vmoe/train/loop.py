@@ -81,7 +81,7 @@ def train(
     source = InitFrom(str(init)) if isinstance(init, str | Path) else init
     with setup(
         config,
-        Path(workdir),
+        Path(workdir).expanduser(),
         init=source,
         mesh=mesh,
         fsdp=fsdp,

@@ -5,6 +5,7 @@ such as ``:train[:99%]``. Names, labels and sizes of all files are kept in index
 cache folder, which processes share (``index.py``).
 """
 
+import os
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,7 +111,7 @@ def open_splits(name: str, splits: Sequence[str], checks: ImageChecks = CHECKS) 
             raise UsageError(unknown("no split", split, list(SPLITS)))
     try:
         opener = pkgutil.resolve_name(f"{__name__}.{kind.opener}")
-        path = path if kind.path else name
+        path = os.path.expanduser(path) if kind.path else name
         return (
             opener(path, splits, checks) if kind.files else [opener(path, each) for each in splits]
         )

@@ -70,8 +70,8 @@ def open_tfds(name: str, split: str) -> "TfdsSource":
 def _find(name: str) -> Path:
     """The folder of a version of a data set."""
     place = f"tfds:{name}"
-    if name[0] in "/.~":
-        return _version(Path(name).expanduser(), "", place)
+    if name[0] in "/.":
+        return _version(Path(name), "", place)
     data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     dataset, _, version = name.partition(":")
     folder = data_dir / dataset
