@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmoe.data.progress import progress
+from vmoe.progress import tracked
 
 
 class Classes(NamedTuple):
@@ -113,7 +113,7 @@ def find_training(path: Path, classes: Classes) -> tuple[Archive, list[int]]:
     label = {synset: i for i, synset in enumerate(classes.synsets)}
     try:
         with tarfile.open(path, "r:") as outer:
-            for member in progress(outer, f"reading {path.name}", len(label)):
+            for member in tracked(outer, f"reading {path.name}", len(label)):
                 synset = Path(member.name).stem
                 if synset not in label:
                     raise SystemExit(f"{path}: {member.name} is not a class of the devkit")
@@ -140,7 +140,7 @@ def find_validation(path: Path, count: int) -> Archive:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            shown = progress(archive, f"reading {path.name}", count)
+            shown = tracked(archive, f"reading {path.name}", count)
             members = sorted((each for each in shown if each.isfile()), key=lambda each: each.name)
     except (OSError, tarfile.TarError) as error:
         raise SystemExit(f"{path}: truncated, or no archive of this kind ({error})") from None

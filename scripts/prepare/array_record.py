@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.cache import TEMPORARY
-from vmoe.data.progress import progress
+from vmoe.progress import tracked
 from vmoe.workdir.layout import replace_text
 
 SHARD_BYTES = 256 << 20  # about the size of a shard, and of the images in memory at once
@@ -85,7 +85,7 @@ def write(folder: Path, name: str, features: dict[str, Any], splits: Mapping[str
             missing = [i for i, path in enumerate(info.filepaths) if not os.path.exists(path)]
             if there := len(shards) - len(missing):
                 print(f"{name} {split}: {there} shards are there already", file=sys.stderr)
-            for i in progress(missing, f"writing {name} {split}", len(missing)):
+            for i in tracked(missing, f"writing {name} {split}", len(missing)):
                 _write_shard(Path(info.filepaths[i]), shards[i], images, features)
             infos.append(info)
         tfds.folder_dataset.write_metadata(

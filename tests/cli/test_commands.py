@@ -139,19 +139,30 @@ def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old
     assert "(0.07637 and 0.02546 epochs): use the config of that run, or another" in result.stderr
 
 
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"  # of each line, since stderr is no terminal
+
+
 @pytest.mark.process
 def test_a_run_says_what_it_compiles_before_it_does_and_that_it_is_at_chance(
     expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
     """Its three steps teach it nothing."""
     lines = expert_choice[1].stderr.splitlines()
-    step, evaluation = (
-        lines.index(f"compiling the {what}") for what in ("training step", "evaluation validation")
-    )
-    first = next(i for i, line in enumerate(lines) if line.startswith("step 2/3  loss"))
-    assert step < first < evaluation < len(lines) - 1
-    remark = "validation: the accuracy is not clearly above 10"
-    assert any(line.startswith(remark) for line in lines[evaluation:]), lines
+    found = [
+        next(i for i, line in enumerate(lines) if re.fullmatch(f"{TIME} {pattern}", line))
+        for pattern in (
+            "compiling the training step",
+            r"compiled the training step in \d+\.\d s",
+            r"step 2/3, 67%, epoch \d\.\d\d, 0:00:0\d left  loss .*",
+            r"saving step 3",
+            r"saving step 3: \d+\.\d s",
+            "compiling and evaluating validation",
+            r"compiling and evaluating validation: \d+\.\d s",
+            r"step 3/3, 100%, epoch .*  validation .*",
+            "validation: the accuracy is not clearly above 10.*",
+        )
+    ]
+    assert found == sorted(found), lines
 
 
 @pytest.mark.process

@@ -419,6 +419,28 @@ def test_an_unreadable_image_is_replaced_by_another_that_seed_and_position_deter
     assert same.sum() == 19, "other images changed"
 
 
+def test_many_unreadable_images_are_a_line_whenever_they_have_doubled_and_a_file(
+    tmp_path: Path,
+) -> None:
+    file, lines = tmp_path / "unreadable.txt", []
+    for part in range(2):  # of a run that is resumed, which reads some images again
+        replaced = Unreadable("replaced", file)
+        for i in range(5 * part, 10 + 10 * part):
+            replaced.add(f"{i}.png: broken\nin two")
+            lines += replaced.news()
+    counts = [line.partition(" (")[2] for line in lines]
+    assert counts[0] == "1 so far)"
+    assert counts[1:] == [f"{n} so far; {file} lists them)" for n in (2, 4, 8, 20)]
+    assert file.read_text().splitlines() == [f"{i}.png: broken in two" for i in range(20)]
+    shown = Unreadable("left out")
+    for i in range(1000):
+        shown.add(f"{i}.png: broken")
+    assert shown.news()[19:] == [
+        "19.png: broken; left out (20 so far)",
+        "980 more images cannot be read; left out",
+    ]
+
+
 def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
     source = Squares()
     source[7] = dataclasses.replace(source[7], image=source[7].image[:50])

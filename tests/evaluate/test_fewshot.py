@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -336,7 +337,7 @@ def test_a_run_probes_its_moving_average_as_the_command_does_afterwards(tmp_path
     assert [(row["step"], row["weights"], row["data"], row["shots"]) for row in rows] == [
         (step, "ema", "digits", shots) for step in ("20", "40") for shots in ("1", "5")
     ]
-    assert "step 40/40  few-shot (EMA)  1: " in result.stderr
+    assert re.search(r"step 40/40, 100%.*  few-shot \(EMA\)  1: ", result.stderr)
     after = command("probe", "--checkpoint", tmp_path / "run", "--shots", "1", "5", "--json")
     assert after.returncode == 0, after.stderr
     found = json.loads(after.stdout)

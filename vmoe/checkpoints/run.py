@@ -83,7 +83,7 @@ class Checkpoints:
         self._every, self._keep_latest = every, keep_latest
         recorded = distributed.from_primary(lambda: read_metrics(workdir))
         self._metrics: dict[int, Metrics] = {int(step): recorded[step] for step in recorded}
-        self._saved = 0  # the last step saved or restored
+        self.saved = 0  # the last step saved or restored
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -104,19 +104,14 @@ class Checkpoints:
 
     def save(
         self, step: int, files: Mapping[str, Sequence[Any]] | None = None, **items: Arrays
-    ) -> bool:
-        """Starts to write a step, unless it was the last one saved or restored.
+    ) -> None:
+        """Starts to write a step, which is not the last one saved or restored.
 
         The arrays are copied first, so the caller may donate them.
 
         Args:
             files: JSON values about other files of the run, by name, to save with the step.
-
-        Returns:
-            whether it is written.
         """
-        if step == self._saved:
-            return False
         self.wait()
         self._check_room(items)
         arguments: dict[str, Any] = {
@@ -127,8 +122,7 @@ class Checkpoints:
         index["sha256"] = sha256_of(index)
         arguments["checksums"] = ocp.args.JsonSave(index)
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))
-        self._saved = step
-        return True
+        self.saved = step
 
     def record(self, step: int, metrics: Metrics) -> None:
         """Records the metrics of a step, also after it is saved; they determine the best step."""
@@ -155,7 +149,7 @@ class Checkpoints:
         for step in reversed(self.steps):
             try:
                 items, files = restore_with_files(self._folder / str(step), target)
-                self._saved = step
+                self.saved = step
                 return Restored(step, items, files, messages)
             except CorruptCheckpoint as error:
                 moved = f"{CHECKPOINTS}/{CORRUPT}/{step}"
@@ -172,7 +166,7 @@ class Checkpoints:
         for step in self.steps:
             if step > max(scheduled, default=0):
                 self._manager.delete(step)
-        self._saved = 0  # it may be deleted; the next one is restored or saved
+        self.saved = 0  # it may be deleted; the next one is restored or saved
         self.wait()
 
     def _open(self) -> ocp.CheckpointManager:

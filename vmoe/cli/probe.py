@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from vmoe.cli.arguments import parse
 from vmoe.cli.evaluate import named
 from vmoe.cli.model import ModelArgs
-from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.config import FewShotConfig
 from vmoe.config.data import CHECKS
+from vmoe.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.evaluate.fewshot import FewShotResult

@@ -20,8 +20,8 @@ from PIL import UnidentifiedImageError
 from vmoe.config.data import CHECKS, ImageChecks
 from vmoe.data.decode import PNG, decode, has_16_bits, open_image
 from vmoe.data.files import ImageFile
-from vmoe.data.progress import progress
 from vmoe.errors import Failure, UsageError, parse_json
+from vmoe.progress import tracked
 from vmoe.retry import open_regular, read_regular, retried
 from vmoe.workdir.layout import replace_text
 
@@ -54,7 +54,7 @@ def unreadable(
 
     parts = range(0, count, CHUNK * CHUNKS)  # bounds the files in memory at a time
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        for start in progress(parts, f"checking {count:,} images of {folder}", len(parts)):
+        for start in tracked(parts, f"checking {count:,} images of {folder}", len(parts)):
             stop = min(start + CHUNK * CHUNKS, count)
             chunks = [range(i, min(i + CHUNK, stop)) for i in range(start, stop, CHUNK)]
             results = itertools.chain.from_iterable(threads.map(reasons, chunks))

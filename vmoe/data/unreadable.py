@@ -1,6 +1,12 @@
 """Counts and reports images that could not be read, or not by the fast decoder."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from vmoe.errors import one_line
+from vmoe.retry import retried
+
+SHOWN = 20  # lines for images, if no file lists them
 
 
 class Unreadable:
@@ -8,25 +14,46 @@ class Unreadable:
 
     Args:
         instead: how these images were handled, such as "left out".
+        file: lists all of them, a line for each; if None, each of the first ones is a message.
     """
 
-    def __init__(self, instead: str) -> None:
-        self._instead = instead
+    def __init__(self, instead: str, file: Path | None = None) -> None:
+        self._instead, self._file = instead, file
         self._reasons: dict[str, None] = {}  # without duplicates, in the order of arrival
-        self._reported = 0
+        self._reported = self._listed = 0
+        if file is not None and file.exists():  # by an earlier part of the run
+            text = retried(file, lambda: file.read_text(encoding="utf-8", errors="replace"))
+            self._reasons = dict.fromkeys(text.splitlines())
+            self._reported = self._listed = len(self._reasons)
 
     def add(self, reason: str) -> None:
         """Adds an image; the reason contains its origin."""
-        self._reasons[reason] = None
+        self._reasons[one_line(reason)] = None
 
     def news(self) -> list[str]:
-        """A line for each image that no earlier call has returned."""
-        start, reasons = self._reported, list(self._reasons)
-        self._reported = len(reasons)
-        return [
-            f"{reason}; {self._instead} ({number} so far)"
-            for number, reason in enumerate(reasons[start:], start + 1)
-        ]
+        """Lines about the images that no earlier call has returned.
+
+        With a file there is one line whenever the number of images has doubled.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        new, count = list(self._reasons)[self._listed :], len(self._reasons)
+        start, self._listed = self._listed, count
+        if self._file is None:
+            shown = new[: max(0, SHOWN - start)]
+            lines = [f"{x}; {self._instead} ({i:,} so far)" for i, x in enumerate(shown, start + 1)]
+            more = len(new) - len(shown)
+            return lines + [f"{more:,} more images cannot be read; {self._instead}"] * bool(more)
+        if not new:
+            return []
+        with self._file.open("a", encoding="utf-8", errors="replace") as file:
+            file.writelines(f"{reason}\n" for reason in new)
+        if count < 2 * self._reported:
+            return []
+        self._reported = count
+        listed = f"; {self._file} lists them" * (count > 1)
+        return [f"{new[-1]}; {self._instead} ({count:,} so far{listed})"]
 
 
 class Refused:

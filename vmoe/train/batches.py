@@ -10,7 +10,7 @@ from vmoe.data.pipeline import Batch, Read
 from vmoe.data.reading import Reader, Reading, read_ahead, wait_message
 from vmoe.train.pictures import examples, sheet
 from vmoe.train.setup import Run
-from vmoe.train.sinks import Entry
+from vmoe.train.sinks import Entry, write_errors
 from vmoe.train.state import State
 from vmoe.train.step import Inputs, make_inputs, step_key
 
@@ -41,7 +41,9 @@ def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
 
 def warn_of_images(run: Run) -> None:
     """Prints the images that were replaced, left out or decoded exactly since the last call."""
-    for line in [*run.replaced.news(), *run.refused.news(), *run.left_out.news()]:
+    with write_errors(run.workdir):
+        lines = [*run.replaced.news(), *run.refused.news(), *run.left_out.news()]
+    for line in lines:
         run.report.warn(line)
 
 

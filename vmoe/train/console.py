@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
@@ -23,12 +24,20 @@ SHORT = {"accuracy": "acc", "images/s": "img/s", "reporting": "report"}
 class RunConsole(Sink):
     """Shows the progress of a run on stderr.
 
-    A terminal shows one live line; elsewhere each row is a plain line. If stderr cannot be written,
-    messages are dropped, and console.txt in the run folder records this.
+    A terminal shows one live line; elsewhere each row is a plain line with the time of day, the
+    epoch, the share done and the time left, and what the run does other than steps is a line when
+    it begins and when it ends. If stderr cannot be written, messages are dropped, and console.txt
+    in the run folder records this.
+
+    Args:
+        steps: number of steps of the run.
+        epoch: the part of an epoch that a step takes; None if it is not known.
     """
 
-    def __init__(self, steps: int, workdir: Path) -> None:
-        self._steps = steps
+    def __init__(self, steps: int, workdir: Path, epoch: float | None = None) -> None:
+        self._steps, self._epoch = steps, epoch
+        self._first: tuple[int, float] | None = None  # the first step of this process, and its time
+        self._activity: tuple[str, float] | None = None  # and when it began
         self._stderr = LossyStream(sys.stderr)
         self._record: Path | None = workdir / CONSOLE  # None once written
         # In Jupyter, rich would show each line as an output of its own; plain lines go to stderr.
@@ -55,20 +64,31 @@ class RunConsole(Sink):
 
     def resume(self, step: int) -> None:
         """Shows the progress of a run that continues after a step."""
+        self._first = None
         self._progress.reset(self._task, completed=step)
 
     def step(self, step: int) -> None:
         """Shows the number of a step."""
+        self._first = self._first or (step, time.monotonic())
         self._progress.update(self._task, completed=step)
         self._record_loss()
 
     def activity(self, text: str) -> None:
         """Shows a text instead of the latest metrics; if it is empty, shows the metrics again."""
         self._progress.update(self._task, description=text or self._latest)
+        if self._console.is_terminal:
+            return
+        now = time.monotonic()
+        if self._activity:
+            self.log(f"{self._activity[0]}: {now - self._activity[1]:.1f} s")
+        self._activity = (text, now) if text else None
+        if text:
+            self.log(text)
 
     def log(self, text: str) -> None:
         """Prints a permanent line."""
-        self._console.print(one_line(text), highlight=False, soft_wrap=True)
+        when = "" if self._console.is_terminal else f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} "
+        self._console.print(when + one_line(text), highlight=False, soft_wrap=True)
         self._record_loss()
 
     def write(self, step: int, entries: Sequence[Entry]) -> None:
@@ -78,9 +98,21 @@ class RunConsole(Sink):
                 self._latest = " ".join(entry.texts)
                 for word, abbreviation in SHORT.items():
                     self._latest = self._latest.replace(word, abbreviation)
-                self.activity("")
+                self._progress.update(self._task, description=self._latest)
             if entry.texts and not (entry.passing and self._console.is_terminal):
-                self.log(f"step {step}/{self._steps}  {'  '.join(entry.texts)}")
+                self.log("  ".join([self._place(step), *entry.texts]))
+
+    def _place(self, step: int) -> str:
+        """The number of a step; outside a terminal, which shows these, what is done and left."""
+        parts = [f"step {step}/{self._steps}"]
+        if not self._console.is_terminal:
+            parts += [f"{step / self._steps:.0%}"]
+            parts += [] if self._epoch is None else [f"epoch {step * self._epoch:.2f}"]
+            if self._first and step > self._first[0]:
+                first, start = self._first
+                seconds = (self._steps - step) * (time.monotonic() - start) / (step - first)
+                parts.append(f"{datetime.timedelta(seconds=round(seconds))} left")
+        return ", ".join(parts)
 
     def _record_loss(self) -> None:
         """Records, once, that stderr cannot be written."""

@@ -55,7 +55,6 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
         for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is None:
                 continue
-            run.report.compiling(f"the evaluation {evaluation.name}")
             with (
                 _naming_batch(f"evaluations.{i}.batch_size", evaluation.batch_size),
                 run.report.pause_timer(f"evaluating {evaluation.name}"),
@@ -108,7 +107,6 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
     weights, params = ("raw", state.params) if state.ema is None else ("ema", state.ema)
     model = models.with_params(run.config.model, params, placement=run.program.placement)
     try:
-        run.report.compiling("the few-shot probes")
         with (
             _naming_batch("fewshot.batch_size", run.config.fewshot.batch_size),
             run.report.pause_timer("few-shot probes"),

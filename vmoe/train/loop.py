@@ -140,8 +140,8 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
             status.read()
             _save(run, state, step)
             raise _stopped(run, step)
-        report.compiling("the training step")
-        state, metrics = run.program.train_step(state, images)
+        with report.compiling("the training step"):
+            state, metrics = run.program.train_step(state, images)
         step, batch = step + 1, batch + 1
         run.profiler.stop(step, metrics)
         status.add(step, batch - 1, metrics, stop=bool(run.signals.requested))
@@ -160,9 +160,11 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def _save(run: Run, state: State, step: int) -> None:
     warn_of_images(run)
-    with run.report.measure("reporting"):
-        positions = run.report.positions()
-        if run.checkpoints.save(step, positions, **checkpoint_items(state)) and run.extended:
+    if step == run.checkpoints.saved:
+        return
+    with run.report.measure("reporting"), run.report.showing(f"saving step {step}"):
+        run.checkpoints.save(step, run.report.positions(), **checkpoint_items(state))
+        if run.extended:
             run.checkpoints.wait()
             extend(run.workdir, run.config)
 

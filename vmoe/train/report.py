@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Report:
 
     Args:
         devices: number of devices that the run uses.
+        images: number of training images, for the number of the epoch.
         wandb: the project of Weights & Biases, or empty; None to not log there; see ``WandbRun``.
         sinks: the caller's own sinks.
     """
@@ -44,6 +46,7 @@ class Report:
         config: TrainConfig,
         *,
         devices: int = 1,
+        images: int | None = None,
         wandb: str | None = None,
         sinks: Sequence[Sink] = (),
     ):
@@ -55,7 +58,8 @@ class Report:
         if distributed.is_primary():
             self._timer = _timer(config, devices)
             self._tables = {name: CsvFile(workdir / name) for name in TABLES}
-            console = RunConsole(config.total_steps, workdir)
+            epoch = None if images is None else config.batch_size / images  # of a step
+            console = RunConsole(config.total_steps, workdir, epoch)
             others = [*sinks]
             if wandb is not None:
                 others.append(WandbRun(workdir, config, wandb, console.log))
@@ -157,15 +161,23 @@ class Report:
 
     @contextlib.contextmanager
     def pause_timer(self, activity: str) -> Iterator[None]:
-        """Leaves the time inside the context out of the steps' time, and shows the activity."""
-        with self.measure("pause"):
-            self._activity(activity)
-            yield
-            self._activity("")
+        """Leaves the time inside the context out of the steps' time, and shows the activity.
 
-    def _activity(self, text: str) -> None:
+        The first time compiles its programs.
+        """
+        new = activity not in self._compiled
+        self._compiled.add(activity)
+        with self.measure("pause"), self.showing(f"{'compiling and ' * new}{activity}"):
+            yield
+
+    @contextlib.contextmanager
+    def showing(self, activity: str) -> Iterator[None]:
+        """Shows what is done inside the context other than steps."""
         for sink in self._sinks:
-            sink.activity(text)
+            sink.activity(activity)
+        yield
+        for sink in self._sinks:
+            sink.activity("")
 
     def metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Reports the metrics of a step; waits for the device."""
@@ -202,11 +214,16 @@ class Report:
                 for text in remarks(result):
                     self.log(f"{name}{' (moving average)' * (weights == 'ema')}: {text}")
 
-    def compiling(self, what: str) -> None:
-        """Says that a program is compiled now, which can take minutes; once for each."""
-        if what not in self._compiled:
-            self._compiled.add(what)
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Says that a program is compiled, which can take minutes, and how long it took; once."""
+        new, start = what not in self._compiled, time.perf_counter()
+        self._compiled.add(what)
+        if new:
             self.log(f"compiling {what}")
+        yield
+        if new:
+            self.log(f"compiled {what} in {time.perf_counter() - start:.1f} s")
 
     def write(self, step: int, *entries: Entry) -> None:
         """Passes the entries of a step to every sink."""

@@ -29,7 +29,7 @@ from vmoe.train.profile import Profiler, parse_steps
 from vmoe.train.report import Report
 from vmoe.train.sinks import Sink
 from vmoe.train.wandb_run import check_wandb
-from vmoe.workdir.layout import has_config
+from vmoe.workdir.layout import LEFT_OUT, UNREADABLE, has_config
 from vmoe.workdir.lock import lock_workdir
 
 
@@ -120,6 +120,7 @@ def setup(
                     workdir,
                     config,
                     devices=program.placement.devices,
+                    images=len(data.source),
                     wandb=wandb,
                     sinks=sinks,
                 )
@@ -131,10 +132,10 @@ def setup(
                 report.log(message)
             if not distributed.is_single_process():
                 # A collective times out on the slowest process, so all of them compile first.
-                report.compiling("the training step")
-                first = padding_batch(config, data.source, program.placement)
-                program.train_step.lower(program.abstract_state, first).compile()
-                del first  # frees the memory of a batch
+                with report.compiling("the training step"):
+                    first = padding_batch(config, data.source, program.placement)
+                    program.train_step.lower(program.abstract_state, first).compile()
+                    del first  # frees the memory of a batch
                 with signals.at_once():
                     distributed.barrier()
             yield Run(
@@ -149,9 +150,9 @@ def setup(
                 checkpoints=checkpoints,
                 report=report,
                 profiler=profiler,
-                replaced=Unreadable("replaced by another image"),
+                replaced=Unreadable("replaced by another image", workdir / UNREADABLE),
                 refused=Refused(),
-                left_out=Unreadable("left out of evaluations"),
+                left_out=Unreadable("left out of evaluations", workdir / LEFT_OUT),
             )
 
 

@@ -13,6 +13,8 @@ wandb.json, wandb/ the same, for Weights & Biases, if requested: the id of its r
 profile/           traces of steps, if requested
 routing.json       the routing settings chosen by vmoe capacity, if it was run (routing_file.py)
 console.txt        when and why messages could no longer be printed, if that happened
+unreadable.txt     training images that could not be read, with the reasons, if there were any
+left_out.txt       the same of the evaluation sets
 
 Functions that read a file raise a UsageError if it is missing or corrupt, and a Failure if it
 cannot be read for a temporary reason. Functions that write one raise an OSError.
@@ -42,6 +44,7 @@ INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHANGES = "changes.txt"
 CHECKPOINTS = "checkpoints"
 CONSOLE = "console.txt"
+UNREADABLE, LEFT_OUT = "unreadable.txt", "left_out.txt"
 EVALUATED = "evaluated.json"  # the end of each CSV file after the newest evaluation
 TABLES = ("metrics.csv", "experts.csv", "fewshot.csv", "evaluations.csv")  # in the order of writing
 FILES = (

@@ -26,6 +26,7 @@ from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.errors import UsageError
+from vmoe.progress import progress
 
 SEPARATOR = "\0"  # no path contains it
 
@@ -38,7 +39,12 @@ def open_folder(
     Args:
         whole: a split is all of the images, of a folder that is not split.
     """
-    walk = functools.cache(lambda folder, class_names: list(_walk(folder, class_names)))
+
+    @functools.cache
+    def walk(folder: Path, class_names: tuple[str, ...]) -> list[_Class]:
+        with progress(f"walking through {folder}", None, first=""):
+            return list(_walk(folder, class_names))
+
     return [_open(Path(path), f"folder:{path}", split, checks, whole, walk) for split in splits]
 
 

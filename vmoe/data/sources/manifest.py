@@ -28,13 +28,13 @@ import numpy as np
 
 from vmoe.config.data import CHECKS, ImageChecks
 from vmoe.data.check import recorded
-from vmoe.data.progress import open_text
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import RECORD, FileSource, finish_table, open_files
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, repeated, unknown
+from vmoe.progress import progress
 from vmoe.retry import failure
 
 SUFFIXES = (".csv", ".jsonl")
@@ -94,7 +94,11 @@ class _Line(NamedTuple):
 def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) -> None:
     vocabulary, splits, missing, count = Vocabulary(), set[int](), list[int](), 0
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
-    with IndexWriter(target) as table, open_text(file) as text:
+    with (
+        IndexWriter(target) as table,
+        file.open(encoding="utf-8-sig", newline="") as text,
+        progress(f"reading {file}", None, first=""),
+    ):
         lines = read(_lines(text, place), place)
         while piece := list(itertools.islice(lines, LINES)):
             splits |= {line.split for line in piece}

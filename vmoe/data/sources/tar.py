@@ -38,13 +38,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmoe.data.files import SUFFIXES, entries_below, is_folder
-from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import NAMED, Example, Skipped
 from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
 from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, listed, parse_json, reading
+from vmoe.progress import tracked
 from vmoe.retry import read_regular, retried
 
 MOST_OPEN = 128  # shards that a process keeps open
@@ -203,7 +203,7 @@ def _build(
     root, names, expected, _ = shards
     state_by_name = dict(zip(names, states, strict=True))
     vocabulary, folders, counts = Vocabulary(), dict[str, Path](), dict[str, int]()
-    for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
+    for shard in tracked(names, f"indexing {len(names):,} shards of {root}", len(names)):
         path = root / shard
         build = functools.partial(_build_shard, path)
         folders[shard] = cached(f"shard:{path.absolute()}", state_of(path), build)

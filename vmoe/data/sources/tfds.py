@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 
 from vmoe.data.files import read_bytes
-from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import UsageError, one_line, reading, unknown
+from vmoe.progress import tracked
 from vmoe.retry import retried
 
 LABELS = ("label", "labels", "real_label")  # features of labels; the first one counts
@@ -182,7 +182,7 @@ class TfdsSource(BaseSource):
     def _build_labels(self, target: Path) -> None:
         most, starts = 1, range(0, len(self), SCANNED)
         with IndexWriter(target) as index:
-            for start in progress(starts, f"reading the labels of {self.name}", len(starts)):
+            for start in tracked(starts, f"reading the labels of {self.name}", len(starts)):
                 rows = range(start, min(start + SCANNED, len(self)))
                 labels = [self[i].labels for i in rows]
                 most = max(most, *map(len, labels))

@@ -10,9 +10,10 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.model import StudyArgs
-from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import naming
 from vmoe.fields import NOT_EMPTY
+from vmoe.progress import progress
 from vmoe.studies.attack.config import AttackConfig, AttackMethod
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.model import StudyArgs
-from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import UsageError, naming
 from vmoe.fields import NOT_EMPTY
+from vmoe.progress import progress
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 
 COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")

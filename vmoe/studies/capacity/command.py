@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.model import UNITS
-from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.config.routing_file import RoutingFile, Unit
 from vmoe.errors import Failure, UsageError, naming
+from vmoe.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.evaluate.sample import Sample

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.model import StudyArgs
-from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import CheckFailed, UsageError, one_line
 from vmoe.fields import at_least
+from vmoe.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.evaluate.sample import Sample

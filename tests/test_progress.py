@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmoe.cli.printing import progress
+from vmoe.progress import progress, tracked
 
 
 def test_slow_work_says_what_it_does_and_how_much_is_done(
@@ -23,6 +23,16 @@ def test_slow_work_says_what_it_does_and_how_much_is_done(
         until("digits, batches: compiling, 0 of 2 done after ")
         advance()
         until("digits, batches, 1 of 2 done after ")
+
+
+def test_slow_work_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(tracked([3, 4], "reading", 2)) == [3, 4]
+    with progress("walking", None, first="", seconds=1e-4):
+        shown = ""
+        while "walking after 0 s\n" not in shown:
+            shown += capsys.readouterr().err
+    last = (shown + capsys.readouterr().err).splitlines()[-1]
+    assert last.startswith("walking: done after ")
 
 
 def test_quick_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
