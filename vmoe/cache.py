@@ -1,13 +1,16 @@
-"""The cache folder for downloads and results of checks, and atomic writes of files."""
+"""The cache folder for downloads, results of checks and programs; and atomic writes of files."""
 
 import contextlib
+import hashlib
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from vmoe.signals import temporary_folder
 
+MOST_PROGRAMS = 4 << 30  # bytes of compiled programs
 TEMPORARY = ".vmoe-"  # prefix of temporary folders; only a kill leaves one behind
 
 
@@ -15,6 +18,46 @@ def cache_folder() -> Path:
     """``vmoe`` in the user's cache folder, or in the temporary folder if there is no home."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return (folder if folder.is_absolute() else Path(tempfile.gettempdir())) / "vmoe"
+
+
+def keep_programs() -> None:
+    """Lets JAX keep compiled programs in the cache folder, unless JAX_COMPILATION_CACHE_DIR is set.
+
+    Call it before JAX is imported. The folder is one for processors with the same instructions,
+    since a program may use all of them. The oldest programs are removed when all take more than
+    ``MOST_PROGRAMS``.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    root = cache_folder() / "programs"
+    folder = root / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # it cannot be written, so none are kept
+        return
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    found = list[tuple[float, int, Path]]()
+    for path in root.glob("*/*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= MOST_PROGRAMS:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
+
+
+def _processor() -> str:
+    """A name for all processors with the instructions of this one."""
+    lines = list[str]()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        lines = [line for line in file if line.startswith(("flags", "Features"))]
+    text = f"{platform.machine()} {lines[0] if lines else platform.processor()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

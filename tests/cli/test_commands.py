@@ -22,6 +22,7 @@ from PIL import Image
 
 from tests.command import ROOT, TINY, forked, interpreter, start, vmoe
 from tests.run_folder import rows, with_corrupt_newest
+from vmoe.cache import MOST_PROGRAMS
 from vmoe.config import RoutingOverrides, replace
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
@@ -455,3 +456,26 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     assert f"not from {tmp_path}/gone" in result.stderr  # its checkpoint decides
     assert len(rows(tmp_path, "rows")) == 8 and len(rows(tmp_path, "all")) == 1
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.process
+def test_commands_keep_compiled_programs_for_this_processor_in_the_cache_folder(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    old = tmp_path / "cache" / "vmoe" / "programs" / "other" / "old-cache"
+    old.parent.mkdir(parents=True)
+    with old.open("wb") as file:
+        file.truncate(MOST_PROGRAMS + 1)  # a file of holes
+    words = ("predict", "--checkpoint", tiny_run, tmp_path / "a.png")
+    assert interpreter(*words).returncode == 0
+    (kept,) = {path.parent for path in tmp_path.glob("cache/vmoe/programs/*/*-cache")}
+    assert kept != old.parent
+    programs = {path.name for path in kept.iterdir()}
+    assert interpreter(*words).returncode == 0
+    assert {path.name for path in kept.iterdir()} == programs
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    assert interpreter(*words).returncode == 0

@@ -1,5 +1,6 @@
 """The check of image files: complete and incomplete files, and how long the result is kept."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from vmoe.config.data import ImageChecks
 from vmoe.data import check
 from vmoe.data.check import unreadable
 from vmoe.data.files import image_files_below
+from vmoe.data.sources import open_source
+from vmoe.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
@@ -68,6 +71,28 @@ def test_the_result_is_remembered_until_a_file_changes(
         assert found(folder) == first
     Image.fromarray(PIXELS).save(folder / "b.png")
     assert not found(folder)
+
+
+def test_a_file_that_is_added_to_a_folder_is_checked_alone(tmp_path: Path) -> None:
+    """A file of the same size and time is not read again, so its new content is not noticed."""
+    folder = tmp_path / "photos"
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(PIXELS + i).save(folder / name / f"{i}.png")
+    assert len(open_source(f"folder:{folder}", "train")) > 0
+    kept, added = folder / "a" / "7.png", folder / "b" / "new.png"
+    status, content = kept.stat(), kept.read_bytes()
+    kept.write_bytes(content[:-16] + bytes(16))
+    os.utime(kept, ns=(status.st_atime_ns, status.st_mtime_ns))
+    added.write_bytes(content)
+    open_source(f"folder:{folder}", "train")
+    added.write_bytes(content[:-30])
+    with pytest.raises(UsageError, match=r"1 of 41 images cannot be read: \S+/b/new.png"):
+        open_source(f"folder:{folder}", "train")
+    os.utime(kept)
+    with pytest.raises(UsageError, match="2 of 41 images cannot be read"):
+        open_source(f"folder:{folder}", "train")
 
 
 def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:

@@ -431,7 +431,7 @@ def test_many_unreadable_images_are_a_line_whenever_they_have_doubled_and_a_file
     counts = [line.partition(" (")[2] for line in lines]
     assert counts[0] == "1 so far)"
     assert counts[1:] == [f"{n} so far; {file} lists them)" for n in (2, 4, 8, 20)]
-    assert file.read_text().splitlines() == [f"{i}.png: broken in two" for i in range(20)]
+    assert file.read_text().splitlines() == [f"{i}.png: broken\\nin two" for i in range(20)]
     shown = Unreadable("left out")
     for i in range(1000):
         shown.add(f"{i}.png: broken")

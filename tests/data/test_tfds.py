@@ -19,6 +19,7 @@ from tests.command import TINY, vmoe
 from tests.data.open_files import no_more_files
 from vmoe import retry
 from vmoe.data.decode import decode
+from vmoe.data.pipeline import check_labeled
 from vmoe.data.sources import Source, open_source
 from vmoe.data.sources.tfds import TfdsSource, count_records
 from vmoe.errors import Failure, UsageError
@@ -106,6 +107,21 @@ def photos(prepared: Path, tmp_path: Path) -> Path:
 
 def values(source: Source) -> list[int]:
     return [int(decode(source[i].image, "")[0, 0, 0]) for i in range(len(source))]
+
+
+def test_a_few_labels_are_read_without_an_index_of_all(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index reads every record, with its image."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = open_source(f"tfds:{prepared / 'photos'}", "train")
+    check_labeled(source)
+    source.fingerprint()
+    assert source.max_labels == 1 and len(source.labels_of(5)) == 1
+    assert not list(tmp_path.rglob("index.json"))
+    labels = [source.labels_of(i) for _ in range(12) for i in range(len(source))]
+    assert labels[: len(source)] == labels[-len(source) :]
+    assert list(tmp_path.rglob("index.json"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from vmoe.cache import keep_programs
 from vmoe.errors import (
     OUT_OF_MEMORY,
     UsageError,
@@ -137,6 +138,7 @@ def _dispatch(argv: Sequence[str]) -> None:
     command, *arguments = argv
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, COMMANDS))
+    keep_programs()
     try:
         module_of(command).run(arguments)
     except SystemExit as end:  # without a status, the help was asked for and is printed

@@ -37,20 +37,22 @@ def unreadable(
     count: int,
     record: Path,
     checks: ImageChecks = CHECKS,
+    unchanged: Callable[[ImageFile], bool] = lambda file: False,
 ) -> dict[int, str]:
     """Finds the files that cannot be read as images; returns the reason for each, by its index.
 
     Args:
         files: the file at an index in [0, count).
         record: a JSON file that stores the result until the files change.
+        unchanged: whether a file is known to be readable, and is not read again.
     """
-    known, rules = _read_record(record), f"{RULES} {checks.max_pixels}"
-    if known.get("rules") == rules and known.get("check") in (checks.check, "decode"):
-        return {int(i): reason for i, reason in known["unreadable"].items()}
+    if (known := known_by(record, checks)) is not None:
+        return known
     found, lasting = dict[int, str](), True
 
     def reasons(chunk: range) -> list[tuple[str, bool]]:
-        return [_reason(files(i), checks) for i in chunk]
+        read = map(files, chunk)
+        return [("", True) if unchanged(file) else _reason(file, checks) for file in read]
 
     parts = range(0, count, CHUNK * CHUNKS)  # bounds the files in memory at a time
     with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -62,7 +64,7 @@ def unreadable(
                 if reason:
                     found[i], lasting = reason, lasting and lasts
     if lasting:
-        new = {"rules": rules, "check": checks.check, "unreadable": found}
+        new = {"rules": _rules(checks), "check": checks.check, "unreadable": found}
         with contextlib.suppress(OSError):  # the cache folder may not be writable
             replace_text(record, json.dumps({**new, "sha256": _digest(new)}))
     return found
@@ -122,6 +124,18 @@ def _looks_complete(file: ImageFile, max_pixels: int) -> bool | None:
     if head[:2] == b"BM" and 0 < int.from_bytes(head[2:6], "little") <= file.size:
         return True
     return None
+
+
+def known_by(record: Path, checks: ImageChecks) -> dict[int, str] | None:
+    """What ``unreadable`` found, by its record; None if that is missing or of other checks."""
+    known = _read_record(record)
+    if known.get("rules") != _rules(checks) or known.get("check") not in (checks.check, "decode"):
+        return None
+    return {int(i): reason for i, reason in known["unreadable"].items()}
+
+
+def _rules(checks: ImageChecks) -> str:
+    return f"{RULES} {checks.max_pixels}"
 
 
 def recorded(record: Path) -> list[int]:

@@ -50,6 +50,7 @@ LABELS = ("label", "labels", "real_label")  # features of labels; the first one 
 IN_MEMORY = 10_000_000  # records, up to which the offsets are in memory
 OFFLOADED = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
 SCANNED = 1024  # records between two reports of progress; one at a time is as fast as a batch
+FEW = 1024  # labels that are read from their records, before an index of all is made
 INFO = "dataset_info.json"
 NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 SPARE_FILES = 256  # that a process may have open in addition to the shards
@@ -125,7 +126,7 @@ class TfdsSource(BaseSource):
         label = self._features[self._label]
         self.class_names = tuple(getattr(label, "feature", label).names)
         _allow_open_files(len(self._shards), folder)
-        self._records = self._opened()
+        self._records, self._asked = self._opened(), 0
 
     @functools.cached_property
     def max_labels(self) -> int:
@@ -170,6 +171,9 @@ class TfdsSource(BaseSource):
         return Example(fields[self._image], labels, origin)
 
     def labels_of(self, index: int) -> tuple[int, ...]:
+        if "_labels" not in self.__dict__ and self._asked < FEW:
+            self._asked += 1
+            return self[index].labels
         return tuple(self._labels.values("labels", index).tolist())
 
     @functools.cached_property
