@@ -32,9 +32,10 @@ from vmoe.config import (
     load,
     replace,
 )
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import ANY_LENGTH
 from vmoe.costs import flops
-from vmoe.data.pipeline import training_batches
+from vmoe.data.pipeline import part_bytes, training_batches
 from vmoe.data.reading import AHEAD, read_ahead
 from vmoe.data.sources import open_source
 from vmoe.data.workers import Workers, check_shared_memory
@@ -288,7 +289,8 @@ def pipeline(sizes: Sizes, name: str) -> Parts:
     config = config_of(sizes, name)
     yield _of_steps("without it", training_step(config), config, sizes)
     readers = 1 if sizes.tiny else len(os.sched_getaffinity(0))
-    check_shared_memory(readers, 3 * config.batch_size * config.model.image_size**2)
+    size = Preprocessing(config.model.image_size)
+    check_shared_memory(readers, part_bytes(config.batch_size, size))
     ready, count = readers + AHEAD, sizes.steps * (sizes.turns + 1)
     with tempfile.TemporaryDirectory() as folder, Workers(readers) as workers:
         write_jpegs(Path(folder), sizes.files)

@@ -16,7 +16,7 @@ from tests.command import TIMEOUT, alive
 from tests.data.numbered import Failing, Numbers
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import evaluation_batches, training_batches
+from vmoe.data.pipeline import evaluation_batches, evaluation_order, training_batches
 from vmoe.data.reading import Reading, read_ahead
 from vmoe.data.sources import open_source
 from vmoe.data.workers import WorkerDied, Workers, check_shared_memory
@@ -55,6 +55,28 @@ def test_batches_come_in_order_whoever_reads_them(count: int) -> None:
     assert {batch["jax"] for batch in batches} == ({"cpu"} if count else {before})
     assert os.environ.get("JAX_PLATFORMS") == before
     assert not any(alive(pid) for pid in pids - {os.getpid()})
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_batch_that_is_read_in_parts_has_the_images_that_are_read_one_by_one(count: int) -> None:
+    """Also in a shard, and in the last batch of an evaluation, which has padding."""
+    train = open_source("digits", "train")
+    config = TrainConfig(model=ViTConfig(patch_size=32, image_size=224), batch_size=130)
+    shard = training_batches(train, config, shard=(1, 2))
+    assert shard.parts == 2
+    with Workers(count) as workers:
+        with read_ahead(shard, 3, 2, workers) as reader:
+            read = list(reader)
+        for number, (batch, _, _) in enumerate(read, 3):
+            for i in range(65):
+                image = shard.images[(2 * number + 1) * 65 + i]
+                np.testing.assert_array_equal(batch.images[i], image.pixels)
+                assert batch.labels[i] == image.labels and batch.valid[i]
+        last = [*evaluation_batches(train, Preprocessing(224), Reading(700, workers))][-1]
+    order = evaluation_order(len(train))[700:]
+    np.testing.assert_array_equal(last.labels[:557, 0], [train.labels_of(i)[0] for i in order])
+    assert last.valid.tolist() == [True] * 557 + [False] * 143 and not last.images[557:].any()
 
 
 @pytest.mark.process
@@ -193,5 +215,5 @@ def test_shared_memory_that_is_too_small_is_named() -> None:
         pytest.skip("this system does not show its shared memory")
     check_shared_memory(2, 1 << 20)
     check_shared_memory(0, 1 << 60)
-    with pytest.raises(UsageError, match=r"data.num_workers=2: a batch of .* /dev/shm has .* MiB"):
+    with pytest.raises(UsageError, match=r"data.num_workers=2: images of .* /dev/shm has .* MiB"):
         check_shared_memory(2, 1 << 60)

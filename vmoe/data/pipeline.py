@@ -9,9 +9,10 @@ batch, and any process can read it (``vmoe/data/reading.py``). All other command
 (``vmoe/train/step.py``).
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -28,13 +29,13 @@ from vmoe.data.random_crop import Box, random_box
 from vmoe.data.reading import READING, Reading, read_ahead
 from vmoe.data.resize import Resized, resize
 from vmoe.data.sources import Example, Source
-from vmoe.data.workers import Batches
 from vmoe.errors import UsageError
 from vmoe.fields import at_least
 
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
 MOST_IMAGES = (1 << 32) - 1  # that can be shuffled, as Grain's shuffle computes with 32 bits
 ROUNDS = 4  # of Grain's shuffle
+PART = 8 << 20  # bytes of images that a thread or a worker reads at a time
 ATTEMPTS = 100  # to find a readable image that replaces another
 ORDER = "shuffled, seeds 0 and 1"
 """The text that describes ``evaluation_order`` to users."""
@@ -70,6 +71,61 @@ class Read(NamedTuple):
     refused: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageBatches:
+    """Batches of images by number, which are read in parts; see ``InParts``."""
+
+    images: grain.MapDataset[Any]
+    """Images, read and prepared, in the order of the batches."""
+    rows: int
+    """Images of this shard in a batch."""
+    shard: tuple[int, int]
+    """(i, n): the i-th of n equal shards of each batch."""
+    max_labels: int
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        """The number of batches with an image of this shard."""
+        index, count = self.shard
+        return max(0, -(-(-(-len(self.images) // self.rows) - index) // count))
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of a batch."""
+        return _parts(self.rows, self.preprocessing)
+
+    def __getitem__(self, number: int) -> Read:
+        parts = range(number * self.parts, (number + 1) * self.parts)
+        return self.joined([self.part(part) for part in parts])
+
+    def part(self, number: int) -> Read:
+        """Reads part ``number % parts`` of batch ``number // parts``, padded."""
+        (batch, part), (index, count) = divmod(number, self.parts), self.shard
+        start, stop = (
+            (batch * count + index) * self.rows + x * self.rows // self.parts
+            for x in (part, part + 1)
+        )
+        there = range(start, min(stop, len(self.images)))
+        images = cast(list[_Image], [self.images[i] for i in there])
+        return _collate(stop - start, self.max_labels, self.preprocessing, images)
+
+    def joined(self, parts: list[Read]) -> Read:
+        """The batch of its parts; empties the list, to free their memory one by one."""
+        if len(parts) == 1:
+            return parts.pop()
+        whole, start = empty_batch(self.rows, self.max_labels, self.preprocessing), 0
+        unreadable, refused = list[str](), list[str]()
+        while parts:
+            read = parts.pop(0)
+            stop = start + len(read.batch.valid)
+            for target, own in zip(whole, read.batch, strict=True):
+                target[start:stop] = own
+            unreadable += read.unreadable
+            refused += read.refused
+            start = stop
+        return Read(whole, tuple(unreadable), tuple(refused))
+
+
 class _Image(NamedTuple):
     """An image in the model's size, and its errors as in ``Read``; without pixels it is padding."""
 
@@ -81,7 +137,7 @@ class _Image(NamedTuple):
 
 def training_batches(
     source: Source, config: TrainConfig, *, shard: tuple[int, int] = (0, 1)
-) -> Batches[Read]:
+) -> ImageBatches:
     """An endless sequence of training batches; every epoch has a different order.
 
     Args:
@@ -102,19 +158,16 @@ def training_batches(
             batch_size=config.batch_size,
         )
     _check_length(source)
-    index, count = shard
-    rows, size = config.batch_size // count, config.model.image_size
-    batches = (
+    size = config.model.image_size
+    images = (
         grain.MapDataset.range(len(source))
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
         .random_map(functools.partial(_training_image, source, config.data, size))
-        .batch(
-            rows, batch_fn=functools.partial(_collate, rows, source.max_labels, Preprocessing(size))
-        )
-    )[index::count]
-    return cast(Batches[Read], batches)
+    )
+    rows = config.batch_size // shard[1]
+    return ImageBatches(images, rows, shard, source.max_labels, Preprocessing(size))
 
 
 def _check_length(source: Source) -> None:
@@ -211,20 +264,13 @@ def evaluation_batches(
     """
     at_least(1).check(batch_size=reading.batch_size)
     _check_length(source)
-    index, count = shard
-    rows, leave_out = reading.batch_size // count, reading.on_unreadable is not None
+    rows, leave_out = reading.batch_size // shard[1], reading.on_unreadable is not None
     indices = grain.MapDataset.range(len(source))
     if shuffled:
         indices = indices.map(functools.partial(_shuffled, len(source)))
-    batches = (
-        indices.map(functools.partial(_evaluation_image, source, preprocessing, leave_out)).batch(
-            rows,
-            drop_remainder=False,
-            batch_fn=functools.partial(_collate, rows, source.max_labels, preprocessing),
-        )
-    )[index::count]
-    numbered = cast(Batches[Read], batches)
-    with read_ahead(numbered, 0, len(batches), reading.workers, on_wait=reading.on_wait) as reader:
+    images = indices.map(functools.partial(_evaluation_image, source, preprocessing, leave_out))
+    batches = ImageBatches(images, rows, shard, source.max_labels, preprocessing)
+    with read_ahead(batches, 0, len(batches), reading.workers, on_wait=reading.on_wait) as reader:
         for read in reader:
             if reading.on_unreadable:
                 for reason in read.unreadable:
@@ -290,6 +336,18 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
         np.full((batch_size, max_labels), -1, np.int32),
         np.zeros(batch_size, bool),
     )
+
+
+def part_bytes(rows: int, preprocessing: Preprocessing) -> int:
+    """Bytes of the images of the largest part of a batch."""
+    size = empty_batch(1, 1, preprocessing).images.nbytes
+    return -(-rows // _parts(rows, preprocessing)) * size
+
+
+def _parts(rows: int, preprocessing: Preprocessing) -> int:
+    """The number of parts of a batch, of about ``PART`` bytes each."""
+    size = empty_batch(1, 1, preprocessing).images.nbytes
+    return min(rows, -(-rows * size // PART))
 
 
 def check_labeled(source: Source) -> None:

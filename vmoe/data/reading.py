@@ -1,8 +1,9 @@
 """Reads batches ahead of their use, and reports long waits.
 
-A reader returns batches in order. Each of its threads reads one batch at a time, itself or through
-a worker process (``vmoe/data/workers.py``). ``on_wait`` is called while a batch is awaited: it
-shows that a source or a worker hangs, and can end the wait. Threads do not keep the process alive.
+A reader returns batches in order. Each of its threads reads one part of a batch at a time, itself
+or through a worker process (``vmoe/data/workers.py``). ``on_wait`` is called while a batch is
+awaited: it shows that a source or a worker hangs, and can end the wait. Threads do not keep the
+process alive.
 """
 
 import dataclasses
@@ -15,9 +16,16 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, Generic
 
-from vmoe.data.workers import IN_THREADS, Batches, T_co, Workers, keep_freed_memory
+from vmoe.data.workers import (
+    IN_THREADS,
+    Batches,
+    InParts,
+    T_co,
+    Workers,
+    keep_freed_memory,
+)
 
-AHEAD = 2  # batches that may be ready, in addition to one for each thread
+AHEAD = 2  # batches that may be ready, in addition to those that the threads read
 TICK = 1.0  # seconds between calls of on_wait
 SHOWN_AFTER, SHOWN_EVERY = 10, 30  # seconds until the first message, and between messages
 
@@ -65,23 +73,32 @@ READING = Reading()
 class Reader(Generic[T_co]):
     """An iterator over batches that are read ahead; close it after use. See ``read_ahead``."""
 
-    def __init__(self, readers: Sequence[Callable[[int], T_co]], numbers: range, on_wait: OnWait):
+    def __init__(
+        self,
+        batches: Batches[T_co],
+        readers: Sequence[Callable[[int], T_co]],
+        numbers: range,
+        on_wait: OnWait,
+    ):
         self._numbers, self._on_wait = iter(numbers), on_wait
-        self._tasks: SimpleQueue[tuple[Future[T_co], int] | None] = SimpleQueue()
+        self._batches, self._parts = batches, _parts_of(batches)
+        self._tasks: SimpleQueue[tuple[_Assembly[T_co], int] | None] = SimpleQueue()
         self._pending: deque[Future[T_co]] = deque()
         self._threads = [
             threading.Thread(target=_run, args=(read, self._tasks), name="reader", daemon=True)
-            for read in readers[: len(numbers)]
+            for read in readers[: len(numbers) * self._parts]
         ]
         for thread in self._threads:
             thread.start()
-        for _ in range(len(self._threads) + AHEAD):
+        for _ in range(-(-len(self._threads) // self._parts) + AHEAD):
             self._submit()
 
     def _submit(self) -> None:
         for number in self._numbers:
-            self._pending.append(Future())
-            self._tasks.put((self._pending[-1], number))
+            assembly = _Assembly(self._batches, number * self._parts)
+            self._pending.append(assembly.future)
+            for part in range(self._parts):
+                self._tasks.put((assembly, part))
             return
 
     def __iter__(self) -> "Reader[T_co]":
@@ -128,14 +145,57 @@ def read_ahead(
         an iterator over the batches; raises the errors of reading them, or WorkerDied.
     """
     keep_freed_memory()
-    return Reader(workers.readers(batches) if count else [], range(start, start + count), on_wait)
+    readers = workers.readers(batches) if count else []
+    return Reader(batches, readers, range(start, start + count), on_wait)
 
 
-def _run(read: Callable[[int], Any], tasks: "SimpleQueue[tuple[Future[Any], int] | None]") -> None:
-    """Reads the batches whose numbers are in a queue."""
-    for future, number in iter(tasks.get, None):
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(read(number))
-            except BaseException as error:
-                future.set_exception(error)
+def _parts_of(batches: Batches[Any]) -> int:
+    return batches.parts if isinstance(batches, InParts) else 1
+
+
+class _Assembly(Generic[T_co]):
+    """A batch whose parts are read by several threads.
+
+    Attributes:
+        future: the batch, or the error of its first part that could not be read.
+    """
+
+    def __init__(self, batches: Batches[T_co], first: int):
+        """``first``: the number of the first part."""
+        self.future: Future[T_co] = Future()
+        self._batches, self._first = batches, first
+        self._parts: list[Any] = [None] * _parts_of(batches)
+        self._errors: dict[int, BaseException] = {}
+        self._left, self._lock = len(self._parts), threading.Lock()
+
+    def read(self, part: int, read: Callable[[int], T_co]) -> None:
+        """Reads a part; the thread that reads the last one joins all, unless the reader closed."""
+        if self.future.cancelled():
+            return
+        try:
+            self._parts[part] = read(self._first + part)
+        except BaseException as error:
+            self._errors[part] = error
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            if self._errors:
+                raise self._errors[min(self._errors)]
+            batches, parts = self._batches, self._parts
+            self.future.set_result(
+                batches.joined(parts) if isinstance(batches, InParts) else parts.pop()
+            )
+        except BaseException as error:
+            self.future.set_exception(error)
+
+
+def _run(
+    read: Callable[[int], Any], tasks: "SimpleQueue[tuple[_Assembly[Any], int] | None]"
+) -> None:
+    """Reads the parts whose numbers are in a queue."""
+    for assembly, part in iter(tasks.get, None):
+        assembly.read(part, read)

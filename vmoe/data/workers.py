@@ -48,6 +48,23 @@ class Batches(Protocol[T_co]):
         """Reads a batch; called from several threads."""
 
 
+@runtime_checkable
+class InParts(Batches[T_co], Protocol[T_co]):
+    """Batches that are read in parts, so that many readers share the first one.
+
+    Attributes:
+        parts: the number of parts of each batch.
+    """
+
+    parts: int
+
+    def part(self, number: int) -> T_co:
+        """Reads part ``number % parts`` of batch ``number // parts``."""
+
+    def joined(self, parts: list[Any]) -> T_co:
+        """The batch of all its parts; empties the list, to free their memory one by one."""
+
+
 class WorkerDied(Failure):
     """A worker ended by itself, or was killed."""
 
@@ -66,9 +83,9 @@ class Workers:
         self._closing = util.Finalize(self, _kill, (self._workers,), exitpriority=1)
 
     def readers(self, batches: Batches[T_co]) -> list[Callable[[int], T_co]]:
-        """One function for each thread of a reader; it reads a batch by its number."""
+        """One function for each thread of a reader; it reads a batch, or a part, by its number."""
         if not self._workers:
-            return [batches.__getitem__] * THREADS
+            return [reader_of(batches)] * THREADS
         pickled = cloudpickle.dumps(batches)  # Grain keeps lambdas
         return [worker.opened(pickled) for worker in self._workers]
 
@@ -83,13 +100,18 @@ class Workers:
         self.close()
 
 
-def check_shared_memory(count: int, batch_bytes: int) -> None:
-    """Checks that a batch for each worker fits into shared memory; otherwise a worker is killed."""
+def reader_of(batches: Batches[T_co]) -> Callable[[int], T_co]:
+    """Reads a batch by its number, or a part of one if they have parts."""
+    return batches.part if isinstance(batches, InParts) else batches.__getitem__
+
+
+def check_shared_memory(count: int, part_bytes: int) -> None:
+    """Checks that a part of a batch for each worker fits into shared memory; else one is killed."""
     if count and os.path.isdir(SHARED_MEMORY):
         free = shutil.disk_usage(SHARED_MEMORY).free
-        if free < count * batch_bytes:
+        if free < count * part_bytes:
             raise UsageError(
-                f"a batch of {_mb(batch_bytes)} for each worker needs {_mb(count * batch_bytes)} "
+                f"images of {_mb(part_bytes)} for each worker need {_mb(count * part_bytes)} "
                 f"of shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size "
                 "in Docker), or use fewer workers or smaller batches",
                 **{"data.num_workers": count},
@@ -206,7 +228,7 @@ def _serve(connection: Connection) -> None:
             try:
                 if pickled:
                     opened[key] = pickle.loads(pickled)
-                result = shared.put(opened[key][number])
+                result = shared.put(reader_of(opened[key])(number))
             except Exception as error:
                 error.add_note(f"in a data worker:\n{traceback.format_exc()}")
                 result = error

@@ -6,7 +6,14 @@ import jax
 
 from vmoe import models
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig
-from vmoe.data.pipeline import Batch, Read, check_labeled, empty_batch, training_batches
+from vmoe.data.pipeline import (
+    Batch,
+    Read,
+    check_labeled,
+    empty_batch,
+    part_bytes,
+    training_batches,
+)
 from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_splits, relabel
 from vmoe.data.workers import Batches, check_shared_memory
 from vmoe.errors import UsageError
@@ -97,8 +104,9 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
         model = models.with_params(config.model, shapes.params, placement=placement)
         check_fewshot(model, config.fewshot, config.preprocessing)
         read.append((config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)))
-    largest = max(empty_batch(1, 1, own).images.nbytes * size for size, own in read)
-    check_shared_memory(config.data.num_workers, largest // shards)
+    check_shared_memory(
+        config.data.num_workers, max(part_bytes(size // shards, own) for size, own in read)
+    )
     return Program(placement, batches, train_step, shapes)
 
 
