@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -34,6 +35,7 @@ from vmoe.cli.main import main
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 # A fork would lack the threads that these libraries start when they are imported.
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 TIMEOUT = 1200  # seconds to wait for a command to exit or reach a state; none needs 30 alone
 WIDTH = "200"  # in characters; no table wraps
@@ -61,6 +63,11 @@ def vmoe(*arguments: str | Path, cwd: Path = ROOT) -> CompletedProcess[str]:
             finally:
                 logging.disable(disabled)
     return CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def without_times(stderr: str) -> list[str]:
+    """The lines of a run without the time of day, which they have as stderr is no terminal."""
+    return [re.sub(f"^{TIME} ", "", line) for line in stderr.splitlines()]
 
 
 class Process:

@@ -120,11 +120,11 @@ def test_what_decides_the_numbers_may_not_change_once_there_is_a_checkpoint(
     assert before == {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
 
 
-def photos(folder: Path) -> Path:
+def photos(folder: Path, green: int = 0) -> Path:
     for i in range(40):
         path = folder / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (5 * i, 0, 0)).save(path)
+        Image.new("RGB", (8, 8), (5 * i, green, 0)).save(path)
     return folder
 
 
@@ -148,9 +148,8 @@ def test_images_may_be_moved_and_other_images_are_refused(
     for field in fields:
         assert any(field in line and "/here" in line for line in lines), "\n".join(lines)
     assert read_config(workdir) == moved
-    Image.new("RGB", (8, 8), (0, 9, 0)).save(photos(tmp_path / "other") / "a" / "0.png")
     with pytest.raises(UsageError) as caught:
-        opened(workdir, on_photos(config, tmp_path / "other"))
+        opened(workdir, on_photos(config, photos(tmp_path / "other", green=9)))
     assert str(caught.value).count(", of other images") == len(fields)
 
 

@@ -218,8 +218,8 @@ class FailsIn(Sink):
         self._error, self._left = error, evaluation
 
     def activity(self, text: str) -> None:
-        self._left -= text.startswith("evaluating")
-        if not self._left:
+        self._left -= (evaluates := text.startswith("evaluating"))
+        if evaluates and not self._left:
             raise self._error
 
 
@@ -369,16 +369,18 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
 def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """Batches 27 and 45 have NaN pixels."""
 
-    def batches(*arguments: object, **options: object) -> object:
-        def poison(i: int, read: Read) -> Read:
+    class Poisoned:
+        def __init__(self, *arguments: Any, **options: Any):
+            self._batches = training_batches(*arguments, **options)
+
+        def __getitem__(self, number: int) -> Read:
+            read = self._batches[number]
             images = to_float(read.batch.images)  # of all batches, so that one program takes them
-            if i in (27, 45):
+            if number in (27, 45):
                 images[:] = np.nan
             return read._replace(batch=read.batch._replace(images=images))
 
-        return training_batches(*arguments, **options).map_with_index(poison)
-
-    monkeypatch.setattr("vmoe.train.check.training_batches", batches)
+    monkeypatch.setattr("vmoe.train.check.training_batches", Poisoned)
     return configs.replace(config, evaluations=(EvalConfig(),), fewshot=FewShotConfig())
 
 

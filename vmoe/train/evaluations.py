@@ -57,7 +57,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                 continue
             with (
                 _naming_batch(f"evaluations.{i}.batch_size", evaluation.batch_size),
-                run.report.pause_timer(f"evaluating {evaluation.name}"),
+                run.report.pause_timer(f"evaluating {evaluation.name}", compiles=True),
             ):
                 result = evaluate(
                     models.with_params(model, params, placement=run.program.placement),
@@ -109,7 +109,7 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
     try:
         with (
             _naming_batch("fewshot.batch_size", run.config.fewshot.batch_size),
-            run.report.pause_timer("few-shot probes"),
+            run.report.pause_timer("few-shot probes", compiles=True),
         ):
             result = fewshot(
                 model,

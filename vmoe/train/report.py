@@ -160,14 +160,15 @@ class Report:
         return self._timer.measure(activity)
 
     @contextlib.contextmanager
-    def pause_timer(self, activity: str) -> Iterator[None]:
+    def pause_timer(self, activity: str, *, compiles: bool = False) -> Iterator[None]:
         """Leaves the time inside the context out of the steps' time, and shows the activity.
 
-        The first time compiles its programs.
+        Args:
+            compiles: whether it compiles programs when it is done for the first time.
         """
-        new = activity not in self._compiled
+        first = compiles and activity not in self._compiled
         self._compiled.add(activity)
-        with self.measure("pause"), self.showing(f"{'compiling and ' * new}{activity}"):
+        with self.measure("pause"), self.showing(activity + " (compiling first)" * first):
             yield
 
     @contextlib.contextmanager
