@@ -15,6 +15,7 @@ import sklearn.metrics
 from PIL import Image
 
 import vmoe
+from tests.command import without_times
 from tests.random_models import forward, outputs
 from tests.routers import grouped
 from vmoe.config import (
@@ -275,9 +276,8 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new_af
         report.resume(0, {})
         for step, each in (sets | {59: [healthy], 60: [broken]}).items():
             report.evaluations(step, each)
-            logged[step] = [
-                line for line in capfd.readouterr().err.splitlines() if "block 0" in line
-            ]
+            lines = without_times(capfd.readouterr().err)
+            logged[step] = [line for line in lines if "block 0" in line]
     found = [f"validation: {dead}", f"validation: {collapse}"]
     assert found[0].endswith(", or prune them")
     training = [found[0].removesuffix(", or prune them"), found[1]]

@@ -45,14 +45,17 @@ ROUNDED = ("accumulate", "model.remat")
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    """Groups of 8 images, without noise and mixing, so that parts of a batch are like the whole."""
+    """Groups of 8 images, without noise and mixing, so that parts of a batch are like the whole.
+
+    With SGD, since Adam makes steps of one size also of a gradient that is only rounding.
+    """
     return configs.replace(
         configs.load(TINY),
         steps=12,
         log_every=2,
         evaluate_every=6,
         checkpoint_every=6,
-        optim=dict(warmup_steps=2),
+        optim=dict(kind="sgd", lr=0.05, end_lr=0.01, warmup_steps=2),
         data=dict(mixup=0.0),
         model=dict(moe=dict(router=dict(noise_std=0.0, images_per_group=8))),
         fewshot=dict(data=("digits",), shots=(1,), every=6),
@@ -159,13 +162,13 @@ def test_a_run_without_a_checkpoint_is_set_aside_for_another_config(
     workdir, new = begun(tmp_path / "run", config), configs.replace(config, optim=dict(lr=0.1))
     (workdir / "checkpoints" / "6").rmdir()
     CsvFile(workdir / "metrics.csv").append(13, [{"loss": 1.0}])
-    with pytest.raises(UsageError, match="optim.lr is 0.005 there and 0.1 here"):
+    with pytest.raises(UsageError, match="optim.lr is 0.05 there and 0.1 here"):
         opened(workdir, new)  # after twice its interval the first checkpoint is not late but lost
     (workdir / "metrics.csv").unlink()
     CsvFile(workdir / "metrics.csv").append(6, [{"loss": 1.0}])
     before = (workdir / "config.json").read_text()
     (line,) = opened(workdir, new)
-    assert "optim.lr is 0.005 there and 0.1 here" in line and "metrics.csv.old, config.json" in line
+    assert "optim.lr is 0.05 there and 0.1 here" in line and "metrics.csv.old, config.json" in line
     assert (workdir / "config.json.old").read_text() == before
     assert read_config(workdir) == new and not (workdir / "metrics.csv").exists()
     opened(workdir, configs.replace(config, seed=3))
@@ -204,9 +207,8 @@ def test_a_run_that_is_resumed_with_a_change_ends_with_the_same_parameters(
         assert arrays(whole, 12) == arrays(workdir, 12)
         before, after = ({row["step"]: row for row in rows(x)} for x in (whole, workdir))
         assert all(after[step] == before[step] for step in before.keys() & after.keys())
-    sizes = {(row["step"], row["set"]): row["batch_size"] for row in rows(workdir, "evaluations")}
-    changed = "64" if key == "evaluations.batch_size" else "256"
-    assert sizes["6", "validation"] == "256" and sizes["12", "validation"] == changed
+    sizes = {row["batch_size"] for row in rows(workdir, "evaluations")}
+    assert sizes == {"64" if key == "evaluations.batch_size" else "256"}
 
 
 @pytest.mark.slow
