@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from flax import nnx
 import vmoe
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.restore import restore
+from vmoe.data.pipeline import Read, training_batches
+from vmoe.nn.inputs import to_float
 from vmoe.train import timing
 from vmoe.train.state import abstract_state, checkpoint_items
 from vmoe.workdir import layout
@@ -60,6 +63,20 @@ def differences(one: Path, other: Path, steps: int) -> list[str]:
 
 def parameters(workdir: Path, *, use_ema: bool = True) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, use_ema=use_ema).model, nnx.Param))
+
+
+class Poisoned:
+    """``training_batches`` of which some have NaN pixels."""
+
+    def __init__(self, numbers: Collection[int], *arguments: Any, **options: Any):
+        self._numbers, self._batches = numbers, training_batches(*arguments, **options)
+
+    def __getitem__(self, number: int) -> Read:
+        read = self._batches[number]
+        images = to_float(read.batch.images)  # of all batches, so that one program takes them
+        if number in self._numbers:
+            images[:] = np.nan
+        return read._replace(batch=read.batch._replace(images=images))
 
 
 def with_corrupt_newest(run: Path, workdir: Path, *, step: int, newest: int) -> None:

@@ -82,7 +82,7 @@ def progress(
             end.set()
             if thread:
                 thread.join()
-    if time.monotonic() - start > seconds:
+    if thread and time.monotonic() - start > seconds:
         show(f"{what}: done")
 
 

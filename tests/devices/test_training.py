@@ -1,5 +1,6 @@
 """Runs on eight devices: all meshes train the same and resume each other's checkpoints."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -9,15 +10,13 @@ import pytest
 
 import vmoe
 from tests.command import ROOT
-from tests.run_folder import assert_close, rows
+from tests.run_folder import Poisoned, assert_close, rows
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
 from vmoe.config import EvalConfig, FewShotConfig, RoutingOverrides, TrainConfig
-from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import UsageError
 from vmoe.evaluate.fewshot import fewshot, open_fewshot
 from vmoe.mesh import place
-from vmoe.nn.inputs import to_float
 from vmoe.train import train
 
 
@@ -120,15 +119,7 @@ def test_a_run_on_many_devices_rewinds_after_a_nan_loss(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def batches(*words: object, **options: object) -> object:
-        def poison(i: int, read: Read) -> Read:
-            images = to_float(read.batch.images)  # of all batches, so that one program takes them
-            if i == 12:
-                images[:] = np.nan
-            return read._replace(batch=read.batch._replace(images=images))
-
-        return training_batches(*words, **options).map_with_index(poison)
-
+    batches = functools.partial(Poisoned, (12,))
     monkeypatch.setattr("vmoe.train.check.training_batches", batches)
     train(config, tmp_path / "run", mesh="expert=4", on_nan="rewind")
     stderr = capsys.readouterr().err

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import TINY
+from tests.command import ROOT, TINY
 from tests.run_folder import arrays, assert_close, rows
 from vmoe import config as configs
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.config.changes import MAY_CHANGE
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.mesh import place
 from vmoe.train import train
 from vmoe.train.check import open_data
@@ -24,6 +24,7 @@ from vmoe.train.folder import open_workdir
 from vmoe.train.sinks import CsvFile
 from vmoe.workdir.layout import read_config
 
+PAGE = (ROOT / "docs" / "change_a_run.md").read_text()
 MORE = (EvalConfig(), EvalConfig("more", "test"))
 CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
     "log_every": dict(log_every=3),
@@ -91,16 +92,18 @@ def test_fields_that_decide_no_number_may_change_each_with_a_line(
         of_new = environment_of(new) if key == "evaluations" else now
         (line,), extended = open_workdir(workdir, new, *of_new, None)
         assert not extended and MAY_CHANGE[key] in line
+        assert key == "evaluations" or key.rpartition(".")[2] in line
+        assert key.rpartition(".")[2].replace("_", "-") in PAGE
         assert read_config(workdir) == new
         assert open_workdir(workdir, new, *of_new, None) == ([], False)
+        measured = json.loads((workdir / "environment.json").read_text())["evaluations"]
+        assert ("more" in measured) == (key == "evaluations")
         open_workdir(workdir, config, *of_new, None)
     lines = (workdir / "changes.txt").read_text().splitlines()
     assert len(lines) == 2 * len(CHANGES)
     assert lines[0].endswith(" step 6: log_every 2 -> 3")
     assert lines[8].endswith(" step 6: set 'more' is added")
     assert lines[9].endswith(" step 6: set 'more' is left out")
-    measured = json.loads((workdir / "environment.json").read_text())["evaluations"]
-    assert {"validation", "more"} <= measured.keys()
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,8 @@ def test_images_may_be_moved_and_other_images_are_refused(
     for field in fields:
         assert any(field in line and "/here" in line for line in lines), "\n".join(lines)
     assert read_config(workdir) == moved
+    again = on_photos(config, shutil.copytree(tmp_path / "there", tmp_path / "third"))
+    assert len(opened(workdir, again)) >= len(fields)
     with pytest.raises(UsageError) as caught:
         opened(workdir, on_photos(config, photos(tmp_path / "other", green=9)))
     assert str(caught.value).count(", of other images") == len(fields)
@@ -162,8 +167,9 @@ def test_a_run_without_a_checkpoint_is_set_aside_for_another_config(
     workdir, new = begun(tmp_path / "run", config), configs.replace(config, optim=dict(lr=0.1))
     (workdir / "checkpoints" / "6").rmdir()
     CsvFile(workdir / "metrics.csv").append(13, [{"loss": 1.0}])
-    with pytest.raises(UsageError, match="optim.lr is 0.05 there and 0.1 here"):
-        opened(workdir, new)  # after twice its interval the first checkpoint is not late but lost
+    for other in (new, configs.replace(config, checkpoint_every=2)):
+        with pytest.raises(Failure, match="rows up to step 13, but there is no checkpoint"):
+            opened(workdir, other)  # after twice the interval it is not late but lost
     (workdir / "metrics.csv").unlink()
     CsvFile(workdir / "metrics.csv").append(6, [{"loss": 1.0}])
     before = (workdir / "config.json").read_text()

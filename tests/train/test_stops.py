@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import gc
 import json
 import os
@@ -19,14 +20,12 @@ import pytest
 
 from tests.command import ROOT, forked, start, vmoe
 from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving, training
-from tests.run_folder import assert_same, differences, last_step, rows
+from tests.run_folder import Poisoned, assert_same, differences, last_step, rows
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints, Restored
 from vmoe.config import EvalConfig, FewShotConfig, TrainConfig
-from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.mesh import place
-from vmoe.nn.inputs import to_float
 from vmoe.train import evaluations, train
 from vmoe.train.report import Report
 from vmoe.train.sinks import Sink
@@ -369,18 +368,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
 def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """Batches 27 and 45 have NaN pixels."""
 
-    class Poisoned:
-        def __init__(self, *arguments: Any, **options: Any):
-            self._batches = training_batches(*arguments, **options)
-
-        def __getitem__(self, number: int) -> Read:
-            read = self._batches[number]
-            images = to_float(read.batch.images)  # of all batches, so that one program takes them
-            if number in (27, 45):
-                images[:] = np.nan
-            return read._replace(batch=read.batch._replace(images=images))
-
-    monkeypatch.setattr("vmoe.train.check.training_batches", Poisoned)
+    batches = functools.partial(Poisoned, (27, 45))
+    monkeypatch.setattr("vmoe.train.check.training_batches", batches)
     return configs.replace(config, evaluations=(EvalConfig(),), fewshot=FewShotConfig())
 
 
@@ -453,6 +442,8 @@ def test_a_step_that_a_rewind_deleted_is_saved_again(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, every=10, keep_latest=1) as checkpoints:
         for step in (10, 14):
             checkpoints.save(step, params={"kernel": np.zeros(2)})
+        checkpoints.delete_unscheduled(keep=14)  # by another interval it was scheduled
+        assert checkpoints.steps == [10, 14]
         checkpoints.delete_unscheduled()
         assert checkpoints.steps == [10]
         assert checkpoints.saved == 0

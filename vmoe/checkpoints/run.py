@@ -159,12 +159,12 @@ class Checkpoints:
             self._manager = self._open()
         raise distributed.synchronized(all_corrupt(self._workdir, messages))
 
-    def delete_unscheduled(self) -> None:
-        """Deletes the steps that come after the newest scheduled one."""
+    def delete_unscheduled(self, keep: int = 0) -> None:
+        """Deletes the steps that come after the newest scheduled one, and after ``keep``."""
         self.wait()
         scheduled = [step for step in self.steps if step % self._every == 0]
         for step in self.steps:
-            if step > max(scheduled, default=0):
+            if step > max([keep, *scheduled]):
                 self._manager.delete(step)
         self.saved = 0  # it may be deleted; the next one is restored or saved
         self.wait()

@@ -71,7 +71,7 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
 
 def _with_home(args: Arguments) -> Arguments:
-    """The arguments with ~ expanded in paths, as a shell does it not in --workdir=~/runs/digits."""
+    """The arguments with ~ expanded in paths: a shell leaves it in --workdir=~/runs/digits."""
     assert dataclasses.is_dataclass(args) and not isinstance(args, type)
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
     paths = {k: v.expanduser() for k, v in fields.items() if isinstance(v, Path)}

@@ -263,7 +263,10 @@ def _folders() -> Iterator[Row]:
     if programs:
         yield _folder("compiled programs", Path(programs), variable="JAX_COMPILATION_CACHE_DIR")
     else:
-        yield Row("compiled programs", "not kept, as JAX_COMPILATION_CACHE_DIR is empty")
+        yield Row(
+            "compiled programs",
+            "not kept: JAX_COMPILATION_CACHE_DIR is empty, or the cache folder cannot be written",
+        )
     yield _folder("Hugging Face", Path(hub))
     yield _folder("TFDS", Path(data))
 

@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str], *, debug: bool) -> int:
     try:
+        keep_programs()
         while argv[:1] == ["--import"]:
             require(len(argv) > 1, "--import needs a Python file")
             from vmoe.config.files import execute  # imports jax
@@ -138,7 +139,6 @@ def _dispatch(argv: Sequence[str]) -> None:
     command, *arguments = argv
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, COMMANDS))
-    keep_programs()
     try:
         module_of(command).run(arguments)
     except SystemExit as end:  # without a status, the help was asked for and is printed

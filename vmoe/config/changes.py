@@ -26,7 +26,7 @@ MAY_CHANGE = {
     "data.check": "",
     "data.on_error": UNREADABLE,
     "data.max_pixels": UNREADABLE,
-    "accumulate": f"noise and groups are of a part of a batch; without both, {ROUNDING}",
+    "accumulate": f"groups, noise, dropout and losses may be of a part of a batch; else {ROUNDING}",
     "model.remat": ROUNDING,
 }
 """The fields that may change, without the numbers of evaluation sets, and what the change does to

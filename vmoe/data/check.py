@@ -37,17 +37,19 @@ def unreadable(
     count: int,
     record: Path,
     checks: ImageChecks = CHECKS,
-    unchanged: Callable[[ImageFile], bool] = lambda file: False,
+    earlier: Callable[[], Callable[[ImageFile], bool]] = lambda: lambda file: False,
 ) -> dict[int, str]:
     """Finds the files that cannot be read as images; returns the reason for each, by its index.
 
     Args:
         files: the file at an index in [0, count).
         record: a JSON file that stores the result until the files change.
-        unchanged: whether a file is known to be readable, and is not read again.
+        earlier: called once if there is no record; returns a function that tells whether a file is
+            known to be readable, and is not read again.
     """
     if (known := known_by(record, checks)) is not None:
         return known
+    unchanged = earlier()
     found, lasting = dict[int, str](), True
 
     def reasons(chunk: range) -> list[tuple[str, bool]]:

@@ -52,9 +52,9 @@ def block_size(routing: Routing, implementation: str, platform: str) -> int:
 
     If an expert has about as many slots as choices, its slots form one block, or several of at
     most ``LARGEST_BLOCK`` rows. If it has many more slots, a block has a quarter of an even share
-    of the choices: at most 512 in a loop, and at least 512 where each block has a copy of its
-    expert's kernels, which takes as long to make as some 700 rows to multiply on an H100 (by its
-    published rates).
+    of the choices: at most 512 in a loop, and at least 512, or all slots of an expert, where each
+    block has a copy of its expert's kernels. By the published rates of an H100, copying a kernel
+    takes as long as multiplying 700 rows by it.
 
     Args:
         implementation: "blocked" or "ragged", which has blocks on a GPU only; elsewhere 1 row each.

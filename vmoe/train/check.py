@@ -105,7 +105,8 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
         check_fewshot(model, config.fewshot, config.preprocessing)
         read.append((config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)))
     check_shared_memory(
-        config.data.num_workers, max(part_bytes(size // shards, own) for size, own in read)
+        config.data.num_workers,
+        max(part_bytes(placement.round_up(size) // shards, own) for size, own in read),
     )
     return Program(placement, batches, train_step, shapes)
 

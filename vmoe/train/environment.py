@@ -96,8 +96,10 @@ def same_images(change: Change, stored: dict[str, Any], current: dict[str, Any])
 
 
 def with_new_sets(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """The environment of a run, with the data of evaluation sets that were added."""
-    return stored | {"evaluations": current["evaluations"] | (stored.get("evaluations") or {})}
+    """The environment of a run, with the data of the evaluation sets of now."""
+    known = stored.get("evaluations") or {}
+    sets = {name: known.get(name, each) for name, each in current["evaluations"].items()}
+    return stored | {"evaluations": sets}
 
 
 def _data_differences(what: str, stored: Any, current: dict[str, Any], so: str) -> Iterator[str]:

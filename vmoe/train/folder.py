@@ -11,7 +11,7 @@ from vmoe.checkpoints.restore import CORRUPT
 from vmoe.config import TrainConfig, replace
 from vmoe.config.changes import MAY_CHANGE, OF_IMAGES, Change, changes
 from vmoe.costs.summary import summarize
-from vmoe.errors import UsageError, writing
+from vmoe.errors import Failure, UsageError, writing
 from vmoe.train.environment import differences, same_images, with_new_sets
 from vmoe.train.init import Init
 from vmoe.train.optim import schedule
@@ -19,7 +19,7 @@ from vmoe.train.sinks import CsvFile
 from vmoe.workdir.layout import (
     CHECKPOINTS,
     CLASSES,
-    FILES,
+    OF_ONE_RUN,
     change,
     files_of_a_run,
     has_config,
@@ -58,6 +58,7 @@ def open_workdir(
         lines = []
         if has_config(workdir):
             stored, before = read_config(workdir), read_environment(workdir)
+            _check_checkpoints(workdir, stored, config)
             found = changes(stored, config)
             problem = (
                 _other_config(stored, config, found, before, now)
@@ -68,10 +69,10 @@ def open_workdir(
                 lines = _changed(workdir, config, found, before, now)
                 extended = stored.total_steps < config.total_steps
                 return lines + [_extension(config, stored.total_steps)] * extended, extended
-            if not _may_start_anew(workdir, stored):
+            if _was_saved(workdir):
                 raise UsageError(f"workdir {workdir} {problem}").remedied_by(workdir=None)
             with writing(workdir):
-                kept = ", ".join(filter(None, (set_aside(workdir / name) for name in FILES)))
+                kept = ", ".join(filter(None, (set_aside(workdir / name) for name in OF_ONE_RUN)))
             held = problem.rpartition(":")[0]
             lines = [f"{workdir} {held}; it has no checkpoint, so its files are kept as {kept}"]
         elif left := files_of_a_run(workdir):
@@ -107,12 +108,12 @@ def _other_config(
         found: the fields that differ.
         before: the environment of the run.
     """
+    moved = [each for each in found if each.key in OF_IMAGES]
     other = [
-        f"{each.field} is {each.before} there and {each.now} here{', of other images' * moved}"
+        f"{each.field} is {each.before} there and {each.now} here"
+        + ", of other images" * (each in moved)
         for each in found
-        if (moved := each.key in OF_IMAGES)
-        and not same_images(each, before, now)
-        or each.key not in MAY_CHANGE
+        if each.key not in MAY_CHANGE or (each in moved and not same_images(each, before, now))
     ]
     if config.total_steps < stored.total_steps:
         other.append(f"steps is {stored.total_steps} there and {config.total_steps} here")
@@ -156,14 +157,24 @@ def _changed(
     return [f"{workdir}: {line}" for line in [*lines, *differences(before, now)]]
 
 
-def _may_start_anew(workdir: Path, stored: TrainConfig) -> bool:
-    """Whether no work is lost: there is no checkpoint, and there was none by the rows.
+def _check_checkpoints(workdir: Path, stored: TrainConfig, config: TrainConfig) -> None:
+    """Checks that a folder without a checkpoint had none, by its rows.
 
-    A kill may lose the first one.
+    Raises:
+        Failure: checkpoints are lost; a kill loses the first one at most.
     """
-    checkpoints = steps_of(workdir) or (workdir / CHECKPOINTS / CORRUPT).exists()
     last = CsvFile(workdir / "metrics.csv").stored_step()
-    return not checkpoints and last <= 2 * stored.checkpoint_every
+    longest = max(each.checkpoint_every for each in (stored, config))
+    if not _was_saved(workdir) and last > 2 * longest:
+        raise Failure(
+            f"{workdir}: metrics.csv has rows up to step {last}, but there is no checkpoint: "
+            "restore the checkpoints, or use another workdir"
+        ).remedied_by(workdir=None)
+
+
+def _was_saved(workdir: Path) -> bool:
+    """Whether a folder has a checkpoint, or corrupt ones that can be repaired."""
+    return bool(steps_of(workdir)) or (workdir / CHECKPOINTS / CORRUPT).exists()
 
 
 def _extension(config: TrainConfig, steps: int) -> str:

@@ -32,7 +32,7 @@ from vmoe.train.state import (
     init_state,
 )
 from vmoe.train.status import NotFinite, StepStatus
-from vmoe.workdir.layout import extend
+from vmoe.workdir.layout import extend, interval_changed_at
 
 
 def train(
@@ -221,7 +221,7 @@ def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
 
     Checkpoints saved on a signal are deleted, so that stops do not change the result of a run.
     """
-    run.checkpoints.delete_unscheduled()
+    run.checkpoints.delete_unscheduled(keep=interval_changed_at(run.workdir))
     state = _restore_or_init(run)
     counts = jax.device_put((np.int32(batch), np.int32(rewinds)), state.batch.sharding)
     return state._replace(batch=counts[0], rewinds=counts[1])

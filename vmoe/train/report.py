@@ -15,7 +15,7 @@ from vmoe import distributed
 from vmoe.config import TrainConfig
 from vmoe.costs.chips import chip_of
 from vmoe.costs.flops import training_flops
-from vmoe.errors import Failure, one_line, parse_json
+from vmoe.errors import one_line, parse_json
 from vmoe.evaluate import NamedEvaluation
 from vmoe.evaluate.table import remarks
 from vmoe.health import findings
@@ -97,18 +97,12 @@ class Report:
             Failure: a CSV file is corrupt, and no file is changed; or a file cannot be written.
         """
         tables = self._tables.values()
-        if tables and not positions:
-            last = self._tables["metrics.csv"].stored_step()
-            if last > 2 * self._config.checkpoint_every:  # a kill may lose the first checkpoint
-                raise Failure(
-                    f"{self._workdir}: metrics.csv has rows up to step {last}, but there is no "
-                    "checkpoint: restore the checkpoints, or use another workdir"
-                ).remedied_by(workdir=None)
-            if kept := list(filter(None, [table.set_aside() for table in tables])):
-                self.log(
-                    f"{self._workdir}: there is no checkpoint, so the run starts again; its rows "
-                    f"are kept in {', '.join(kept)}"
-                )
+        kept = [] if positions else list(filter(None, [table.set_aside() for table in tables]))
+        if kept:
+            self.log(
+                f"{self._workdir}: there is no checkpoint, so the run starts again; its rows are "
+                f"kept in {', '.join(kept)}"
+            )
         evaluated = self._evaluated(step)
         if evaluated and all(each.has(evaluated[name]) for name, each in self._tables.items()):
             positions = evaluated
@@ -129,12 +123,11 @@ class Report:
     def _evaluated(self, step: int) -> dict[str, Position]:
         """The end of each CSV file after the evaluation of a step.
 
-        Empty if it is not recorded, or was of other sets.
+        Empty if it is not recorded, or was without one of the sets.
         """
         try:
             stored = parse_json(retried(self._record, lambda: read_regular(self._record)))
-            sets = self._sets()
-            if stored["step"] == step and stored.get("sets", sets) == sets:
+            if stored["step"] == step and {*self._sets()} <= {*stored["sets"]}:
                 return {name: Position(*stored["files"][name]) for name in self._tables}
         except (OSError, ValueError, LookupError, TypeError):
             pass  # missing or corrupt: nothing is trusted, and the evaluation is repeated

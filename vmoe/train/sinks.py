@@ -86,13 +86,14 @@ class Position(NamedTuple):
 write_errors = functools.partial(
     writing, remedy="run the same command to resume from the newest checkpoint"
 )
+ADDED = ("batch_size",)  # columns that older versions did not write
 START = Position(0, hashlib.sha256().hexdigest())
 
 
 class CsvFile(Sink):
     """A CSV file whose first column is the step; the first row determines the other columns.
 
-    A file of an older version keeps its columns, and gets no new ones.
+    A file of an older version keeps its columns, and gets none of those ``ADDED`` since.
     """
 
     def __init__(self, path: Path):
@@ -111,7 +112,7 @@ class CsvFile(Sink):
             return
         columns = ["step", *rows[0]]
         if self._columns:
-            columns = [name for name in columns if name in self._columns]
+            columns = [name for name in columns if name in self._columns or name not in ADDED]
         if self._columns and self._columns != columns:
             raise Failure(
                 f"{self._path} has other columns: another version of vmoe wrote it; move it away, "

@@ -24,6 +24,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -47,12 +48,13 @@ CONSOLE = "console.txt"
 UNREADABLE, LEFT_OUT = "unreadable.txt", "left_out.txt"
 EVALUATED = "evaluated.json"  # the end of each CSV file after the newest evaluation
 TABLES = ("metrics.csv", "experts.csv", "fewshot.csv", "evaluations.csv")  # in the order of writing
-FILES = (
-    *(*TABLES, f"{CHECKPOINTS}/metrics.json", "wandb.json"),
-    *(CONFIG, ENVIRONMENT, CLASSES, MODEL, INIT, CHANGES),
+OF_ONE_RUN = (
+    *(*TABLES, f"{CHECKPOINTS}/metrics.json", "wandb.json", EVALUATED, UNREADABLE, LEFT_OUT),
+    *(CHANGES, CONFIG, ENVIRONMENT, CLASSES, MODEL, INIT),
 )
-"""What tells one run from the next in the same folder; after a kill, a folder in which only the
-first of these were renamed still has its run."""
+"""Files that are set aside for another run, in this order: a kill leaves a folder with the run of
+before if ``CONFIG`` is there, and otherwise a new one, whose metadata replace those that are left.
+"""
 
 
 def has_config(workdir: Path) -> bool:
@@ -176,6 +178,22 @@ def change(
     append_bytes(workdir / CHANGES, text.encode())
     replace_text(workdir / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
     replace_text(workdir / CONFIG, to_json(config) + "\n")
+
+
+def interval_changed_at(workdir: Path) -> int:
+    """The step at which the interval between checkpoints was last changed; 0 if it was not.
+
+    Checkpoints up to this step are scheduled by another interval.
+    """
+    path = workdir / CHANGES
+    try:
+        text = retried(path, lambda: path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise failure(path, error) from None
+    steps = re.findall(r"^\S+ step (\d+): checkpoint_every ", text, re.MULTILINE)
+    return int(steps[-1]) if steps else 0
 
 
 def set_aside(path: Path) -> str:

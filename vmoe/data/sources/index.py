@@ -179,10 +179,15 @@ def _naming_data(target: Path) -> Iterator[None]:
 
 
 def _remove_old(root: Path, newest: Path) -> None:
+    """Removes what was not opened for some time, but the last one before the newest."""
+    ages = dict[Path, float]()
     for path in root.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process has removed it
-            if path != newest and time.time() - path.stat().st_mtime > KEPT:
-                shutil.rmtree(path, ignore_errors=True)
+            if path != newest:
+                ages[path] = time.time() - path.stat().st_mtime
+    for path in sorted(ages, key=ages.__getitem__)[1:]:
+        if ages[path] > KEPT:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _hash(text: str) -> str:

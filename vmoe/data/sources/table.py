@@ -18,6 +18,7 @@ no memory (``index.py``), unless unreadable images are left out of a split: then
 bytes for each image of the split.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -234,35 +235,35 @@ class FileSource(TableSource):
 
 
 def _unchanged(folder: str, index: Path, checks: ImageChecks) -> Callable[[ImageFile], bool]:
-    """Whether a file is as it was when the last index of the folder before this one was checked.
+    """Tells whether a file can be read, and has not changed, by the record of an earlier index.
 
-    So a file that is added is checked alone. Takes 8 bytes of memory for each image.
+    So a file that is added to a folder is checked alone. Takes 8 bytes of memory for each image.
     """
 
     def identities(files: Iterable[ImageFile]) -> UInt64[np.ndarray, "x"]:
         return name_hashes(["\0".join(map(str, file)) for file in files])
 
-    @functools.cache
-    def known() -> UInt64[np.ndarray, "x"]:
-        records = (path for path in index.parent.glob(f"*/{RECORD}") if path.parent != index)
-        for record in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
-            if (bad := known_by(record, checks)) is None:
-                continue
-            table = Index(record.parent)
-            hashes = np.empty(len(table["sizes"]), np.uint64)
-            for part in parts(len(hashes)):
-                columns = (table.texts("paths", part), table["sizes"][part], table["times"][part])
-                rows = zip(*columns, strict=True)
-                files = (ImageFile(str(Path(folder, path)), int(n), int(t)) for path, n, t in rows)
-                hashes[part] = identities(files)
-            return np.sort(np.delete(hashes, list(bad)))
-        return np.empty(0, np.uint64)
+    def readable(record: Path) -> UInt64[np.ndarray, "x"]:
+        table, bad = Index(record.parent), known_by(record, checks)
+        hashes = np.empty(0 if bad is None else len(table["sizes"]), np.uint64)
+        for part in parts(len(hashes)):
+            columns = (table.texts("paths", part), table["sizes"][part], table["times"][part])
+            rows = zip(*columns, strict=True)
+            files = (ImageFile(str(Path(folder, path)), int(n), int(t)) for path, n, t in rows)
+            hashes[part] = identities(files)
+        return np.sort(np.delete(hashes, list(bad or ())))
+
+    known = np.empty(0, np.uint64)
+    for record in index.parent.glob(f"*/{RECORD}"):
+        with contextlib.suppress(OSError, UsageError):  # another process removes it
+            if record.parent != index and len(found := readable(record)) > len(known):
+                known = found
 
     def unchanged(file: ImageFile) -> bool:
-        if not len(hashes := known()):
+        if not len(known):
             return False
         (own,) = identities([file])
-        return bool(hashes[min(np.searchsorted(hashes, own), len(hashes) - 1)] == own)
+        return bool(known[min(np.searchsorted(known, own), len(known) - 1)] == own)
 
     return unchanged
 
@@ -276,7 +277,8 @@ def open_files(place: str, folder: str, index: Path, split: str, checks: ImageCh
         path = str(Path(folder, columns.text("paths", row)))
         return ImageFile(path, int(columns["sizes"][row]), int(columns["times"][row]))
 
-    bad = unreadable(folder, file, count, index / RECORD, checks, _unchanged(folder, index, checks))
+    earlier = functools.partial(_unchanged, folder, index, checks)
+    bad = unreadable(folder, file, count, index / RECORD, checks, earlier)
     if bad and checks.on_error == "fail":
         reasons = [f"{file(row).path} ({reason})" for row, reason in bad.items()]
         raise UsageError(
