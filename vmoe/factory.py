@@ -290,7 +290,8 @@ def save(
 def _chosen_routing(given: bool | str | Path, origin: Origin) -> tuple[Path, RoutingFile] | None:
     """Path and content of the given routing file, or of the one in the run folder."""
     if not isinstance(given, bool):
-        return Path(given), read_routing_file(Path(given))
+        path = Path(given).expanduser()
+        return path, read_routing_file(path)
     file = routing_file_of(origin)
     files = () if file is None or not given else (file, file.with_name(OLDER_NAME))
     return next(((path, read_routing_file(path)) for path in files if path.exists()), None)

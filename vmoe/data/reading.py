@@ -115,7 +115,7 @@ class Reader(Generic[T_co]):
         return self._pending.popleft().result()
 
     def close(self) -> None:
-        """Ends the threads, each after the batch that it is reading."""
+        """Ends the threads, each after the part that it is reading."""
         for future in self._pending:
             future.cancel()
         for _ in self._threads:

@@ -1,6 +1,6 @@
-"""Processes that read batches for this one.
+"""Processes that read batches, or parts of batches, for this one.
 
-    number -> pipe -> batches[number] -> shared memory -> a copy
+    number -> pipe -> batches[number] or batches.part(number) -> shared memory -> a copy
 
 Grain's own workers are not used: if one of them dies or hangs, Grain polls for ever, and they can
 outlive the process that started them.
@@ -140,7 +140,7 @@ def _inherited() -> Iterator[None]:
 
 
 class _Worker:
-    """A process that reads batches, one at a time, and the memory that it shares with this one."""
+    """A process that reads one batch or part at a time, and the memory that it shares with us."""
 
     def __init__(self, name: str):
         context = multiprocessing.get_context("spawn")
@@ -153,7 +153,7 @@ class _Worker:
         self._memory: SharedMemory | None = None
 
     def opened(self, pickled: bytes) -> Callable[[int], Any]:
-        """A function that reads one of the pickled batches by its number."""
+        """A function that reads one of the pickled batches, or a part, by its number."""
 
         def read(number: int) -> Any:
             with self._lock:
@@ -179,7 +179,7 @@ class _Worker:
         return self._connection.recv()
 
     def _unpacked(self, memory_name: str, sizes: Sequence[int], pickled: bytes) -> Any:
-        """A copy of the batch that the process has written to the shared memory."""
+        """A copy of what the process has written to the shared memory."""
         if memory_name:
             self._attach(memory_name)
         whole = np.frombuffer(_bytes(self._memory), np.uint8, sum(sizes)).copy()
@@ -217,7 +217,7 @@ def _kill(workers: Sequence[_Worker]) -> None:
 
 
 def _serve(connection: Connection) -> None:
-    """Reads the batches that the parent process requests; ends with that process."""
+    """Reads what the parent process requests; ends with that process."""
     keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     opened: dict[int, Batches[Any]] = {}
@@ -243,7 +243,7 @@ def _end_with_parent() -> None:
 
 
 class _Shared:
-    """A worker's shared memory; it is as large as the largest batch so far."""
+    """A worker's shared memory; it is as large as the largest batch or part so far."""
 
     def __init__(self) -> None:
         self._memory: SharedMemory | None = None
