@@ -23,9 +23,9 @@ def cache_folder() -> Path:
 def keep_programs() -> None:
     """Lets JAX keep compiled programs in the cache folder, unless JAX_COMPILATION_CACHE_DIR is set.
 
-    Call it before JAX is imported. The folder is one for processors with the same instructions,
-    since a program may use all of them. The oldest programs are removed when all take more than
-    ``MOST_PROGRAMS``.
+    Call it before JAX is imported. The folder is one for processors with the same instructions and
+    as many cores, since a program may use all of them. The oldest programs are removed when all
+    take more than ``MOST_PROGRAMS``.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -52,11 +52,12 @@ def keep_programs() -> None:
 
 
 def _processor() -> str:
-    """A name for all processors with the instructions of this one."""
+    """A name for all processors with the instructions and the number of cores of this one."""
     lines = list[str]()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         lines = [line for line in file if line.startswith(("flags", "Features"))]
-    text = f"{platform.machine()} {lines[0] if lines else platform.processor()}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{platform.machine()} {cores} {lines[0] if lines else platform.processor()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

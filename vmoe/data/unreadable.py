@@ -39,8 +39,9 @@ class Unreadable:
             OSError: the file cannot be written.
         """
         new, count = list(self._reasons)[self._listed :], len(self._reasons)
-        start, self._listed = self._listed, count
+        start = self._listed
         if self._file is None:
+            self._listed = count
             shown = new[: max(0, SHOWN - start)]
             lines = [f"{x}; {self._instead} ({i:,} so far)" for i, x in enumerate(shown, start + 1)]
             more = len(new) - len(shown)
@@ -49,6 +50,7 @@ class Unreadable:
             return []
         with self._file.open("a", encoding="utf-8", errors="replace") as file:
             file.writelines(f"{reason}\n" for reason in new)
+        self._listed = count
         if count < 2 * self._reported:
             return []
         self._reported = count

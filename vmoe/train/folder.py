@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vmoe import distributed
-from vmoe.checkpoints.restore import CORRUPT
+from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig, replace
 from vmoe.config.changes import MAY_CHANGE, OF_IMAGES, Change, changes
 from vmoe.costs.summary import summarize
@@ -17,7 +17,6 @@ from vmoe.train.init import Init
 from vmoe.train.optim import schedule
 from vmoe.train.sinks import CsvFile
 from vmoe.workdir.layout import (
-    CHECKPOINTS,
     CLASSES,
     OF_ONE_RUN,
     change,
@@ -28,7 +27,6 @@ from vmoe.workdir.layout import (
     read_environment,
     read_init,
     set_aside,
-    steps_of,
     write_metadata,
 )
 
@@ -69,7 +67,7 @@ def open_workdir(
                 lines = _changed(workdir, config, found, before, now)
                 extended = stored.total_steps < config.total_steps
                 return lines + [_extension(config, stored.total_steps)] * extended, extended
-            if _was_saved(workdir):
+            if has_checkpoint(workdir):
                 raise UsageError(f"workdir {workdir} {problem}").remedied_by(workdir=None)
             with writing(workdir):
                 kept = ", ".join(filter(None, (set_aside(workdir / name) for name in OF_ONE_RUN)))
@@ -165,16 +163,11 @@ def _check_checkpoints(workdir: Path, stored: TrainConfig, config: TrainConfig) 
     """
     last = CsvFile(workdir / "metrics.csv").stored_step()
     longest = max(each.checkpoint_every for each in (stored, config))
-    if not _was_saved(workdir) and last > 2 * longest:
+    if not has_checkpoint(workdir) and last > 2 * longest:
         raise Failure(
             f"{workdir}: metrics.csv has rows up to step {last}, but there is no checkpoint: "
             "restore the checkpoints, or use another workdir"
         ).remedied_by(workdir=None)
-
-
-def _was_saved(workdir: Path) -> bool:
-    """Whether a folder has a checkpoint, or corrupt ones that can be repaired."""
-    return bool(steps_of(workdir)) or (workdir / CHECKPOINTS / CORRUPT).exists()
 
 
 def _extension(config: TrainConfig, steps: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from vmoe import distributed, forks
+from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
 from vmoe.data.crops import resizing_messages
@@ -29,7 +30,7 @@ from vmoe.train.profile import Profiler, parse_steps
 from vmoe.train.report import Report
 from vmoe.train.sinks import Sink
 from vmoe.train.wandb_run import check_wandb
-from vmoe.workdir.layout import LEFT_OUT, UNREADABLE, has_config
+from vmoe.workdir.layout import LEFT_OUT, UNREADABLE
 from vmoe.workdir.lock import lock_workdir
 
 
@@ -93,7 +94,7 @@ def setup(
         """Opens the data and plans the program; uses no collective."""
         if wandb is not None:
             check_wandb(workdir, wandb)
-        if not has_config(workdir):
+        if not has_checkpoint(workdir):
             config.optim.check_decay()
         data = open_data(config)
         sized = config.with_steps(len(data.source))
