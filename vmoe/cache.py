@@ -53,11 +53,11 @@ def keep_programs() -> None:
 
 def _processor() -> str:
     """A name for all processors with the instructions and the number of cores of this one."""
-    lines = list[str]()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        lines = [line for line in file if line.startswith(("flags", "Features"))]
+    flags = platform.processor()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # only its first processor
+        flags = next((line for line in file if line.startswith(("flags", "Features"))), flags)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{platform.machine()} {cores} {lines[0] if lines else platform.processor()}"
+    text = f"{platform.machine()} {cores} {flags}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

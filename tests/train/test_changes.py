@@ -73,7 +73,7 @@ def opened(workdir: Path, config: TrainConfig) -> list[str]:
     return open_workdir(workdir, config.with_steps(1), *environment_of(config), None)[0]
 
 
-def begun(workdir: Path, config: TrainConfig) -> Path:
+def started(workdir: Path, config: TrainConfig) -> Path:
     """A folder with a run of which step 6 is a checkpoint, so far as the folder's files know."""
     workdir.mkdir()
     opened(workdir, config)
@@ -84,7 +84,7 @@ def begun(workdir: Path, config: TrainConfig) -> Path:
 def test_fields_that_decide_no_number_may_change_each_with_a_line(
     config: TrainConfig, tmp_path: Path
 ) -> None:
-    workdir, now = begun(tmp_path / "run", config), environment_of(config)
+    workdir, now = started(tmp_path / "run", config), environment_of(config)
     of_images = {"evaluations.data", "fewshot.data", "data.name"}
     assert CHANGES.keys() | of_images | {"data.check"} == MAY_CHANGE.keys()
     for key, changed in CHANGES.items():
@@ -119,7 +119,7 @@ def test_fields_that_decide_no_number_may_change_each_with_a_line(
 def test_what_decides_the_numbers_may_not_change_once_there_is_a_checkpoint(
     config: TrainConfig, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    workdir, new = begun(tmp_path / "run", config), configs.replace(config, **changed)
+    workdir, new = started(tmp_path / "run", config), configs.replace(config, **changed)
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     with pytest.raises(UsageError, match=message):
         open_workdir(workdir, new, *environment_of(config), None)
@@ -147,7 +147,7 @@ def on_photos(config: TrainConfig, folder: Path) -> TrainConfig:
 def test_images_may_be_moved_and_other_images_are_refused(
     config: TrainConfig, tmp_path: Path
 ) -> None:
-    workdir = begun(tmp_path / "run", on_photos(config, photos(tmp_path / "there")))
+    workdir = started(tmp_path / "run", on_photos(config, photos(tmp_path / "there")))
     moved = on_photos(config, shutil.copytree(tmp_path / "there", tmp_path / "here"))
     lines = opened(workdir, moved)
     fields = ("evaluations.1.data", "data.name", "fewshot.data")
@@ -164,7 +164,7 @@ def test_images_may_be_moved_and_other_images_are_refused(
 def test_a_run_without_a_checkpoint_is_set_aside_for_another_config(
     config: TrainConfig, tmp_path: Path
 ) -> None:
-    workdir, new = begun(tmp_path / "run", config), configs.replace(config, optim=dict(lr=0.1))
+    workdir, new = started(tmp_path / "run", config), configs.replace(config, optim=dict(lr=0.1))
     (workdir / "checkpoints" / "6").rmdir()
     CsvFile(workdir / "metrics.csv").append(13, [{"loss": 1.0}])
     for other in (new, configs.replace(config, checkpoint_every=2)):

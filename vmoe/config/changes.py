@@ -68,7 +68,6 @@ def changes(stored: TrainConfig, current: TrainConfig) -> list[Change]:
     The first set stays the first, since it decides which checkpoint is the best.
     """
     before, now = ({each.name: each for each in x.evaluations} for x in (stored, current))
-    common = [name for name in now if name in before]
     found = [
         *(Change("evaluations", name, None) for name in before if name not in now),
         *(Change("evaluations", None, name) for name in now if name not in before),
@@ -77,7 +76,7 @@ def changes(stored: TrainConfig, current: TrainConfig) -> list[Change]:
     if first[0] != first[1]:
         found.append(Change("evaluations.0.name", *first))
     for i, name in enumerate(now):
-        if name in common:
+        if name in before:
             found += _differences(before[name], now[name], f"evaluations.{i}")
     return [*found, *_differences(stored, current, "", skip=("evaluations", "steps"))]
 

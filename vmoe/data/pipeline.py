@@ -89,7 +89,7 @@ class ImageBatches:
         index, count = self.shard
         return max(0, -(-(-(-len(self.images) // self.rows) - index) // count))
 
-    @property
+    @functools.cached_property
     def parts(self) -> int:
         """The number of parts of a batch."""
         return _parts(self.rows, self.preprocessing)

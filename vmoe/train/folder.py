@@ -40,8 +40,8 @@ def open_workdir(
 ) -> tuple[list[str], bool]:
     """Writes the metadata of a new run, or checks that the folder holds this one.
 
-    Fields that may change are changed in the folder, see ``vmoe.config.changes``. A run of another
-    config that has no checkpoint is set aside.
+    Fields that may change are changed in the folder, see ``vmoe.config.changes``. The files of a
+    run of another config that has no checkpoint are renamed.
 
     Args:
         now: the current environment.
@@ -64,7 +64,9 @@ def open_workdir(
                 or _other_init(workdir, initial)
             )
             if not problem:
-                lines = _changed(workdir, config, found, before, now)
+                # The length changes with the first checkpoint, see ``extend``.
+                current = replace(config, steps=stored.steps)
+                lines = _changed(workdir, current, found, before, now)
                 extended = stored.total_steps < config.total_steps
                 return lines + [_extension(config, stored.total_steps)] * extended, extended
             if has_checkpoint(workdir):
@@ -141,15 +143,14 @@ def _other_init(workdir: Path, initial: Init | None) -> str:
 
 def _changed(
     workdir: Path,
-    config: TrainConfig,
+    current: TrainConfig,
     found: Sequence[Change],
     before: dict[str, Any],
     now: dict[str, Any],
 ) -> list[str]:
     """Changes the folder's config, and returns messages about this, the machine and the data."""
     lines = [str(each) for each in found]
-    if found:  # the length changes with the first checkpoint, see ``extend``
-        current = replace(config, steps=read_config(workdir).steps)
+    if found:
         with writing(workdir):
             change(workdir, current, with_new_sets(before, now), lines)
     return [f"{workdir}: {line}" for line in [*lines, *differences(before, now)]]
@@ -161,9 +162,10 @@ def _check_checkpoints(workdir: Path, stored: TrainConfig, config: TrainConfig) 
     Raises:
         Failure: checkpoints are lost; a kill loses the first one at most.
     """
+    if has_checkpoint(workdir):
+        return
     last = CsvFile(workdir / "metrics.csv").stored_step()
-    longest = max(each.checkpoint_every for each in (stored, config))
-    if not has_checkpoint(workdir) and last > 2 * longest:
+    if last > 2 * max(stored.checkpoint_every, config.checkpoint_every):
         raise Failure(
             f"{workdir}: metrics.csv has rows up to step {last}, but there is no checkpoint: "
             "restore the checkpoints, or use another workdir"

@@ -52,7 +52,7 @@ OF_ONE_RUN = (
     *(*TABLES, f"{CHECKPOINTS}/metrics.json", "wandb.json", EVALUATED, UNREADABLE, LEFT_OUT),
     *(CHANGES, CONFIG, ENVIRONMENT, CLASSES, MODEL, INIT),
 )
-"""Files that are set aside for another run, in this order: a kill leaves a folder with the run of
+"""Files that are renamed for another run, in this order: a kill leaves a folder with the run of
 before if ``CONFIG`` is there, and otherwise a new one, whose metadata replace those that are left.
 """
 
