@@ -116,7 +116,7 @@ def recipe(start: str, data: str, classes: int) -> TrainConfig:
         model=replace(trunk.model.config, num_classes=classes),
         data=DataConfig(
             data,
-            preprocessing=PreprocessingConfig(exif=trunk.preprocessing.exif),
+            preprocessing=PreprocessingConfig(exif=trunk.preprocessing.exif, keep_aspect=True),
             crop_min_area=0.5,
             flip=True,
             mixup=0.2,
@@ -125,7 +125,7 @@ def recipe(start: str, data: str, classes: int) -> TrainConfig:
         epochs=EPOCHS,
         batch_size=32,
         label_smoothing=0.1,
-        evaluations=(EvalConfig(preprocessing=trunk.preprocessing),),
+        evaluations=(EvalConfig(preprocessing=replace(trunk.preprocessing, keep_aspect=True)),),
         log_every=10,
         evaluate_every=20,
         checkpoint_every=20,

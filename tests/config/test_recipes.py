@@ -27,6 +27,12 @@ def test_every_recipe_round_trips_through_json_and_builds(config: TrainConfig) -
     assert len(set(config.model.moe_blocks.values())) <= 1
 
 
+def test_photos_keep_their_aspect_in_the_recipe_for_images_of_users() -> None:
+    """The pages name it for folders; its own drawings are squares, so their pixels are the same."""
+    emoji = configs.load("emoji")
+    assert emoji.data.preprocessing.keep_aspect and emoji.preprocessing.keep_aspect
+
+
 @pytest.mark.long_after(4)
 def test_a_step_of_every_cut_recipe_can_be_traced(config: TrainConfig) -> None:
     """In one size: recipes that differ in their sizes or learning rates alone are traced once."""

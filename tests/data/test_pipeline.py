@@ -162,6 +162,8 @@ def test_training_and_evaluation_resize_images_in_the_same_way() -> None:
     np.testing.assert_array_equal(images, expected[evaluation_order(180)])
     seen = np.concatenate([batch_of(source, config, i).images for i in range(9)])
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
+    kept = replace(config, data=dict(preprocessing=dict(keep_aspect=True)))  # of squares: the same
+    np.testing.assert_array_equal(batch_of(source, kept).images, batch_of(source, config).images)
 
 
 def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
@@ -257,6 +259,24 @@ def test_shifts_are_in_pixels_of_the_resized_image() -> None:
     padded = np.pad(resize_and_crop(large, SMALL), ((1, 1), (1, 1), (0, 0)))
     expected = {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
     assert {image.tobytes() for image in batch.images} == expected
+
+
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_a_photo_keeps_its_aspect_in_training_and_evaluation_if_the_config_asks_for_it(
+    keep_aspect: bool,
+) -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (16, 48, 3), dtype=np.uint8)
+    photo[:, 16:32] //= 8  # only the middle is dark
+    source = Squares()
+    source[:] = [Example(png(photo), (0,), "photo")] * 40
+    how = PreprocessingConfig("tf_bilinear", keep_aspect=keep_aspect)
+    config = replace(CONFIG, data=DataConfig(preprocessing=how), batch_size=40)
+    images = batch_of(source, config).images
+    (evaluated,) = evaluation_batches(source, config.preprocessing, Reading(40))
+    np.testing.assert_array_equal(images, evaluated.images)
+    fast = batch_of(source, replace(config, data=dict(decoder="fast"))).images
+    for batch in (images, fast):
+        assert keep_aspect == (batch.max() < 32)
 
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])

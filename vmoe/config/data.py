@@ -39,6 +39,9 @@ class PreprocessingConfig(Checked):
     exif: bool = True
     """Rotate an image by its EXIF orientation, which TensorFlow, and thus V-MoE, ignores. TIFF
     files are always rotated."""
+    keep_aspect: bool = False
+    """Resize the shorter side and cut out the central square, instead of resizing both sides.
+    Random crops for training stay as they are (data.crop_min_area)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,8 +52,9 @@ class PreprocessingConfig(Checked):
         )
 
     def of_size(self, image_size: int) -> Preprocessing:
-        """How the images are prepared for evaluation: resized to a square."""
-        return Preprocessing(image_size, interpolation=self.interpolation, exif=self.exif)
+        """How the images are prepared for evaluation, and for training without random crops."""
+        own = dict(interpolation=self.interpolation, exif=self.exif)
+        return Preprocessing(image_size, keep_aspect=self.keep_aspect, **own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ class DataConfig(Checked):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     crop_min_area: Annotated[float, more_than(0), at_most(1)] | None = None
     """Train on a random crop of at least this fraction of the area of the image, in (0, 1], such as
-    0.05 (arXiv 1409.4842); None to resize the whole image."""
+    0.05 (arXiv 1409.4842); None to prepare it as for evaluation."""
     flip: bool = False
     """Mirror a training image left to right, with probability 1/2."""
     shift: Annotated[int, at_least(0)] = 0

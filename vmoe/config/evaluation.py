@@ -113,7 +113,7 @@ class EvalConfig(Checked):
     image_size: Count | None = None
     """Side in pixels of the images; if None, from ``preprocessing``, or else as trained."""
     preprocessing: Preprocessing | None = None
-    """How the images are prepared; if None, by ``data.preprocessing``, without a crop."""
+    """How the images are prepared; if None, by ``data.preprocessing``."""
     routing: RoutingOverrides = RoutingOverrides()
 
     def __post_init__(self) -> None:

@@ -158,16 +158,16 @@ def training_batches(
             batch_size=config.batch_size,
         )
     _check_length(source)
-    size = config.model.image_size
+    preprocessing = config.data.preprocessing.of_size(config.model.image_size)
     images = (
         grain.MapDataset.range(len(source))
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
-        .random_map(functools.partial(_training_image, source, config.data, size))
+        .random_map(functools.partial(_training_image, source, config.data, preprocessing))
     )
     rows = config.batch_size // shard[1]
-    return ImageBatches(images, rows, shard, source.max_labels, Preprocessing(size))
+    return ImageBatches(images, rows, shard, source.max_labels, preprocessing)
 
 
 def _check_length(source: Source) -> None:
@@ -179,13 +179,17 @@ def _check_length(source: Source) -> None:
 
 
 def _training_image(
-    source: Source, data: DataConfig, size: int, index: int, rng: np.random.Generator
+    source: Source,
+    data: DataConfig,
+    preprocessing: Preprocessing,
+    index: int,
+    rng: np.random.Generator,
 ) -> _Image:
     """Reads and augments the image at an index, or another one if it cannot be read."""
     reasons: list[str] = []
     while True:
         try:
-            image = _cropped(source[index], data, size, rng)
+            image = _cropped(source[index], data, preprocessing, rng)
             pixels = augment(np.asarray(image.pixels), data, rng)
             return image._replace(pixels=pixels, unreadable=tuple(reasons))
         except UsageError as error:
@@ -195,20 +199,31 @@ def _training_image(
             index = int(rng.integers(len(source)))
 
 
-def _cropped(example: Example, data: DataConfig, size: int, rng: np.random.Generator) -> _Image:
+def _cropped(
+    example: Example, data: DataConfig, preprocessing: Preprocessing, rng: np.random.Generator
+) -> _Image:
     """Decodes the part of an image to train on, in the model's size."""
-    area = data.crop_min_area
+    area, size = data.crop_min_area, preprocessing.image_size
 
     def box(h: int, w: int) -> Box:
-        return Box(0, 0, h, w) if area is None else random_box(h, w, area, rng)
+        if area is not None:
+            return random_box(h, w, area, rng)
+        if not preprocessing.keep_aspect:
+            return Box(0, 0, h, w)
+        side = min(h, w)
+        return Box((h - side) // 2, (w - side) // 2, side, side)
 
-    how, refused = dict(exif=data.preprocessing.exif, max_pixels=data.max_pixels), False
+    how, refused = dict(exif=preprocessing.exif, max_pixels=data.max_pixels), False
     if data.decoder == "fast":
         pixels, refused = decode_crop_and_resize(example.image, example.origin, box, size, **how)
     else:
         pixels = decode(example.image, example.origin, **how)
-        pixels = pixels[box(*pixels.shape[:2]).slices]
-        pixels = resize(pixels, size, size, data.preprocessing.interpolation)
+        if area is None:
+            pixels = resize_and_crop(pixels, preprocessing)
+        else:
+            pixels = resize(
+                pixels[box(*pixels.shape[:2]).slices], size, size, preprocessing.interpolation
+            )
     return _Image(pixels, example.labels, refused=(example.origin,) if refused else ())
 
 

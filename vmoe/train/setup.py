@@ -163,10 +163,11 @@ def _first_messages(
     """Messages to log before the first step."""
     source, placement = data.source, program.placement
     size, classes = config.model.image_size, len(source.class_names)
+    kept = " by the shorter side and cropped" * config.data.preprocessing.keep_aspect
     sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in data.evaluations)
     yield (
         f"{len(source):,} images of {classes} classes "
-        f"({config.model.num_classes} logits), resized to {size} px; {sets}"
+        f"({config.model.num_classes} logits), resized to {size} px{kept}; {sets}"
     )
     if initial is not None:
         yield from messages(initial, source.class_names)
