@@ -18,11 +18,13 @@ from PIL import Image
 from tests.command import TINY, vmoe
 from tests.data.open_files import no_more_files
 from vmoe import retry
+from vmoe.config.fewshot import FewShotConfig
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import check_labeled
 from vmoe.data.sources import Source, open_source
 from vmoe.data.sources.tfds import TfdsSource, count_records
 from vmoe.errors import Failure, UsageError
+from vmoe.evaluate.fewshot import prepare
 
 SHARDS = {"train": (40, 41, 19), "test": (7, 3)}
 
@@ -122,6 +124,25 @@ def test_a_few_labels_are_read_without_an_index_of_all(
     labels = [source.labels_of(i) for _ in range(12) for i in range(len(source))]
     assert labels[: len(source)] == labels[-len(source) :]
     assert list(tmp_path.rglob("index.json"))
+
+
+def test_no_record_is_read_for_labels_where_an_index_has_them(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, record = list[int](), TfdsSource._record
+
+    def counted(source: TfdsSource, row: int) -> bytes:
+        read.append(row)
+        return record(source, row)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = open_source(f"tfds:{prepared / 'photos'}", "train")
+    every = [source.labels_of(i) for i in range(len(source))]
+    again = open_source(f"tfds:{prepared / 'photos'}", "train")
+    monkeypatch.setattr(TfdsSource, "_record", counted)
+    data = prepare("photos", again, again, FewShotConfig(data=("photos",), shots=(1,)))
+    check_labeled(again)
+    assert not read and data.test_labels.tolist() == [label for (label,) in every]
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,8 @@ def cached(
         build: writes the index into an empty folder, with an ``IndexWriter``.
         valid: whether an index that was built earlier still describes the data.
     """
-    root = cache_folder() / "indexes" / _hash(place)
-    folder = root / _hash(repr((VERSION, key)))
-    found = _states(folder)
+    folder = _folder(place, key)
+    root, found = folder.parent, _states(folder)
     if found is not None:
         intact = _intact(folder, found)
         if not intact:
@@ -105,6 +104,15 @@ def cached(
             "room, or set XDG_CACHE_HOME to another folder"
         ) from None
     return folder
+
+
+def is_cached(place: str, key: Any) -> bool:
+    """Whether ``cached`` would find an index; it builds a damaged one again."""
+    return os.path.lexists(_folder(place, key))
+
+
+def _folder(place: str, key: Any) -> Path:
+    return cache_folder() / "indexes" / _hash(place) / _hash(repr((VERSION, key)))
 
 
 _States = tuple[tuple[str, int, int, int], ...]

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.data.files import read_bytes
-from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
+from vmoe.data.sources.index import Index, IndexWriter, cached, is_cached, state_of
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import UsageError, one_line, reading, unknown
@@ -50,7 +50,7 @@ LABELS = ("label", "labels", "real_label")  # features of labels; the first one 
 IN_MEMORY = 10_000_000  # records, up to which the offsets are in memory
 OFFLOADED = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
 SCANNED = 1024  # records between two reports of progress; one at a time is as fast as a batch
-FEW = 1024  # labels that are read from their records, before an index of all is made
+FEW = 1024  # labels that are read from their records, at most, before an index of all is made
 INFO = "dataset_info.json"
 NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 SPARE_FILES = 256  # that a process may have open in addition to the shards
@@ -126,7 +126,7 @@ class TfdsSource(BaseSource):
         label = self._features[self._label]
         self.class_names = tuple(getattr(label, "feature", label).names)
         _allow_open_files(len(self._shards), folder)
-        self._records, self._asked = self._opened(), 0
+        self._records = self._opened()
 
     @functools.cached_property
     def max_labels(self) -> int:
@@ -171,17 +171,26 @@ class TfdsSource(BaseSource):
         return Example(fields[self._image], labels, origin)
 
     def labels_of(self, index: int) -> tuple[int, ...]:
-        if "_labels" not in self.__dict__ and self._asked < FEW:
-            self._asked += 1
+        if self._few:
+            self._few -= 1
             return self[index].labels
         return tuple(self._labels.values("labels", index).tolist())
 
     @functools.cached_property
+    def _few(self) -> int:
+        """How many more labels are read from their records: none if there is an index of all."""
+        return 0 if is_cached(*self._index_key) else min(FEW, len(self) // 2)
+
+    @functools.cached_property
     def _labels(self) -> Index:
         """The labels of all examples."""
+        return Index(cached(*self._index_key, self._build_labels))
+
+    @functools.cached_property
+    def _index_key(self) -> tuple[str, list[tuple[int, int]]]:
+        """The place and the key of the index of the labels."""
         place = f"tfds:{os.path.abspath(self._folder)}:{self._split}"
-        states = [state_of(shard.filename) for shard in self._shards]
-        return Index(cached(place, states, self._build_labels))
+        return place, [state_of(shard.filename) for shard in self._shards]
 
     def _build_labels(self, target: Path) -> None:
         most, starts = 1, range(0, len(self), SCANNED)
