@@ -32,6 +32,7 @@ from vmoe.config import (
     DataConfig,
     MoEConfig,
     OptimConfig,
+    PreprocessingConfig,
     RoutingOverrides,
     TrainConfig,
     ViTConfig,
@@ -247,13 +248,16 @@ for name in names:
 
 # %% [markdown]
 # The config needs the number of classes, and an image size divisible by the patch size. Images of
-# other sizes are resized.
+# other sizes are resized; with `keep_aspect` the shorter side is, and the central square is cut
+# out.
 
 # %%
 own = replace(
     config,
     model=dict(num_classes=len(classes), image_size=28, patch_size=7),
-    data=DataConfig(names[1], flip=True, shift=2),
+    data=DataConfig(
+        names[1], preprocessing=PreprocessingConfig(keep_aspect=True), flip=True, shift=2
+    ),
     optim=dict(warmup_steps=own_steps // 20),
     steps=own_steps,
 )
