@@ -327,6 +327,20 @@ CASES: dict[str, tuple[list[str], str]] = {
     "shots": (["probe", *EVALUATE[1:], "--shots", "1", "x"], "--shots"),
     "no shots": (["probe", *EVALUATE[1:], "--shots"], "shots=(): give at least one (--shots)"),
     "no epsilon": (["attack", *EVALUATE[1:], "--epsilon"], "epsilon=(): give at least one"),
+    # options that have become a command
+    "probe": (
+        [*EVALUATE, "--fewshot=1,5", "--fewshot-seed", "1"],
+        "vmoe: --fewshot of vmoe evaluate is a command now: vmoe probe (vmoe probe --help lists",
+    ),
+    "settings of a probe": ([*EVALUATE, "--fewshot_l2", "train"], "a command now: vmoe probe ("),
+    "mates": (
+        ["attack", *EVALUATE[1:], "--target", "mates"],
+        "vmoe: --target of vmoe attack is a command now: vmoe mates (vmoe mates --help lists",
+    ),
+    "settings of mates": (
+        ["attack", *EVALUATE[1:], "--mates.victims", "9"],
+        "--mates of vmoe attack is a command now: vmoe mates (",
+    ),
     # options without an effect
     "seed of a rule": (
         ["prune", "{run}", "new", "--num_experts", "2", "--seed", "5"],

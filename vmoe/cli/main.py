@@ -71,6 +71,11 @@ MEMORY = {  # what helps when a command runs out of memory; others: a smaller ba
     **dict.fromkeys(("models", "summary", "config", "plan"), "use a smaller model"),
     **dict.fromkeys(("convert", "inspect", "upcycle"), "use a machine with more memory"),
 }
+MOVED = {  # an option of before -> its command
+    ("evaluate", "--fewshot"): "probe",
+    ("attack", "--target"): "mates",
+    ("attack", "--mates"): "mates",
+}
 COMMANDS = [command for group in GROUPS.values() for command in group]
 STUDIES = {
     "routing": "routing.command",
@@ -139,6 +144,10 @@ def _dispatch(argv: Sequence[str]) -> None:
     command, *arguments = argv
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, COMMANDS))
+    for option in re.findall(r"^--[a-z]+", "\n".join(arguments), re.MULTILINE):
+        if own := MOVED.get((command, option)):
+            moved = f"{option} of vmoe {command} is a command now: vmoe {own}"
+            raise UsageError(f"{moved} (vmoe {own} --help lists its options)")
     try:
         module_of(command).run(arguments)
     except SystemExit as end:  # without a status, the help was asked for and is printed
