@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vmoe
 from tests.command import ROOT, TIMEOUT, Process, forked, free_port, start
@@ -21,6 +22,7 @@ from tests.run_folder import assert_close, differences, parameters, rows
 from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
 from vmoe.checkpoints.restore import sha256_of
+from vmoe.config.data import ImageChecks
 from vmoe.data.pipeline import training_batches
 from vmoe.data.reading import Reading
 from vmoe.data.sources import open_source
@@ -28,7 +30,7 @@ from vmoe.evaluate import evaluate
 from vmoe.train import train
 from vmoe.train.state import init_state
 from vmoe.train.step import make_train_step
-from vmoe.workdir.layout import steps_of
+from vmoe.workdir.layout import LEFT_OUT, UNREADABLE, steps_of
 
 pytestmark = pytest.mark.process
 
@@ -219,6 +221,31 @@ def test_no_process_takes_what_cannot_be_read_for_corrupt(
         index.unlink()
         index.symlink_to(index)
     assert steps_of(workdir) == before
+
+
+@pytest.mark.slow
+def test_one_file_lists_the_unreadable_images_of_both_processes_once_in_whole_lines(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """In four epochs each process reads half of all images, and some of them twice."""
+    photos = [tmp_path / "photos" / "ab"[i % 2] / f"{i}.png" for i in range(60)]
+    for i, path in enumerate(photos):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    for path in photos[::2]:  # its header and its end are as they should be
+        content = bytearray(path.read_bytes())
+        content[1000:1100] = bytes(100)
+        path.write_bytes(content)
+    data = ("--data.name", f"folder:{tmp_path / 'photos'}", "--data.on-error", "replace")
+    run = start_two(recipe, tmp_path / "run", words=("--batch-size", "16", *data))
+    for result in end(run):
+        assert result.returncode == 0, result.stderr
+    for name, split in ((UNREADABLE, "train"), (LEFT_OUT, "validation")):
+        source = open_source(data[1], split, ImageChecks(on_error="replace"))
+        lines = (tmp_path / "run" / name).read_text().splitlines()
+        paths = {source.path(i) for i in range(len(source))} & set(map(str, photos[::2]))
+        assert sorted(line.partition(": ")[0] for line in lines) == sorted(paths), name
 
 
 def test_different_numbers_of_devices_are_refused(recipe: Path, tmp_path: Path) -> None:

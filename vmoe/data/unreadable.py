@@ -1,10 +1,13 @@
 """Counts and reports images that could not be read, or not by the fast decoder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmoe.errors import one_line
-from vmoe.retry import retried
+from vmoe.data.files import read_bytes
+from vmoe.errors import one_line, writing
+from vmoe.retry import read_regular
+from vmoe.workdir.layout import append_bytes
 
 SHOWN = 20  # lines for images, if no file lists them
 
@@ -14,7 +17,8 @@ class Unreadable:
 
     Args:
         instead: how these images were handled, such as "left out".
-        file: lists all of them, a line for each; if None, each of the first ones is a message.
+        file: lists all of them, a line for each; if None, each of the first ones is a message. One
+            object at a time writes it.
     """
 
     def __init__(self, instead: str, file: Path | None = None) -> None:
@@ -22,13 +26,22 @@ class Unreadable:
         self._reasons: dict[str, None] = {}  # without duplicates, in the order of arrival
         self._reported = self._listed = 0
         if file is not None and file.exists():  # by an earlier part of the run
-            text = retried(file, lambda: file.read_text(encoding="utf-8", errors="replace"))
-            self._reasons = dict.fromkeys(text.splitlines())
+            content = read_bytes(file, read_regular)
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):  # its end was lost; the next line must not join the rest
+                with writing(file):
+                    os.truncate(file, len(whole))
+            self._reasons = dict.fromkeys(whole.decode(errors="replace").splitlines())
             self._reported = self._listed = len(self._reasons)
 
     def add(self, reason: str) -> None:
         """Adds an image; the reason contains its origin."""
         self._reasons[one_line(reason)] = None
+
+    @property
+    def new(self) -> list[str]:
+        """The reasons that ``news`` has not returned or listed."""
+        return list(self._reasons)[self._listed :]
 
     def news(self) -> list[str]:
         """Lines about the images that no earlier call has returned.
@@ -38,7 +51,7 @@ class Unreadable:
         Raises:
             OSError: the file cannot be written.
         """
-        new, count = list(self._reasons)[self._listed :], len(self._reasons)
+        new, count = self.new, len(self._reasons)
         start = self._listed
         if self._file is None:
             self._listed = count
@@ -48,8 +61,7 @@ class Unreadable:
             return lines + [f"{more:,} more images cannot be read; {self._instead}"] * bool(more)
         if not new:
             return []
-        with self._file.open("a", encoding="utf-8", errors="replace") as file:
-            file.writelines(f"{reason}\n" for reason in new)
+        append_bytes(self._file, "".join(f"{reason}\n" for reason in new).encode())
         self._listed = count
         if count < 2 * self._reported:
             return []

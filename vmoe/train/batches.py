@@ -40,9 +40,18 @@ def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
 
 
 def warn_of_images(run: Run) -> None:
-    """Prints the images that were replaced, left out or decoded exactly since the last call."""
-    with write_errors(run.workdir):
-        lines = [*run.replaced.news(), *run.refused.news(), *run.left_out.news()]
+    """Prints the images that were replaced, left out or decoded exactly since the last call.
+
+    The primary process lists those of all processes; every process has to call this.
+    """
+    lines = run.refused.news()
+    for images in (run.replaced, run.left_out):
+        for reasons in distributed.gather("\n".join(images.new)):
+            for reason in reasons.splitlines():
+                images.add(reason)
+        with write_errors(run.workdir):
+            news = images.news()
+        lines += news if distributed.is_primary() else []
     for line in lines:
         run.report.warn(line)
 

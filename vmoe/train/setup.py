@@ -139,6 +139,8 @@ def setup(
                     del first  # frees the memory of a batch
                 with signals.at_once():
                     distributed.barrier()
+            lists = [workdir / name for name in (UNREADABLE, LEFT_OUT)]
+            unreadable, left_out = lists if distributed.is_primary() else (None, None)
             yield Run(
                 config,
                 workdir,
@@ -151,9 +153,9 @@ def setup(
                 checkpoints=checkpoints,
                 report=report,
                 profiler=profiler,
-                replaced=Unreadable("replaced by another image", workdir / UNREADABLE),
+                replaced=Unreadable("replaced by another image", unreadable),
                 refused=Refused(),
-                left_out=Unreadable("left out of evaluations", workdir / LEFT_OUT),
+                left_out=Unreadable("left out of evaluations", left_out),
             )
 
 
