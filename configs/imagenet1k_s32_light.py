@@ -45,7 +45,6 @@ config = TrainConfig(
         flip=True,
         rand_augment=RandAugmentConfig(num_layers=2, magnitude=10.0),
         mixup=0.2,
-        num_workers=16,
     ),
     optim=OptimConfig(
         lr=3e-3,

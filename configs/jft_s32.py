@@ -45,7 +45,6 @@ config = TrainConfig(
         preprocessing=PreprocessingConfig("tf_bilinear", exif=False),
         crop_min_area=0.05,
         flip=True,
-        num_workers=16,
     ),
     optim=OptimConfig(
         lr=1e-3,

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from vmoe.cores import cores
 from vmoe.signals import temporary_folder
 
 MOST_PROGRAMS = 4 << 30  # bytes of compiled programs
@@ -56,8 +57,7 @@ def _processor() -> str:
     flags = platform.processor()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # only its first processor
         flags = next((line for line in file if line.startswith(("flags", "Features"))), flags)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{platform.machine()} {cores} {flags}"
+    text = f"{platform.machine()} {cores()} {flags}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

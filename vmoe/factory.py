@@ -15,16 +15,18 @@ from vmoe import forks, models, zoo
 from vmoe.checkpoints import Origin, StoredModel, read, write
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.restore import split_path
-from vmoe.config import RoutingOverrides, TrainConfig, replace
+from vmoe.config import RoutingOverrides, TrainConfig, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.routing_file import RoutingFile
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
-from vmoe.errors import UsageError, listed, naming, require
+from vmoe.errors import UsageError, listed, naming, one_line, require
 from vmoe.fields import NOT_EMPTY
+from vmoe.mesh import place
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
+from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
 from vmoe.trees import by_name
@@ -164,7 +166,7 @@ def create_model(
     for what, paths in (("new", changes.new), ("resized", changes.resized)):
         if paths:
             print(f"{name}: {len(paths)} parameters {what}: {listed(paths, 5)}", file=sys.stderr)
-    return models.with_params(config, _to_device(params))
+    return models.with_params(config, _to_device(params, ONE_DEVICE.params(params)))
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -181,17 +183,29 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return sorted(fnmatch.filter([entry.name for entry in zoo.ENTRIES], pattern))
 
 
-def _to_device(params: dict[Any, Any]) -> dict[Any, Any]:
-    """Moves arrays from the host to the device, one by one, so that few are held twice.
+def _to_device(params: dict[Any, Any], shardings: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Moves arrays from the host to the devices, one by one, so that few are held twice.
 
     Empties ``params``. ``jnp.asarray`` would compile a program for every shape.
     """
     return {
-        key: _to_device(value)
+        key: _to_device(value, shardings[key])
         if isinstance(value, dict)
-        else jax.device_put(value).block_until_ready()
+        else jax.device_put(value, shardings[key]).block_until_ready()
         for key, value in ((key, params.pop(key)) for key in list(params))
     }
+
+
+def _placement(config: ViTConfig, mesh: str | None, fsdp: bool) -> Placement:
+    if mesh is None and not fsdp:
+        return ONE_DEVICE
+    try:
+        return place(config, jax.devices(), mesh=mesh or "", fsdp=fsdp)
+    except UsageError as error:
+        if mesh or fsdp:
+            raise
+        print(one_line(f"1 of {jax.device_count()} devices is used: {error}"), file=sys.stderr)
+        return ONE_DEVICE
 
 
 def load(
@@ -201,6 +215,8 @@ def load(
     model: Mapping[str, Any] | None = None,
     use_ema: bool = True,
     routing_file: bool | str | Path = False,
+    mesh: str | None = None,
+    fsdp: bool = False,
 ) -> Loaded:
     """Loads a trained model from files; see also ``vmoe.checkpoints.read``.
 
@@ -218,11 +234,15 @@ def load(
         use_ema: load the moving average of the parameters, if the run has one.
         routing_file: True for the routing.json in the run folder, if there is one; or the path of
             a file that ``vmoe capacity`` wrote. It cannot be combined with ``routing``.
+        mesh: the devices of the model: None for one; such as "data=2,expert=4" for all, as for
+            ``vmoe train --mesh``; "" for all in a mesh that suits the model, or for one, with a
+            line on stderr, if the model cannot be split.
+        fsdp: also shard large dense parameters over the axis "data" of all devices.
 
     Raises:
         UsageError: there is no trained model at the path, one that cannot be represented, or an
             override has no effect on it; or the routing file is missing, corrupt or made
-            for a model with other MoE layers.
+            for a model with other MoE layers; or the model cannot be split over the mesh.
         Failure: the files, or all checkpoints at the path, are corrupt.
     """
     forks.computes()
@@ -236,8 +256,10 @@ def load(
             config = chosen[1].apply(config)
     if model:
         check_shapes({name: leaf.shape for name, leaf in by_name(stored.params).items()}, config)
+    placement = _placement(config, mesh, fsdp)
+    params = _to_device(stored.params, placement.params(stored.params))
     return Loaded(
-        model=models.with_params(config, _to_device(stored.params)),
+        model=models.with_params(config, params, placement=placement),
         class_names=stored.class_names,
         preprocessing=stored.preprocessing,
         step=stored.step,

@@ -82,6 +82,16 @@ def in_batches(
         )
 
 
+def as_on_one_device(
+    images: Float[np.ndarray, "b h w 3"],
+    labels: Int[np.ndarray, "b l"] | None = None,
+    placement: Placement = ONE_DEVICE,
+) -> Batch:
+    """One batch with all images on the first device, where they form the groups of one device."""
+    (batch,) = in_batches(images, labels, batch_size=len(images) * placement.devices)
+    return batch
+
+
 def read(
     source: Source, preprocessing: Preprocessing, reading: Reading, placement: Placement
 ) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """Progress on stderr: how much of some work is done, while it goes on, and how long it took."""
 
 import contextlib
+import datetime
 import sys
 import threading
 import time
@@ -8,7 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from vmoe.errors import one_line
 
@@ -27,7 +35,8 @@ def progress(
     """Shows on stderr how many steps are done; yields a function that advances by one.
 
     On a terminal this is a bar. Elsewhere it is a line after some seconds, then after twice as
-    many, and so on, and a last one with the time that it took. Quick work prints no line.
+    many, and so on, and a last one with the time that it took; quick work prints no line. Both have
+    the time left, at the pace since the first step, which may have compiled.
 
     Args:
         steps: the number of steps, or the name of each; None if it is not known.
@@ -37,6 +46,7 @@ def progress(
     names: Sequence[str] = () if steps is None or isinstance(steps, int) else steps
     total = steps if steps is None or isinstance(steps, int) else len(steps)
     now, end, start = 0, threading.Event(), time.monotonic()
+    paced = start  # the end of the first step
 
     def text() -> str:
         doing = names[now] if now < len(names) else first if not now else ""
@@ -51,15 +61,15 @@ def progress(
         wait = waited = seconds
         while not end.wait(wait):
             count = "" if total is None else f", {now:,} of {total:,} done"
-            show(text() + count)
+            show(text() + count + left(now - 1, (total or 0) - 1, time.monotonic() - paced))
             wait, waited = waited, 2 * waited
 
     console = Console(stderr=True)
+    counted = [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left")]
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        *([] if total is None else [MofNCompleteColumn()]),
-        TimeElapsedColumn(),
+        *(counted if total is not None else [TimeElapsedColumn()]),
         console=console,
         transient=True,
         redirect_stdout=False,  # it may be a file
@@ -68,8 +78,9 @@ def progress(
         task = bar.add_task(text(), total=total)
 
         def advance() -> None:
-            nonlocal now
+            nonlocal now, paced
             now += 1
+            paced = time.monotonic() if now == 1 else paced
             bar.update(task, advance=1, description=text())
 
         thread = None
@@ -84,6 +95,17 @@ def progress(
                 thread.join()
     if thread and time.monotonic() - start > seconds:
         show(f"{what}: done")
+
+
+def left(done: int, total: int, seconds: float) -> str:
+    """The time left at the pace so far, as the end of a line; empty if it is not known.
+
+    >>> left(2, 8, 60.0), left(0, 8, 60.0)
+    (', 0:03:00 left', '')
+    """
+    if not 0 < done < total:
+        return ""
+    return f", {datetime.timedelta(seconds=round((total - done) * seconds / done))} left"
 
 
 def tracked(items: Iterable[T], what: str, total: int) -> Iterator[T]:

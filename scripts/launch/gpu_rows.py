@@ -34,11 +34,11 @@ from vmoe.config import (
 )
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import ANY_LENGTH
+from vmoe.cores import cores
 from vmoe.costs import flops
-from vmoe.data.pipeline import part_bytes, training_batches
+from vmoe.data.pipeline import start_workers, training_batches
 from vmoe.data.reading import AHEAD, read_ahead
 from vmoe.data.sources import open_source
-from vmoe.data.workers import Workers, check_shared_memory
 from vmoe.mesh import place
 from vmoe.models import model_config
 from vmoe.nn.mlp import Mlp
@@ -288,14 +288,16 @@ def pipeline(sizes: Sizes, name: str) -> Parts:
     """Steps in a row on one batch on the device, and on batches of the config's input pipeline."""
     config = config_of(sizes, name)
     yield _of_steps("without it", training_step(config), config, sizes)
-    readers = 1 if sizes.tiny else len(os.sched_getaffinity(0))
-    size = Preprocessing(config.model.image_size)
-    check_shared_memory(readers, part_bytes(config.batch_size, size))
+    readers, size = 1 if sizes.tiny else cores(), Preprocessing(config.model.image_size)
     ready, count = readers + AHEAD, sizes.steps * (sizes.turns + 1)
-    with tempfile.TemporaryDirectory() as folder, Workers(readers) as workers:
+    with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder), sizes.files)
-        batches = training_batches(open_source(f"folder:{folder}", "train"), config)
-        with read_ahead(batches, 0, count + ready, workers) as reader:
+        source = open_source(f"folder:{folder}", "train")
+        batches = training_batches(source, config)
+        with (
+            start_workers(readers, source, config.batch_size, size) as workers,
+            read_ahead(batches, 0, count + ready, workers) as reader,
+        ):
             program = training_step(config, batches=(jax.device_put(x.batch) for x in reader))
             for _ in range(ready):  # read while the step was compiled
                 program.run()

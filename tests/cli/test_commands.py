@@ -154,7 +154,7 @@ def test_a_run_says_what_it_compiles_before_it_does_and_that_it_is_at_chance(
             "compiling the training step",
             r"compiled the training step in \d+\.\d s",
             r"step 2/3, 67%, epoch 0\.05  loss .*",  # the first of this process
-            r"step 3/3, 100%, epoch 0\.08, 0:00:00 left  loss .*",
+            r"step 3/3, 100%, epoch 0\.08  loss .*",
             r"saving step 3",
             r"saving step 3: \d+\.\d s",
             r"evaluating validation \(compiling first\)",
@@ -399,7 +399,7 @@ def test_a_line_of_a_help_text_ends_where_the_next_word_does_not_fit() -> None:
     wide = os.environ | {"COLUMNS": "100"}
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=wide).stdout
     lines = [line.strip("│").rstrip() for line in shown.splitlines()]
-    texts = [line if re.match(r" {7}\S", line) else "" for line in lines]  # below their options
+    texts = [line if re.match(r" {27}\S", line) else "" for line in lines]  # beside their options
     follows = [(line, after) for line, after in itertools.pairwise(texts) if line and after]
     assert len(follows) > 5
     for line, after in follows:

@@ -19,7 +19,7 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import evaluation_batches, evaluation_order, training_batches
 from vmoe.data.reading import Reading, read_ahead
 from vmoe.data.sources import open_source
-from vmoe.data.workers import WorkerDied, Workers, check_shared_memory
+from vmoe.data.workers import WorkerDied, Workers, num_workers
 from vmoe.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_a_worker_that_dies_is_an_error_with_its_name_and_a_remedy(how: str, lin
         with pytest.raises(WorkerDied) as caught:
             next(reader)
     message = str(caught.value)
-    assert message.startswith(line) and message.endswith("run the same command to resume")
+    assert message.startswith(line) and message.endswith("a run resumes by the same command")
     assert "\n" not in message
     del caught, workers, reader
     gc.collect()  # prints no error, which pytest would raise
@@ -213,7 +213,8 @@ def test_a_signal_that_stops_the_run_does_not_end_a_worker() -> None:
 def test_shared_memory_that_is_too_small_is_named() -> None:
     if not os.path.isdir("/dev/shm"):
         pytest.skip("this system does not show its shared memory")
-    check_shared_memory(2, 1 << 20)
-    check_shared_memory(0, 1 << 60)
-    with pytest.raises(UsageError, match=r"data.num_workers=2: images of .* /dev/shm has .* MiB"):
-        check_shared_memory(2, 1 << 60)
+    source = open_source("digits", "test")
+    assert num_workers(2, source, 1 << 20) == 2
+    assert num_workers(0, source, 1 << 60) == 0
+    with pytest.raises(UsageError, match=r"num_workers=2: images of .* /dev/shm has .* MiB free"):
+        num_workers(2, source, 1 << 60)

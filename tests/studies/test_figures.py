@@ -54,7 +54,7 @@ def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRoutin
     batches = batches_of(labels)
     parts = list(collect(loaded.model, batches()))
     best, predictions = find_top_patches(batches(), parts, P), concatenate(parts).logits.argmax(-1)
-    of_data = loaded, "random", batches, predictions, statistics(parts), best
+    of_data = loaded, "random", batches, 8, predictions, statistics(parts), best
     return MeasuredRouting(*of_data, BatchDependence(0.0, 0.0), findings=[])
 
 
@@ -67,7 +67,7 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     loaded = loaded_of(layer, layer)
     model, config = loaded.model, loaded.model.config
     unused = np.zeros(0, int), {}, {}, BatchDependence(0.0, 0.0), []
-    routing = MeasuredRouting(loaded, "random", batches_of(), *unused)
+    routing = MeasuredRouting(loaded, "random", batches_of(), 8, *unused)
     figure = plots_of(config)["kept_patches"](routing)
     titles = [ax.get_title() for ax in figure.axes[1:4]]
     slots = [int(re.search(r"\n(\d+) slots", title)[1]) for title in titles]

@@ -205,7 +205,7 @@ def batch_dependence(
     """Predicts images in several random orders, so that their batches and groups differ.
 
     Args:
-        batch_size: images per batch; the last batch is padded.
+        batch_size: images per batch and device; the last batch is padded.
         orders: number of orders, including the given one.
     """
     rng, b = np.random.default_rng(seed), len(images)
@@ -213,7 +213,9 @@ def batch_dependence(
     batches = (
         batch
         for order in every
-        for batch in in_batches(images[order], batch_size=min(batch_size, b))
+        for batch in in_batches(
+            images[order], batch_size=min(batch_size, b) * model.placement.devices
+        )
     )
     (in_order,) = _logits(model, batches, lambda _: {}, {"as it is": None}).values()
     parts = np.split(in_order, orders)

@@ -20,6 +20,7 @@ import vmoe
 from vmoe import cache, compiler
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table
+from vmoe.cores import cores
 from vmoe.errors import CheckFailed, UsageError, VmoeError, one_line
 
 FIRST = ("jax", "jaxlib", "flax", "numpy")  # the packages that decide numbers, listed first
@@ -142,8 +143,7 @@ def _devices() -> Iterator[Row]:
         problem = "an NVIDIA GPU is here and JAX does not use it: pip install 'vmoe[cuda]'"
     shown = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     yield Row("JAX", f"{backend}: {shown}", problem)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Row("cores", str(cores))
+    yield Row("cores", str(cores()))
     for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
         if value := os.environ.get(name):
             yield Row(name, value)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.model import ModelArgs
+from vmoe.cli.model import DeviceArgs, ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import one_line
+from vmoe.fields import at_least
 from vmoe.progress import progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ MOST_CONFUSED = 3  # confused classes shown per row of the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateArgs(ModelArgs):
+class EvaluateArgs(DeviceArgs, ModelArgs):
     """Evaluate a trained model on a whole split; every image counts once.
 
     Example: `vmoe evaluate --checkpoint vmoe_emoji --data emoji_sample`
@@ -31,7 +32,7 @@ class EvaluateArgs(ModelArgs):
     """NAME[:SPLIT], such as folder:PATH:validation. If empty, the data set of the run; without a
     split, the test split."""
     batch_size: int = 256
-    """Images per batch; only images of one batch can compete for slots."""
+    """Images per batch and device; only images of one batch on one device can compete for slots."""
     per_class: bool = False
     """Print the accuracy of each class, and the classes it is confused with."""
     json: bool = False
@@ -51,7 +52,8 @@ def run(argv: Sequence[str]) -> None:
 
     if args.csv:
         check_file(args.csv)
-    loaded = args.load()
+    loaded = args.load(**args.devices)
+    from vmoe.data.pipeline import start_workers
     from vmoe.data.reading import Reading
     from vmoe.data.sources import skipped_messages
     from vmoe.data.unreadable import Unreadable
@@ -60,14 +62,19 @@ def run(argv: Sequence[str]) -> None:
 
     source, replace = open_data(args.data, loaded)
     left_out = Unreadable("left out")
-    with progress(f"{source.name}, batches", -(-len(source) // max(args.batch_size, 1))) as advance:
+    at_least(1).check(batch_size=args.batch_size)
+    size, how = args.batch_size * loaded.model.placement.devices, loaded.preprocessing
+    with (
+        start_workers(args.num_workers, source, size, how) as workers,
+        progress(f"{source.name} by {workers}, batches", -(-len(source) // size)) as advance,
+    ):
         evaluation = evaluate(
             loaded.model,
             source,
             Reading(
-                args.batch_size, on_batch=advance, on_unreadable=left_out.add if replace else None
+                size, workers, on_batch=advance, on_unreadable=left_out.add if replace else None
             ),
-            preprocessing=loaded.preprocessing,
+            preprocessing=how,
             loss=loaded.loss,
         )
     print_messages([*skipped_messages([source]), *left_out.news()])

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.printing import print_messages
 from vmoe.config import RoutingOverrides
@@ -31,8 +31,8 @@ class ModelArgs:
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
 
-    def load(self) -> "Loaded":
-        """The model, with a note on a routing file that it uses."""
+    def load(self, **devices: Any) -> "Loaded":
+        """The model, on one device or as given; with a note on a routing file that it uses."""
         from vmoe.data.pipeline import ORDER
         from vmoe.factory import load
         from vmoe.workdir.routing_file import OLDER_NAME, ROUTING_FILE
@@ -40,7 +40,11 @@ class ModelArgs:
         unchanged = self.routing == RoutingOverrides()
         file = {"": unchanged, AS_TRAINED: False}.get(self.routing_file, self.routing_file)
         loaded = load(
-            self.checkpoint, routing=self.routing, use_ema=self.use_ema, routing_file=file
+            self.checkpoint,
+            routing=self.routing,
+            use_ema=self.use_ema,
+            routing_file=file,
+            **devices,
         )
         if loaded.routing_file:
             path, chosen = loaded.routing_file
@@ -76,7 +80,7 @@ class StudyArgs:
     images: int = 512
     """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 64
-    """Images per batch."""
+    """Images per batch and device."""
     routing: RoutingOverrides = RoutingOverrides()
     """Routing settings of --checkpoint."""
     use_ema: bool = True
@@ -84,8 +88,27 @@ class StudyArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
 
-    def load(self) -> "Loaded":
-        """The model."""
+    def load(self, **devices: Any) -> "Loaded":
+        """The model, on one device or as given."""
         from vmoe.factory import load
 
-        return load(self.checkpoint, routing=self.routing, use_ema=self.use_ema)
+        return load(self.checkpoint, routing=self.routing, use_ema=self.use_ema, **devices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceArgs:
+    """The devices that compute, and the processes that read images."""
+
+    mesh: str = ""
+    """Devices for each axis, as for `vmoe train --mesh`, such as data=2,expert=4. By default all
+    devices share the images; or one has all of them, if the model cannot be split."""
+    fsdp: bool = False
+    """Also shard dense parameters over the data axis, if the model is too large for one device."""
+    num_workers: int | None = None
+    """Number of processes that read images; 0 to read in threads. If None, one fewer than the
+    cores, or threads where they are as fast."""
+
+    @property
+    def devices(self) -> dict[str, Any]:
+        """The devices, for ``load``."""
+        return dict(mesh=self.mesh, fsdp=self.fsdp)

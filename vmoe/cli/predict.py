@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import tyro
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.model import ModelArgs
+from vmoe.cli.model import DeviceArgs, ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import Failure, UsageError, listed, one_line
 from vmoe.progress import progress
@@ -23,7 +23,7 @@ LISTED = 20  # unreadable images that an error names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictArgs(ModelArgs):
+class PredictArgs(DeviceArgs, ModelArgs):
     """Classify image files: a line for each, or for one image the experts that process it, too.
 
     Each image is a group of its own, so its prediction does not depend on the other images.
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.evaluate.table import write_predicted
 
     paths, skipped = image_files(args.images)
-    loaded = args.load()
+    loaded = args.load(**args.devices)
     unreadable: list[str] = []
     several = len(paths) > 1
     add = unreadable.append if several else None  # the only image: its error is raised
@@ -70,7 +70,9 @@ def run(argv: Sequence[str]) -> None:
     top = args.top if args.top is not None else 1 if lines and not args.json else 5
     done = list["Prediction"]()
     with _progress(len(paths), shown=args.json or not sys.stdout.isatty()) as advance:
-        for prediction in predict(loaded, paths, top=top, on_unreadable=add):
+        for prediction in predict(
+            loaded, paths, top=top, num_workers=args.num_workers, on_unreadable=add
+        ):
             done.append(prediction)
             if not args.json:
                 (_print_line if lines else _print)(prediction, sigmoid=loaded.sigmoid)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.evaluate import named
-from vmoe.cli.model import ModelArgs
+from vmoe.cli.model import DeviceArgs, ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.config import FewShotConfig
 from vmoe.config.data import CHECKS
+from vmoe.fields import at_least
 from vmoe.progress import progress
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ L2_CHOSEN = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProbeArgs(ModelArgs):
+class ProbeArgs(DeviceArgs, ModelArgs):
     """Evaluate the features of a trained model by linear probes on a few images of each class.
 
     Example: `vmoe probe --checkpoint vmoe_fashion_mnist --data digits`
@@ -50,7 +51,7 @@ class ProbeArgs(ModelArgs):
     and cropped, as in the paper. If None, paper for published V-MoE weights and their copies, model
     for all others."""
     batch_size: int = 256
-    """Images per batch; only images of one batch can compete for slots."""
+    """Images per batch and device; only images of one batch on one device can compete for slots."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -58,25 +59,32 @@ class ProbeArgs(ModelArgs):
 def run(argv: Sequence[str]) -> None:
     """Fits linear probes, and prints their accuracies."""
     args = parse(ProbeArgs, "probe", argv)
+    from vmoe.data.pipeline import start_workers
     from vmoe.data.reading import Reading
     from vmoe.data.sources import skipped_messages
     from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.fewshot import fewshot, open_fewshot
 
-    loaded = args.load()
+    at_least(1).check(batch_size=args.batch_size)
+    loaded = args.load(**args.devices)
     config = _config(args, loaded)
     checks = loaded.train_config.data.checks if loaded.train_config else CHECKS
     data = open_fewshot(config, checks)
     left_out = Unreadable("left out")
     sources = [source for each in data for source in each.sources]
     steps = len(data) * len(config.shots) + sum(-(-len(x) // config.batch_size) for x in sources)
-    with progress("few-shot probes", steps) as advance:
+    most, how = max(sources, key=len), config.prepare(loaded.preprocessing)
+    with (
+        start_workers(args.num_workers, most, config.batch_size, how) as workers,
+        progress(f"few-shot probes by {workers}", steps) as advance,
+    ):
         result = fewshot(
             loaded.model,
             data,
             config,
             loaded.preprocessing,
             Reading(
+                workers=workers,
                 on_batch=advance,
                 on_unreadable=left_out.add if checks.on_error == "replace" else None,
             ),
@@ -116,7 +124,7 @@ def _config(args: ProbeArgs, loaded: "Loaded") -> FewShotConfig:
         seed=args.seed,
         choose_l2=args.choose_l2,
         preprocessing=args.preprocessing or ("paper" if theirs else "model"),
-        batch_size=args.batch_size,
+        batch_size=args.batch_size * loaded.model.placement.devices,
     )
 
 

@@ -28,7 +28,7 @@ def dry_run(config: TrainConfig, devices: int = 1) -> TrainConfig:
     return replace(
         config,
         model=model,
-        data=dict(name=data, check="headers", num_workers=min(config.data.num_workers, 1)),
+        data=dict(name=data, check="headers", num_workers=min(config.data.num_workers or 0, 1)),
         optim=dict(warmup_steps=1, cooldown_steps=0),
         steps=STEPS,
         epochs=None,

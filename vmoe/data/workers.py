@@ -26,10 +26,17 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import cloudpickle
 import numpy as np
 
+from vmoe.cores import cores
+from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
+from vmoe.fields import at_least
 from vmoe.signals import SIGNALS
 
 THREADS = 2  # that read batches if there are no workers
+MOST_WORKERS = 32  # unless more are asked for; each takes some 300 MB of memory
+WORTH_WORKERS = 1_000  # images; fewer are read before workers have started
+FEWER = {"num_workers": None, "data.num_workers": None, "batch_size": None}  # remedies
+FIRST = 8  # images of which one tells whether all are encoded
 EXIT_TIMEOUT = 5.0  # seconds for a process to end after it has closed its pipe
 SHARED_MEMORY = "/dev/shm"  # the folder of shared memory on Linux
 
@@ -89,6 +96,11 @@ class Workers:
         pickled = cloudpickle.dumps(batches)  # Grain keeps lambdas
         return [worker.opened(pickled) for worker in self._workers]
 
+    def __str__(self) -> str:
+        """What reads, as shown to users."""
+        count = len(self._workers)
+        return f"{count} worker{'s' * (count > 1)}" if count else f"{THREADS} threads"
+
     def close(self) -> None:
         """Ends the processes, also while they read."""
         self._closing()
@@ -105,17 +117,39 @@ def reader_of(batches: Batches[T_co]) -> Callable[[int], T_co]:
     return batches.part if isinstance(batches, InParts) else batches.__getitem__
 
 
-def check_shared_memory(count: int, part_bytes: int) -> None:
-    """Checks that a part of a batch for each worker fits into shared memory; else one is killed."""
-    if count and os.path.isdir(SHARED_MEMORY):
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        if free < count * part_bytes:
-            raise UsageError(
-                f"images of {_mb(part_bytes)} for each worker need {_mb(count * part_bytes)} "
-                f"of shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size "
-                "in Docker), or use fewer workers or smaller batches",
-                **{"data.num_workers": count},
-            ).remedied_by(**{"data.num_workers": None, "batch_size": None})
+def num_workers(asked: int | None, source: Source, part_bytes: int) -> int:
+    """The number of workers that read a source; 0 for threads.
+
+    Args:
+        asked: the number; if None, one fewer than the cores, and at most ``MOST_WORKERS``. Threads
+            then read where they are as fast: few images, pixels that need no decoding, or one or
+            two cores.
+        part_bytes: of the largest part of a batch, for which each worker needs shared memory.
+
+    Raises:
+        UsageError: the shared memory is too small for as many as asked.
+    """
+    at_least(0).check(num_workers=asked or 0)
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
+    if asked is None:
+        count = min(cores() - 1, MOST_WORKERS, free // part_bytes)
+        return count if count > 1 and len(source) >= WORTH_WORKERS and _encoded(source) else 0
+    if free < asked * part_bytes:
+        raise UsageError(
+            f"images of {_mb(part_bytes)} for each worker need {_mb(asked * part_bytes)} "
+            f"of shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size "
+            "in Docker), or use fewer workers or smaller batches",
+            **{"num_workers": asked},
+        ).remedied_by(**FEWER)
+    return asked
+
+
+def _encoded(source: Source) -> bool:
+    """Whether the images of a source are files, by the first one that can be read."""
+    for i in range(min(len(source), FIRST)):
+        with contextlib.suppress(UsageError):
+            return isinstance(source[i].image, bytes)
+    return True
 
 
 def _mb(size: int) -> str:
@@ -160,8 +194,7 @@ class _Worker:
                 try:
                     result = self._ask(pickled, number)
                 except (EOFError, ConnectionError):
-                    remedies = {"data.num_workers": None, "batch_size": None}
-                    raise WorkerDied(self._obituary()).remedied_by(**remedies) from None
+                    raise WorkerDied(self._obituary()).remedied_by(**FEWER) from None
                 if isinstance(result, BaseException):
                     raise result
                 return self._unpacked(*result)
@@ -202,8 +235,8 @@ class _Worker:
             if name in ("SIGKILL", "SIGBUS"):
                 how += ", perhaps because the machine is out of memory"
         return (
-            f"{self._process.name} {how}: use fewer data.num_workers or smaller batches, and run "
-            "the same command to resume"
+            f"{self._process.name} {how}: use fewer workers or smaller batches; a run resumes by "
+            "the same command"
         )
 
     def kill(self) -> None:

@@ -138,7 +138,7 @@ def evaluate(
     """Evaluates a model on every image of a source.
 
     Args:
-        reading: how the images are read. ``on_batch`` is also called before compiling.
+        reading: how the images are read.
         preprocessing: how the images are prepared; if None, they are resized to the image size of
             the model, as in training. Learned positions are resampled for other sizes.
         loss: the loss that trained the model; it determines the probabilities.
@@ -154,7 +154,6 @@ def evaluate(
     check_classes(source, config.num_classes)
     check_labeled(source)
     at_least(1).check(batch_size=reading.batch_size)
-    reading.on_batch()
     batch_size = placement.round_up(reading.batch_size)
     _, shards = placement.process_shard()
     program = _measure(model, loss)

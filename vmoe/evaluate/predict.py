@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from vmoe import models, passes
 from vmoe.config import RoutingOverrides
 from vmoe.data.files import SUFFIXES, image_files_below, read_bytes
-from vmoe.data.pipeline import Batch, evaluation_batches
+from vmoe.data.pipeline import Batch, evaluation_batches, start_workers
 from vmoe.data.reading import Reading
 from vmoe.data.sources.source import BaseSource, Example, Skipped
 from vmoe.errors import UsageError
@@ -26,7 +26,7 @@ from vmoe.nn.vit import ViT
 from vmoe.retry import read_regular
 from vmoe.routing.load import expert_use
 
-BATCH = 32  # images per forward pass
+BATCH = 32  # images per forward pass of a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +104,14 @@ def predict(
     paths: Sequence[str | Path],
     *,
     top: int = 5,
+    num_workers: int | None = 0,
     on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predicts the classes of image files independently: images do not compete for slots.
 
     Args:
         top: number of classes per prediction.
+        num_workers: processes that read the images; 0 for threads, None for as many as suit.
         on_unreadable: called with the reason for each path that is left out because it is missing
             or not an image; if None, the reason is raised.
 
@@ -126,26 +128,29 @@ def predict(
         raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
-    program = _forward(models.with_params(config, models.params_of(model)))
+    placement, how = model.placement, loaded.preprocessing
+    program = _forward(models.with_params(config, models.params_of(model), placement=placement))
     names, files = loaded.class_names, Files(tuple(map(str, paths)))
-    reading = Reading(min(BATCH, len(paths)), on_unreadable=on_unreadable)
-    batches = evaluation_batches(files, loaded.preprocessing, reading, shuffled=False)
-    start = 0
-    for batch, valid, (logits, experts), _ in passes.run(program, batches):
-        own = [files.paths[start + i] for i in np.flatnonzero(valid)]
-        start += len(batch.valid)
-        if not own:
-            continue
-        for path, values in zip(own, logits, strict=True):
-            check_finite(values[None], path)
-        best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
-        for i, path in enumerate(own):
-            yield Prediction(
-                path=path,
-                classes=[names[y] if y < len(names) else f"class {y}" for y in best[i]],
-                probabilities=[float(each) for each in probabilities[i]],
-                experts={block: use[i].tolist() for block, use in experts.items()},
-            )
+    size = placement.round_up(min(BATCH * placement.devices, len(paths)))
+    with start_workers(num_workers, files, size, how) as workers:
+        reading = Reading(size, workers, on_unreadable=on_unreadable)
+        batches = evaluation_batches(files, how, reading, shuffled=False)
+        start = 0
+        for batch, valid, (logits, experts), _ in passes.run(program, batches, placement):
+            own = [files.paths[start + i] for i in np.flatnonzero(valid)]
+            start += len(batch.valid)
+            if not own:
+                continue
+            for path, values in zip(own, logits, strict=True):
+                check_finite(values[None], path)
+            best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
+            for i, path in enumerate(own):
+                yield Prediction(
+                    path=path,
+                    classes=[names[y] if y < len(names) else f"class {y}" for y in best[i]],
+                    probabilities=[float(each) for each in probabilities[i]],
+                    experts={block: use[i].tolist() for block, use in experts.items()},
+                )
 
 
 @models.compiled
@@ -153,5 +158,6 @@ def _forward(
     model: ViT, batch: Batch
 ) -> tuple[tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]], None]:
     logits, records = model.forward(to_float(batch.images), valid=batch.valid)
-    use = {block: expert_use(record, len(logits)) for block, record in records.items()}
-    return (logits, use), None
+    devices = model.placement.devices
+    use = {block: expert_use(record, len(logits), devices) for block, record in records.items()}
+    return model.placement.replicate((logits, use)), None

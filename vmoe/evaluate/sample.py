@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from vmoe import passes
 from vmoe.checkpoints import StoredModel
 from vmoe.config.data import CHECKS
-from vmoe.data.pipeline import Batch
+from vmoe.data.pipeline import Batch, start_workers
 from vmoe.data.reading import Reading
 from vmoe.data.sources import (
     SPLITS,
@@ -75,22 +75,36 @@ class Sample:
 
     Attributes:
         source: the sampled images.
+        workers: what reads them.
     """
 
     def __init__(
-        self, data: str, loaded: Loaded, *, images: int, batch_size: int, split: str = "test"
+        self,
+        data: str,
+        loaded: Loaded,
+        *,
+        images: int,
+        batch_size: int,
+        split: str = "test",
+        num_workers: int | None = 0,
     ):
         """Opens the data; see ``open_data``.
 
         Args:
             images: number of images; at most all of the split.
+            batch_size: images per batch and device of the model.
+            num_workers: processes that read the images, which end with this object; 0 for threads,
+                None for as many as suit.
         """
         at_least(1).check(images=images, batch_size=batch_size)
         self._whole, replace = open_data(data, loaded, split=split)
-        self._loaded, self._batch_size = loaded, batch_size
+        self._loaded = loaded
+        self._devices, self._share = loaded.model.placement.devices, batch_size
         self._left_out = Unreadable("left out")
         self._on_unreadable = self._left_out.add if replace else None
         self.source = sample(self._whole, images)
+        size, how = self._batch_size(len(self.source)), loaded.preprocessing
+        self.workers = start_workers(num_workers, self.source, size, how)
 
     def batches(self, at_most: int | None = None) -> Iterator[Batch]:
         """The inputs of the model; see ``passes.inputs``.
@@ -101,13 +115,18 @@ class Sample:
         source = self.source
         if at_most is not None and at_most < len(source):
             source = sample(self._whole, at_most)
-        reading = Reading(min(self._batch_size, len(source)), on_unreadable=self._on_unreadable)
+        size = self._batch_size(len(source))
+        reading = Reading(size, self.workers, on_unreadable=self._on_unreadable)
         return passes.inputs(self._loaded.model, source, self._loaded.preprocessing, reading)
 
     @property
     def steps(self) -> int:
         """The number of batches."""
-        return -(-len(self.source) // self._batch_size)
+        return -(-len(self.source) // self._batch_size(len(self.source)))
+
+    def _batch_size(self, images: int) -> int:
+        """Images per batch, over all devices."""
+        return min(self._share, images) * self._devices
 
     def messages(self) -> list[str]:
         """Remarks about images that were skipped or left out or have no label, one line each."""

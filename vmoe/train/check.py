@@ -15,7 +15,7 @@ from vmoe.data.pipeline import (
     training_batches,
 )
 from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_splits, relabel
-from vmoe.data.workers import Batches, check_shared_memory
+from vmoe.data.workers import Batches, num_workers
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
 from vmoe.evaluate.fewshot import FewShotData, check_fewshot, open_fewshot
@@ -46,6 +46,8 @@ class Program:
     """(state, batch) -> (state, metrics)"""
     abstract_state: State
     """Shapes, dtypes and shardings of the state."""
+    num_workers: int
+    """Processes that read images; 0 for threads."""
 
 
 def open_data(config: TrainConfig) -> Data:
@@ -104,11 +106,9 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
         model = models.with_params(config.model, shapes.params, placement=placement)
         check_fewshot(model, config.fewshot, config.preprocessing)
         read.append((config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)))
-    check_shared_memory(
-        config.data.num_workers,
-        max(part_bytes(placement.round_up(size) // shards, own) for size, own in read),
-    )
-    return Program(placement, batches, train_step, shapes)
+    part = max(part_bytes(placement.round_up(size) // shards, own) for size, own in read)
+    count = num_workers(config.data.num_workers, data.source, part)
+    return Program(placement, batches, train_step, shapes, count)
 
 
 def padding_batch(config: TrainConfig, source: Source, placement: Placement) -> Batch:

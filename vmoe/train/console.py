@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from vmoe.errors import one_line
+from vmoe.progress import left
 from vmoe.streams import LossyStream
 from vmoe.train.sinks import Entry, Sink
 from vmoe.workdir.layout import CONSOLE, append_bytes
@@ -104,15 +105,15 @@ class RunConsole(Sink):
 
     def _place(self, step: int) -> str:
         """The number of a step; outside a terminal, which shows these, what is done and left."""
-        parts = [f"step {step}/{self._steps}"]
-        if not self._console.is_terminal:
-            parts += [f"{step / self._steps:.0%}"]
-            parts += [] if self._epoch is None else [f"epoch {step * self._epoch:.2f}"]
-            if self._first and step > self._first[0]:
-                first, start = self._first
-                seconds = (self._steps - step) * (time.monotonic() - start) / (step - first)
-                parts.append(f"{datetime.timedelta(seconds=round(seconds))} left")
-        return ", ".join(parts)
+        place = f"step {step}/{self._steps}"
+        if self._console.is_terminal:
+            return place
+        epoch = "" if self._epoch is None else f", epoch {step * self._epoch:.2f}"
+        first, start = self._first or (step, 0.0)
+        seconds = time.monotonic() - start
+        return f"{place}, {step / self._steps:.0%}{epoch}" + left(
+            step - first, self._steps - first, seconds
+        )
 
     def _record_loss(self) -> None:
         """Records, once, that stderr cannot be written."""

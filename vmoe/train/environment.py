@@ -1,7 +1,6 @@
 """The environment and the data of a run, and how they have changed since its start."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ import jax
 
 import vmoe
 from vmoe.config.changes import Change
+from vmoe.cores import cores
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
 from vmoe.train.check import Data
@@ -30,7 +30,7 @@ def environment(data: Data, placement: Placement) -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": cores(),
         "devices": [device.device_kind for device in jax.devices()],
         **{name: _version(name) for name in (*OTHERS, *COMPUTING, *DECODING)},
         "mesh": str(placement),

@@ -55,6 +55,8 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
         for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is None:
                 continue
+            how = reading_together(run, evaluation.batch_size)
+            how.on_batch()  # a signal ends this before anything is compiled
             with (
                 _naming_batch(f"evaluations.{i}.batch_size", evaluation.batch_size),
                 run.report.pause_timer(f"evaluating {evaluation.name}", compiles=True),
@@ -62,7 +64,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                 result = evaluate(
                     models.with_params(model, params, placement=run.program.placement),
                     source,
-                    reading_together(run, evaluation.batch_size),
+                    how,
                     preprocessing=evaluation.prepare(run.config.data, model),
                     loss=run.config.loss,
                 )

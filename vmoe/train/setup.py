@@ -85,7 +85,7 @@ def setup(
     """
     forks.computes()
     # Each process may read with as many workers as its host has cores for.
-    given = json.loads(to_json(replace(config, data=dict(num_workers=0))))
+    given = json.loads(to_json(replace(config, data=dict(num_workers=None))))
     given |= {"profile": profile, "wandb": wandb, **others}
 
     def check() -> tuple[
@@ -109,7 +109,7 @@ def setup(
     with (
         lock_workdir(workdir),
         Signals() as signals,
-        Workers(config.data.num_workers) as workers,
+        Workers(program.num_workers) as workers,
     ):
         changed, extended = open_workdir(workdir, config, data.source.class_names, now, initial)
         with (
@@ -129,7 +129,7 @@ def setup(
             Profiler(workdir, traced_steps, report) as profiler,
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
         ):
-            for message in [*_first_messages(config, data, program, initial), *changed]:
+            for message in [*_first_messages(config, data, program, initial, workers), *changed]:
                 report.log(message)
             if not distributed.is_single_process():
                 # A collective times out on the slowest process, so all of them compile first.
@@ -160,7 +160,7 @@ def setup(
 
 
 def _first_messages(
-    config: TrainConfig, data: Data, program: Program, initial: Init | None
+    config: TrainConfig, data: Data, program: Program, initial: Init | None, workers: Workers
 ) -> Iterator[str]:
     """Messages to log before the first step."""
     source, placement = data.source, program.placement
@@ -168,8 +168,8 @@ def _first_messages(
     kept = " by the shorter side and cropped" * config.data.preprocessing.keep_aspect
     sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in data.evaluations)
     yield (
-        f"{len(source):,} images of {classes} classes "
-        f"({config.model.num_classes} logits), resized to {size} px{kept}; {sets}"
+        f"{len(source):,} images of {classes} classes ({config.model.num_classes} logits), resized "
+        f"to {size} px{kept}, read by {workers}; {sets}"
     )
     if initial is not None:
         yield from messages(initial, source.class_names)

@@ -24,8 +24,9 @@ from vmoe.analysis.patches import TopPatches
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
+from vmoe.data.pipeline import Batch
 from vmoe.nn.vit import ViT
-from vmoe.passes import in_batches
+from vmoe.passes import as_on_one_device
 from vmoe.routing.groups import group_sizes
 from vmoe.routing.priority import PRIORITIES, Priority
 
@@ -88,7 +89,7 @@ def observe(
         remove: also predict without each expert, which takes two forward passes per expert.
         on_step: called after each forward pass with a change.
     """
-    batch = list(in_batches(np.asarray(images), labels, batch_size=len(images)))
+    batch = [as_on_one_device(np.asarray(images), labels, model.placement)]
     (routing,) = collect(model, batch)
     config = model.config
     capacities = {}
@@ -97,27 +98,27 @@ def observe(
     which = removals(config) if remove else []
     removed = without_experts(model, batch, which, on_step=on_step) if which else {}
     fields = (name, config, routing, statistics, capacities, removed, top_patches)
-    return ModelOnImages(*fields, _attention(model, images), sigmoid)
+    return ModelOnImages(*fields, _attention(model, *batch), sigmoid)
 
 
-def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n"]]:
+def _attention(model: ViT, batch: Batch) -> dict[int, UInt8[np.ndarray, "x n n"]]:
     """Attention in units of 1/255, for as many images as ``MOST_ATTENTION`` allows (at least 1)."""
     names = {f"blocks.{i}.attention.weights": i for i in model.config.sparse_blocks}
 
     @models.compiled
-    def run(model: ViT, images: jax.Array) -> dict[int, jax.Array]:
-        features = capture_features(model, images, names).features
+    def run(model: ViT, batch: Batch) -> dict[int, jax.Array]:
+        images = jnp.asarray(batch.images)
+        features = capture_features(model, images, names, valid=batch.valid).features
         means = {names[name]: weights.mean(axis=1) for name, weights in features.items()}
         return {
             i: jnp.round(255 * mean / mean.max(-1, keepdims=True)).astype(jnp.uint8)
             for i, mean in means.items()
         }
 
-    attention = run(model)(jnp.asarray(images))
+    attention = run(model)(model.placement.make_global_array(batch))
     size = sum(weights[0].size for weights in attention.values())
-    return {
-        i: np.asarray(weights[: max(1, MOST_ATTENTION // size)]) for i, weights in attention.items()
-    }
+    most = min(int(batch.valid.sum()), max(1, MOST_ATTENTION // size))
+    return {i: np.asarray(weights[:most]) for i, weights in attention.items()}
 
 
 def count_passes(config: ViTConfig, *, remove: bool = True) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.model import StudyArgs
+from vmoe.cli.model import DeviceArgs, StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import naming
 from vmoe.fields import NOT_EMPTY
@@ -24,7 +24,7 @@ COLUMNS = ("model", "epsilon / 255", "accuracy before", "after", "changed", "los
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackArgs(StudyArgs):
+class AttackArgs(DeviceArgs, StudyArgs):
     """Measure how robust predictions and routing are to adversarial changes of images.
 
     Example: `vmoe attack --checkpoint vmoe_fashion_mnist --data fashion_mnist_sample`
@@ -42,14 +42,23 @@ def run(argv: Sequence[str]) -> None:
     """Attacks trained models, and prints their accuracy before and after."""
     args = parse(AttackArgs, "attack", argv)
     NOT_EMPTY.check(epsilon=args.epsilon)
+    import jax
+
     from vmoe.evaluate.sample import data_of
     from vmoe.factory import load
-    from vmoe.studies.attack.images import check_attack
+    from vmoe.studies.attack.images import check_attack, needs_one_device
 
+    devices = args.devices
+    if needs_one_device(args.method) and not (args.mesh or args.fsdp):
+        devices = {}
+        if (count := jax.device_count()) > 1:
+            print_messages(
+                [f"1 of {count} devices is used: the others are for full gradients alone"]
+            )
     configs = [AttackConfig(epsilon, **vars(args.method)) for epsilon in args.epsilon]
-    models = [args.load()]
+    models = [args.load(**devices)]
     if args.compare:
-        models.append(load(args.compare, use_ema=args.use_ema))
+        models.append(load(args.compare, use_ema=args.use_ema, **devices))
     for loaded in models:
         with naming(loaded.origin.path):
             check_attack(loaded.model, configs[0])
@@ -69,7 +78,13 @@ def _rows(
     from vmoe.evaluate.sample import Sample
     from vmoe.studies.attack.images import attack, summary
 
-    sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
+    sample = Sample(
+        data,
+        loaded,
+        images=args.images,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
     check_labeled(sample.source)
     results: list[list[Any]] = [[] for _ in configs]
     labels = []
@@ -77,10 +92,9 @@ def _rows(
         for batch in sample.batches():
             if not batch.valid.any():
                 continue
-            images, own = batch.images[batch.valid], batch.labels[batch.valid]
-            labels.append(own)
+            labels.append(batch.labels[batch.valid])
             for config, parts in zip(configs, results, strict=True):
-                parts.append(attack(loaded.model, images, own, config))
+                parts.append(attack(loaded.model, *batch[:2], config, valid=batch.valid))
                 advance()
     print_messages(sample.messages())
     about = {"model": str(loaded.origin.path), "data": sample.source.name, "order": ORDER}

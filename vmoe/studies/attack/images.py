@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
-from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
+from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing, Valid
+from vmoe.data.pipeline import Batch
 from vmoe.errors import require
 from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label, label_vectors
@@ -23,7 +24,7 @@ from vmoe.nn.vit import ViT
 from vmoe.routing.groups import by_image
 from vmoe.routing.load import processing_experts
 from vmoe.routing.router import Router
-from vmoe.studies.attack.config import AttackConfig
+from vmoe.studies.attack.config import AttackConfig, AttackMethod
 
 PIXEL = 2 / 255
 """One step of an 8-bit pixel, in units of images in [-1, 1]."""
@@ -51,13 +52,19 @@ class AttackResult(NamedTuple):
 
 
 def attack(
-    model: ViT, images: Images, labels: Int[np.ndarray, "b l"], config: AttackConfig
+    model: ViT,
+    images: Images,
+    labels: Int[np.ndarray, "b l"],
+    config: AttackConfig,
+    *,
+    valid: Valid | None = None,
 ) -> AttackResult:
     """Attacks a batch; its images share groups, so the gradient of one reaches the others.
 
     Args:
         labels: classes; padded with -1. The loss of an image without a label is constant: it is
             part of its group, but is not attacked.
+        valid: False for padding, which the result leaves out; None if there is none.
 
     Raises:
         UsageError: as for ``check_attack``.
@@ -67,24 +74,15 @@ def attack(
     check_labels(labels, model.config.num_classes)
     same = dataclasses.replace(config, epsilon=0.0)  # traced, so that one program serves all
     largest = jnp.float32(config.epsilon * PIXEL)
-    changed, (first, records), (last, new_records) = _run(model, same)(
-        jnp.asarray(images), jnp.asarray(labels), largest
+    there = np.ones(len(images), bool) if valid is None else np.asarray(valid)
+    batch = model.placement.make_global_array(Batch(np.asarray(images), labels, there))
+    results = _run(model, same)(batch, largest)
+    changed, (first, losses), (last, new_losses), overlap = jax.tree.map(
+        lambda x: np.asarray(x)[there], results
     )
     for logits in (first, last):
         check_finite(logits)
-    overlap: dict[int, np.ndarray] = {
-        i: _overlap(record, new_records[i], len(images), model.placement.devices)
-        for i, record in records.items()
-        if isinstance(record.routing, Routing)
-    }
-    return AttackResult(
-        np.asarray(changed),
-        np.asarray(label_loss(first, labels)),
-        np.asarray(label_loss(last, labels)),
-        np.asarray(first).argmax(-1),
-        np.asarray(last).argmax(-1),
-        overlap,
-    )
+    return AttackResult(changed, losses, new_losses, first.argmax(-1), last.argmax(-1), overlap)
 
 
 def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> dict[str, Any]:
@@ -128,10 +126,13 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
 
     Raises:
         UsageError: for a gradient path other than "all", the model has no sparse block, a router
-            whose tokens do not choose, or several devices; or for "routers", it has no gate.
+            whose tokens do not choose, or several devices; for "routers", it has no gate; or for
+            auxiliary losses, which would count groups of padding, it has several devices.
     """
     blocks = model.config.moe_blocks
+    alone = model.placement.devices == 1 or not needs_one_device(config)
     if config.gradient_path == "all":
+        require(alone, "use one device", **{"attack.auxiliary_loss": config.auxiliary_loss})
         return
     path = {"attack.gradient_path": config.gradient_path}
     require(bool(blocks), "no block of this model is sparse; use gradient_path=all", **path)
@@ -143,26 +144,33 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
         "no router of this model reads pixels; use another path",
         **path,
     )
-    require(model.placement.devices == 1, "use one device, or gradient_path=all", **path)
+    require(alone, "use one device, or gradient_path=all", **path)
+
+
+def needs_one_device(method: AttackMethod) -> bool:
+    """Whether an attack cannot be split over several devices."""
+    return method.gradient_path != "all" or method.auxiliary_loss
 
 
 @models.compiled
-def _run(
-    model: ViT,
-    config: AttackConfig,
-    images: Float[Array, "b h w 3"],
-    labels: Int[Array, "b l"],
-    largest: Float[Array, ""],
-) -> Any:
-    """The images after the attack; logits and records before and after."""
-    before = model.forward(images)
-    after = sign_steps(
-        lambda changed: gradient(model, changed, labels, before[1], config),
+def _run(model: ViT, config: AttackConfig, batch: Batch, largest: Float[Array, ""]) -> Any:
+    """The images after the attack, the logits and losses before and after, and the overlaps."""
+    images, labels, valid = jnp.asarray(batch.images), jnp.asarray(batch.labels), batch.valid
+    first, records = model.forward(images, valid=valid)
+    changed = sign_steps(
+        lambda changed: gradient(model, changed, labels, records, config, valid=valid),
         images,
         config,
         largest,
     )
-    return after, before, model.forward(after)
+    last, new_records = model.forward(changed, valid=valid)
+    overlap = {
+        i: _overlap(record, new_records[i], len(images), model.placement.devices)
+        for i, record in records.items()
+        if isinstance(record.routing, Routing)
+    }
+    results = [(logits, label_loss(logits, labels)) for logits in (first, last)]
+    return model.placement.replicate((changed, *results, overlap))
 
 
 def sign_steps(
@@ -196,16 +204,19 @@ def gradient(
     labels: Int[Array, "b l"],
     records: dict[int, Record],
     config: AttackConfig,
+    *,
+    valid: Valid | None = None,
 ) -> Float[Array, "b h w 3"]:
     """The gradient of the loss with respect to the images, along the path of the config.
 
     Args:
         records: records of the original images; the path "experts" keeps their decisions.
+        valid: False for padding, which must have no label; None if there is none.
     """
 
     def loss(images: jax.Array, decide: Mapping[int, Route] | None = None) -> jax.Array:
-        logits, records = model.forward(images, decide=decide)
-        total = label_loss(logits, labels).mean()
+        logits, records = model.forward(images, valid=valid, decide=decide)
+        total = label_loss(logits, labels).mean(where=valid)
         if config.auxiliary_loss:
             total += sum((record.aux_loss for record in records.values()), jnp.zeros(()))
         return total
@@ -216,16 +227,19 @@ def gradient(
         case "experts":
             decide = {i: _fixed(routing_of(record)) for i, record in records.items()}
             return jax.grad(loss)(images, decide)
-    return _through_weights(model, images, loss)
+    return _through_weights(model, images, loss, valid)
 
 
 def _through_weights(
-    model: ViT, images: jax.Array, loss: Callable[[jax.Array, Mapping[int, Route]], jax.Array]
+    model: ViT,
+    images: jax.Array,
+    loss: Callable[[jax.Array, Mapping[int, Route]], jax.Array],
+    valid: Valid | None,
 ) -> jax.Array:
     """The sum over blocks of (d loss / d weights) (d weights / d images)."""
 
     def weights(images: jax.Array) -> tuple[dict[int, jax.Array], dict[int, Record]]:
-        _, records = model.forward(images)
+        _, records = model.forward(images, valid=valid)
         return {i: routing_of(record).weights for i, record in records.items()}, records
 
     own, pull_back, records = jax.vjp(weights, images, has_aux=True)
@@ -267,10 +281,9 @@ def label_loss(
     return cross_entropy(logits, targets, "softmax")
 
 
-def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[np.ndarray, "b"]:
-    sets = [
-        np.asarray(by_image(processing_experts(routing_of(record)), b, devices))
-        for record in (before, after)
-    ]
-    both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0).mean(-1)
+def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[Array, "b"]:
+    first, last = (
+        by_image(processing_experts(routing_of(record)), b, devices) for record in (before, after)
+    )
+    both, either = (first & last).sum(-1), (first | last).sum(-1)
+    return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0).mean(-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.model import UNITS
+from vmoe.cli.model import UNITS, DeviceArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.config.routing_file import RoutingFile, Unit
 from vmoe.errors import Failure, UsageError, naming
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ROWS = 8  # largest number of budgets in the trade-off, without the given one
 
 
-@dataclasses.dataclass(frozen=True)
-class CapacityArgs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CapacityArgs(DeviceArgs):
     """Search k, capacity factor and priority per block within a budget of compute.
 
     The search minimizes the KL divergence from the predictions of the model as trained. It writes
@@ -46,7 +46,7 @@ class CapacityArgs:
     images: int = 1024
     """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 256
-    """Images per batch. Images of one batch can compete for slots."""
+    """Images per batch and device; only images of one batch on one device can compete for slots."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     out: Path | None = None
@@ -68,14 +68,19 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.studies.capacity.costs import time_ratio
     from vmoe.studies.capacity.settings import check_layers
 
-    loaded = load(args.checkpoint, use_ema=args.use_ema)
+    loaded = load(args.checkpoint, use_ema=args.use_ema, **args.devices)
     with naming(loaded.origin.path):
         check_layers(loaded.model.config)
     file = args.out or routing_file_of(loaded.origin)
     if file is None:
         raise UsageError(f"{args.checkpoint} is not a run folder: give a file to write with --out")
     sample = Sample(
-        args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
+        args.data,
+        loaded,
+        images=args.images,
+        batch_size=args.batch_size,
+        split="validation",
+        num_workers=args.num_workers,
     )
     check_labeled(sample.source)
     scores, rows = _search(args.by, budget, loaded.model, sample)

@@ -99,11 +99,12 @@ def time_costs(
     All settings of a block are timed in turn, several times. More slots never count as faster.
 
     Args:
-        images: a batch.
+        images: a batch, over all devices.
         on_step: called after each block.
     """
     config = model.config
-    images, valid = jax.device_put((images, np.ones(len(images), bool)))  # else each run uploads
+    # Else each run uploads.
+    images, valid = model.placement.make_global_array((images, np.ones(len(images), bool)))
     tried = dict(zip(config.sparse_blocks, levels, strict=True))
     (whole,) = least_seconds([functools.partial(_forward(model), images)])
     tokens, changes = model.embed(images), []
@@ -167,8 +168,9 @@ def _block(
 
 def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"]) -> float:
     """The time of the whole model with a setting, as a fraction of its time as trained."""
-    changed = models.with_params(with_setting(model.config, setting), models.params_of(model))
-    images = jax.device_put(images)
+    config, placement = with_setting(model.config, setting), model.placement
+    changed = models.with_params(config, models.params_of(model), placement=placement)
+    images = placement.make_global_array(images)
     runs = [functools.partial(_forward(each), images) for each in (model, changed)]
     trained, own = least_seconds(runs)
     return own / trained

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vmoe import models
 from vmoe.analysis.interventions import limited
-from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.routing_file import LayerSetting
 from vmoe.data.pipeline import Batch
@@ -75,19 +74,21 @@ class Scores:
         self._known: dict[Setting, Score] = {}
         as_trained = _logits(model)
         self._batches, correct, labeled = [], [], []
-        for images, labels, valid in batches:
-            on_device = jax.device_put(images)  # once, for all settings
-            logits = as_trained(on_device, valid)
-            check_finite(np.asarray(logits)[valid])
-            self._batches.append((on_device, labels, valid, logits))
-            correct.append(is_label(np.asarray(logits).argmax(-1), labels)[valid])
-            labeled.append(has_label(labels)[valid])
+        for batch in batches:
+            on_devices = model.placement.make_global_array(batch)  # once, for all settings
+            logits = as_trained(on_devices)
+            self._batches.append((on_devices, logits))
+            own, labels = np.asarray(logits)[batch.valid], batch.labels[batch.valid]
+            check_finite(own)
+            correct.append(is_label(own.argmax(-1), labels))
+            labeled.append(has_label(labels))
         known = np.concatenate(labeled)
         require(bool(known.any()), "no image has a label")
         self.images = len(known)
         self.trained = float(np.concatenate(correct)[known].mean())
         self._counts = np.array([known.sum(), self.images])  # for accuracy and divergence
-        self._slots = _slots(model.config, levels, len(self._batches[0][0]))
+        share = len(self._batches[0][1]) // model.placement.devices
+        self._slots = _slots(model.config, levels, share)
         self._sums = _sums(_widest(model, self._slots))
 
     def of(self, setting: Setting) -> Score:
@@ -108,7 +109,7 @@ class Scores:
 
 
 def _slots(config: ViTConfig, levels: Sequence[Levels], b: int) -> list[dict[LayerSetting, int]]:
-    """By sparse block: slots per expert in the groups of a batch of b images."""
+    """By sparse block: slots per expert in the groups of b images of a device."""
 
     def slots(moe: MoEConfig) -> int:
         _, images = group_sizes(b, moe.router.images_per_group)
@@ -137,23 +138,21 @@ def _widest(model: ViT, slots: Sequence[Mapping[LayerSetting, int]]) -> ViT:
 
 
 @models.compiled
-def _logits(model: ViT, images: jax.Array, valid: jax.Array) -> Float[Array, "b y"]:
-    return model.forward(images, valid=valid)[0]
+def _logits(model: ViT, batch: Batch) -> Float[Array, "b y"]:
+    return model.placement.replicate(model.forward(batch.images, valid=batch.valid)[0])
 
 
 @models.compiled
 def _sums(
     model: ViT,
     setting: Int[Array, "x 3"],
-    images: Images,
-    labels: Int[Array, "b l"],
-    valid: Bool[Array, "b"],
+    batch: Batch,
     trained: Float[Array, "b y"],
 ) -> Float[Array, "2"]:
     """Sums over the images of correct predictions and of the divergence from the trained model."""
     decide = {block: limited(*setting[i]) for i, block in enumerate(model.config.sparse_blocks)}
-    logits, _ = model.forward(images, valid=valid, decide=decide)
+    logits, _ = model.forward(jnp.asarray(batch.images), valid=batch.valid, decide=decide)
     before, after = (jax.nn.log_softmax(SHARPNESS * each) for each in (trained, logits))
     divergence = (jnp.exp(before) * (before - after)).sum(-1)
-    both = jnp.stack([is_label(logits.argmax(-1), labels), divergence])
-    return jnp.where(valid, both, 0.0).sum(-1)
+    both = jnp.stack([is_label(logits.argmax(-1), jnp.asarray(batch.labels)), divergence])
+    return model.placement.replicate(jnp.where(batch.valid, both, 0.0).sum(-1))

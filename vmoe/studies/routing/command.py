@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.model import StudyArgs
+from vmoe.cli.model import DeviceArgs, StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import CheckFailed, UsageError, one_line
 from vmoe.fields import at_least
@@ -23,7 +23,7 @@ FEW = 256  # images that are predicted in several orders, or compared between tw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RoutingArgs(StudyArgs):
+class RoutingArgs(DeviceArgs, StudyArgs):
     """Show how a trained model uses its experts: loads, drops, and what experts specialize in.
 
     Example: `vmoe routing --checkpoint vmoe_emoji --data emoji_sample --out report.html`
@@ -61,18 +61,25 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.factory import load
     from vmoe.studies.routing.measure import compare_routing, measure_routing
 
-    models = [args.load()]
+    models = [args.load(**args.devices)]
     if args.compare:
-        models.append(load(args.compare, use_ema=args.use_ema))
+        models.append(load(args.compare, use_ema=args.use_ema, **args.devices))
     _check(models)
     data = args.data or data_of(models[0])
     samples = [
-        Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
+        Sample(
+            data,
+            loaded,
+            images=args.images,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+        )
+        for loaded in models
     ]
     measured = []
     for loaded, sample in zip(models, samples, strict=True):
         name, few = sample.source.name, sample.batches(at_most=FEW)
-        with progress(f"{name}, batches", sample.steps) as advance:
+        with progress(f"{name} by {sample.workers}, batches", sample.steps) as advance:
             how = dict(batch_size=args.batch_size, on_batch=advance)
             measured.append(measure_routing(loaded, name, sample.batches, few, **how))
     compared = None

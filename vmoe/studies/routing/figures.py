@@ -13,6 +13,7 @@ from vmoe.config import MoEConfig, RoutingOverrides, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
 from vmoe.nn.inputs import has_label
 from vmoe.nn.patches import num_tokens
+from vmoe.passes import as_on_one_device
 from vmoe.studies.routing.measure import MeasuredRouting
 from vmoe.workdir.layout import replacing
 
@@ -93,16 +94,14 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
 
 def _experts_of_patches(routing: MeasuredRouting) -> Figure:
     """The figure for the images of the first batch."""
-    batch, model = next(routing.batches()), routing.loaded.model
-    collected = concatenate(collect(model, [batch]))
-    return plots.experts_of_patches(
-        batch.images[batch.valid], collected, patch_size=model.config.patch_size
-    )
+    images, model = routing.first(routing.batch_size), routing.loaded.model
+    collected = concatenate(collect(model, [as_on_one_device(images, placement=model.placement)]))
+    return plots.experts_of_patches(images, collected, patch_size=model.config.patch_size)
 
 
 def _kept_patches(routing: MeasuredRouting) -> Figure:
     """The figure for the first sparse block and the images of the first batch."""
-    batch = next(routing.batches())
+    images = routing.first(routing.batch_size)
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
     by_gate = moe.router.has("priority")
@@ -111,14 +110,13 @@ def _kept_patches(routing: MeasuredRouting) -> Figure:
     changed = models.with_params(
         limits.apply(config), models.params_of(model), placement=model.placement
     )
-    at_most = concatenate(collect(changed, [batch]))
+    at_most = concatenate(collect(changed, [as_on_one_device(images, placement=model.placement)]))
     collected, widest = {}, at_most.blocks[block]
     for slots, factor in columns.items():
         # The gates and queues of the first sparse block do not depend on the number of slots.
         positions = np.where(widest.positions < slots, widest.positions, -1)
         title = f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate
         collected[title] = at_most._replace(blocks={block: widest._replace(positions=positions)})
-    images = batch.images[batch.valid]
     return plots.kept_patches(images, collected, block=block, patch_size=config.patch_size)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from vmoe.analysis.collect import Collected, collect, concatenate
 from vmoe.analysis.compare import agreement, saturation
@@ -35,6 +35,7 @@ class MeasuredRouting(NamedTuple):
         loaded: the model.
         data: the name of the data set to show.
         batches: reads the batches of the data set.
+        batch_size: images per batch and device.
         predictions: the class with the largest logit of each image.
         blocks: the statistics by sparse block.
         top_patches: by sparse block, the top patches of each expert; without the blocks whose
@@ -46,6 +47,7 @@ class MeasuredRouting(NamedTuple):
     loaded: Loaded
     data: str
     batches: Batches
+    batch_size: int
     predictions: Int[np.ndarray, "b"]
     blocks: dict[int, BlockStatistics]
     top_patches: dict[int, TopPatches]
@@ -57,6 +59,11 @@ class MeasuredRouting(NamedTuple):
         """The path of the model and its step, as a name to show."""
         step = "" if self.loaded.step is None else f", step {self.loaded.step:,}"
         return f"{self.loaded.origin.path}{step}"
+
+    def first(self, count: int) -> Float[np.ndarray, "b h w 3"]:
+        """The first images that were measured."""
+        images = itertools.chain.from_iterable(each.images[each.valid] for each in self.batches())
+        return np.stack(list(itertools.islice(images, count)))
 
     @property
     def labels(self) -> Int[np.ndarray, "b l"]:
@@ -79,7 +86,7 @@ def measure_routing(
         data: the name of the data set to show.
         batches: reads the batches of the data set.
         reordered: the images whose predictions are compared in several orders.
-        batch_size: images per batch in these orders.
+        batch_size: images per batch and device in these orders.
         on_batch: called after each batch.
 
     Raises:
@@ -102,7 +109,9 @@ def measure_routing(
     found = findings(config, blocks, dependence.changed)
     best = {i: best[i] for i, moe in config.moe_blocks.items() if moe.router.learned}
     every = np.concatenate(predictions)
-    return MeasuredRouting(loaded, data, batches, every, blocks, best, dependence, found)
+    return MeasuredRouting(
+        loaded, data, batches, batch_size, every, blocks, best, dependence, found
+    )
 
 
 def write_routing(

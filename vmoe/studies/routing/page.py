@@ -1,11 +1,7 @@
 """The HTML page of trained models' routing on images of a data set."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Float, Int
 
 from vmoe.analysis import page
 from vmoe.studies.routing.measure import MeasuredRouting
@@ -33,21 +29,23 @@ def write_page(
         remove: also show predictions without each expert; see ``vmoe.analysis.page.observe``.
         on_step: called after each forward pass under a change.
     """
-    shown = [_first(each, images) for each in measured]
+    shown = [each.first(images) for each in measured]
     observed = [
         page.observe(
             routing.model_name,
             routing.loaded.model,
-            *of_page,
+            pixels,
+            routing.labels[: len(pixels)],
             routing.blocks,
             routing.top_patches,
             sigmoid=routing.loaded.sigmoid,
             remove=remove,
             on_step=on_step,
         )
-        for routing, of_page in zip(measured, shown, strict=True)
+        for routing, pixels in zip(measured, shown, strict=True)
     ]
-    (pixels, labels), first = shown[0], measured[0]
+    pixels, first = shown[0], measured[0]
+    labels = first.labels[: len(pixels)]
     title = f"Routing of {' and '.join(model.name for model in observed)}"
     summary = (
         f"Data: {first.data}. Statistics are over {len(first.labels):,} images; the first "
@@ -55,12 +53,3 @@ def write_page(
     )
     text = page.render(title, summary, pixels, labels, first.loaded.class_names, observed)
     replace_text(path, text)
-
-
-def _first(
-    routing: MeasuredRouting, count: int
-) -> tuple[Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b l"]]:
-    """The first images that were measured, and their labels."""
-    images = itertools.chain.from_iterable(batch.images[batch.valid] for batch in routing.batches())
-    first = np.stack(list(itertools.islice(images, count)))
-    return first, routing.labels[: len(first)]
