@@ -1,7 +1,9 @@
 """What may change in the config of a run that is resumed, and what the folder then says."""
 
+import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,53 @@ def test_fields_that_decide_no_number_may_change_each_with_a_line(
     assert lines[9].endswith(" step 6: set 'more' is left out")
 
 
+class Killed(BaseException):
+    """Ends a call at any point, as a kill does."""
+
+
+class KillAt:
+    """Ends this process's work when it has replaced or removed some files."""
+
+    def __init__(self) -> None:
+        self.left = -1
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, _: Any) -> None:
+        if event in ("os.rename", "os.remove") and self.left >= 0:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+
+
+def test_a_kill_at_any_instant_neither_loses_nor_repeats_a_line_of_a_change(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    now, kill = environment_of(config), KillAt()
+    new = configs.replace(config, log_every=3, checkpoint_every=3)
+    for at in itertools.count():
+        workdir = started(tmp_path / str(at), config)
+        kill.left, killed = at, False
+        try:
+            open_workdir(workdir, new, *now, None)
+        except Killed:
+            killed = True
+        kill.left = -1
+        for resumed in (new, config):
+            open_workdir(workdir, resumed, *now, None)
+            assert read_config(workdir) == resumed
+        lines = (workdir / "changes.txt").read_text().splitlines()
+        assert [line.split(" step 6: ")[1] for line in lines] == [
+            "log_every 2 -> 3",
+            "checkpoint_every 6 -> 3",
+            "log_every 3 -> 2",
+            "checkpoint_every 3 -> 6",
+        ], at
+        assert not list(workdir.glob(".*")) and not list(workdir.glob("*.json.*"))
+        if not killed:
+            assert at > 3
+            break
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -177,6 +226,10 @@ def test_a_run_without_a_checkpoint_is_set_aside_for_another_config(
     assert "optim.lr is 0.05 there and 0.1 here" in line and "metrics.csv.old, config.json" in line
     assert (workdir / "config.json.old").read_text() == before
     assert read_config(workdir) == new and not (workdir / "metrics.csv").exists()
+    rising = configs.replace(config, optim=dict(lr=1e-3, end_lr=1e-2))
+    with pytest.raises(UsageError, match="the learning rate would rise"):
+        train(rising, workdir)
+    assert read_config(workdir) == new
     opened(workdir, configs.replace(config, seed=3))
     assert (workdir / "config.json.old.2").exists()
 

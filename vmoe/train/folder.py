@@ -21,6 +21,7 @@ from vmoe.workdir.layout import (
     OF_ONE_RUN,
     change,
     files_of_a_run,
+    finish_change,
     has_config,
     read_class_names,
     read_config,
@@ -55,6 +56,8 @@ def open_workdir(
             return [], False
         lines = []
         if has_config(workdir):
+            with writing(workdir):
+                finish_change(workdir)
             stored, before = read_config(workdir), read_environment(workdir)
             _check_checkpoints(workdir, stored, config)
             found = changes(stored, config)

@@ -5,6 +5,7 @@ environment.json   versions, devices, commit, data    classes.json  class names,
 init.json          where the first parameters are from, if not from the seed
 config.N.json      the config before the run was extended from N steps
 changes.txt        a line per field of the config that was changed, with the time and the step
+change.json        what such a change writes to other files, until it is done
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
 fewshot.csv        a row per few-shot probe           evaluated.json  ends of the CSV files
@@ -42,7 +43,7 @@ CLASSES = "classes.json"
 MODEL = "model.txt"
 INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
-CHANGES = "changes.txt"
+CHANGES, CHANGE = "changes.txt", "change.json"
 CHECKPOINTS = "checkpoints"
 CONSOLE = "console.txt"
 UNREADABLE, LEFT_OUT = "unreadable.txt", "left_out.txt"
@@ -172,12 +173,29 @@ def extend(workdir: Path, config: TrainConfig) -> None:
 def change(
     workdir: Path, config: TrainConfig, environment: dict[str, Any], lines: Sequence[str]
 ) -> None:
-    """Replaces the config by one in which fields differ that may change, with a line for each."""
-    steps, now = steps_of(workdir), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    text = "".join(f"{now} step {steps[-1] if steps else 0}: {line}\n" for line in lines)
-    append_bytes(workdir / CHANGES, text.encode())
-    replace_text(workdir / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-    replace_text(workdir / CONFIG, to_json(config) + "\n")
+    """Replaces the config by one in which fields differ that may change, with a line for each.
+
+    After a kill, ``finish_change`` does what is left, so a line is there once, if the config is.
+    """
+    path, steps = workdir / CHANGES, steps_of(workdir)
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} step {steps[-1] if steps else 0}"
+    texts = {
+        CHANGES: before + "".join(f"{stamp}: {line}\n" for line in lines),
+        ENVIRONMENT: json.dumps(environment, indent=2) + "\n",
+        CONFIG: to_json(config) + "\n",
+    }
+    replace_text(workdir / CHANGE, json.dumps(texts))
+    finish_change(workdir)
+
+
+def finish_change(workdir: Path) -> None:
+    """Writes what a change has to write, if it was killed before it had."""
+    path = workdir / CHANGE
+    if retried(path, path.exists):
+        for name, text in _read_object(path).items():
+            replace_text(workdir / name, text)
+        path.unlink()
 
 
 def interval_changed_at(workdir: Path) -> int:
