@@ -1,6 +1,7 @@
 """Weights & Biases, offline: what a run logs is read from the files that `wandb sync` uploads."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,11 @@ from tests.command import TINY, forked, start
 from tests.events import pictures, scalars
 from tests.run_folder import last_step
 
-pytestmark = pytest.mark.process
-
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 pytest.importorskip("wandb", reason="the extra wandb is not installed")
 
 TRAIN = ["train", "--config", TINY]
+CONFIG = ["--log-every", "10", "--steps", "400", "--evaluate-every", "200"]
 OFFLINE = {"WANDB_MODE": "offline"}
 BLOCK, HEADER = 32768, 7  # of the log format of LevelDB, in bytes
 
@@ -68,8 +68,7 @@ def history(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is stopped by a signal and resumed."""
     workdir = tmp_path_factory.mktemp("wandb") / "run"
-    line = [*TRAIN, "--workdir", str(workdir), "--log-every", "10", "--steps", "400"]
-    line += ["--evaluate-every", "200"]
+    line = [*TRAIN, "--workdir", str(workdir), *CONFIG]
     with start(*line, "--wandb", "digits", environment=OFFLINE) as process:
         process.wait_until(lambda: last_step(workdir) >= 20)
         process.send_signal(signal.SIGTERM)
@@ -147,8 +146,27 @@ def test_what_keeps_wandb_from_starting_is_one_line_and_nothing_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_without_a_checkpoint_starts_in_another_project_as_another_wandb_run(
+    workdir: Path, tmp_path: Path
+) -> None:
+    before = json.loads((workdir / "wandb.json").read_text())
+    for name, *options in (("same",), ("other", "--steps", "30", "--optim.warmup-steps", "9")):
+        run = tmp_path / name
+        run.mkdir()
+        for path in workdir.glob("*.json"):
+            shutil.copy(path, run)
+        line = [*TRAIN, "--workdir", run, *CONFIG, *options, "--wandb", "other"]
+        result = forked(*line, environment=OFFLINE)
+        assert result.returncode == 0, result.stderr
+        (folder,) = folders(run)
+        (started,) = (record.run for record in records(folder) if record.HasField("run"))
+        now = {"id": started.run_id, "project": started.project}
+        assert json.loads((run / "wandb.json").read_text()) == now
+        assert now["project"] == "other" and now["id"] != before["id"]
+
+
 def test_another_project_is_refused(workdir: Path) -> None:
-    line = [*TRAIN, "--workdir", str(workdir), "--log-every", "10", "--steps", "400"]
+    line = [*TRAIN, "--workdir", str(workdir), *CONFIG]
     result = forked(*line, "--wandb", "other", environment=OFFLINE)
     assert result.returncode == 2
     assert f"wandb=other: the run in {workdir} is in the project digits" in result.stderr

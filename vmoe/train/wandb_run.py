@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vmoe import distributed
+from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig
 from vmoe.config.files import to_json
 from vmoe.errors import Failure, Stopped, UsageError, VmoeError, parse_json
@@ -28,7 +29,8 @@ def check_wandb(workdir: Path, project: str) -> None:
         project: empty for the project of the run folder, or the default.
 
     Raises:
-        UsageError: wandb is not installed or not logged in, or the run is in another project.
+        UsageError: wandb is not installed or not logged in, or the run, of which there is a
+            checkpoint, is in another project.
     """
     if not distributed.is_primary():
         return
@@ -37,7 +39,7 @@ def check_wandb(workdir: Path, project: str) -> None:
         import wandb
     except ImportError as error:
         raise UsageError(f"wandb: {error}; pip install 'vmoe[wandb]'") from None
-    if stored and project and project != stored["project"]:
+    if stored and project not in ("", stored["project"]) and has_checkpoint(workdir):
         raise UsageError(
             f"the run in {workdir} is in the project {stored['project']}; use that, or another "
             "workdir",
@@ -73,7 +75,8 @@ class WandbRun(Sink):
             "id": secrets.token_hex(4),
             "project": project or os.environ.get("WANDB_PROJECT", "vmoe"),
         }
-        identity = _stored(workdir) or default
+        stored = _stored(workdir)
+        identity = stored if stored and project in ("", stored["project"]) else default
         replace_text(workdir / FILE, json.dumps(identity) + "\n")
         try:
             self._run: Any = wandb.init(
