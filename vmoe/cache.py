@@ -4,9 +4,13 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vmoe.cores import cores
 from vmoe.signals import temporary_folder
@@ -26,7 +30,7 @@ def keep_programs() -> None:
 
     Call it before JAX is imported. The folder is one for processors with the same instructions and
     as many cores, since a program may use all of them. The oldest programs are removed when all
-    take more than ``MOST_PROGRAMS``.
+    take more than ``MOST_PROGRAMS``. Programs that are cut off are replaced.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -38,6 +42,7 @@ def keep_programs() -> None:
         return
     if os.access(folder, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        _replace_broken(folder)
     found = list[tuple[float, int, Path]]()
     for path in root.glob("*/*"):
         with contextlib.suppress(OSError):  # another process has removed it
@@ -50,6 +55,29 @@ def keep_programs() -> None:
         with contextlib.suppress(OSError):
             path.unlink()
         total -= size
+
+
+def _replace_broken(folder: Path) -> None:
+    """Removes cached programs that JAX cannot read, when it says so.
+
+    A kill or a full disk cuts them off. JAX would then compile them at each start, since it writes
+    no program of which there is a file.
+    """
+    show = warnings.showwarning
+
+    def remove(*warning: Any, **more: Any) -> None:
+        text = str(warning[0])
+        broken = re.match(r"Error reading persistent compilation cache .* '(.*?)':", text)
+        if not broken:
+            return show(*warning, **more)
+        for path in folder.iterdir():
+            if path.name.startswith(f"{broken[1]}-"):
+                path.unlink(missing_ok=True)
+        line = f"{folder}: the compiled program {broken[1]} is cut off; compiled again"
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr)
+
+    warnings.showwarning = remove
 
 
 def _processor() -> str:
