@@ -23,7 +23,8 @@ from vmoe.data.decode import PNG, Pixels, decode, has_16_bits, open_image
 from vmoe.data.random_crop import Box
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")  # Pillow's names
-JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
+JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # markers: the start of the file and of its pixels
+EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
 IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # may hold an orientation
 COLORS = ("YCbCr", "RGB", "Gray")  # simplejpeg's names of a JPEG's color spaces
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> OpenCV's flip code
@@ -90,7 +91,8 @@ def decode_crop_and_resize(
 def _header(image: bytes, exif: bool, max_pixels: int) -> _Header | None:
     """The header of an image; None if the fast libraries are not to read the image."""
     try:
-        if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
+        head = _before_pixels(image) if image.startswith(JPEG) and exif else b""
+        if image.startswith(JPEG) and not (EXIF in head or XMP in head):
             h, w, colors, _ = simplejpeg.decode_jpeg_header(image)
             plain = colors in COLORS and int(h) * int(w) <= max_pixels
             return _Header(int(h), int(w), 1) if plain else None
@@ -106,6 +108,19 @@ def _header(image: bytes, exif: bool, max_pixels: int) -> _Header | None:
         raise
     except Exception:  # Pillow raises errors of many types, which decode reports
         return None
+
+
+def _before_pixels(image: bytes) -> bytes:
+    """The segments of a JPEG before its compressed pixels, whose search would take 7% of the time.
+
+    All bytes, if the segments do not follow each other.
+    """
+    at = len(JPEG)
+    while image[at : at + 2] != SCAN:
+        if image[at : at + 1] != SCAN[:1]:
+            return image
+        at += 2 + int.from_bytes(image[at + 2 : at + 4])
+    return image[:at]
 
 
 def _scaled(box: Box, scale: int) -> Box:

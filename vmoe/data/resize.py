@@ -8,6 +8,7 @@ from PIL import Image
 
 from vmoe.config.preprocessing import Interpolation
 from vmoe.data.decode import Pixels
+from vmoe.data.fast_decode import opencv
 
 FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {  # radius, weights
     "torch_bilinear": (1.0, lambda x: np.maximum(1 - np.abs(x), 0)),
@@ -45,21 +46,21 @@ def resize(
 def _bilinear(pixels: UInt8[np.ndarray, "h0 w0 3"], h: int, w: int) -> UInt8[np.ndarray, "h w 3"]:
     """Bilinear interpolation without antialiasing, in float32; results are truncated.
 
-    TensorFlow interpolates along x, then along y. numpy gathers single bytes and whole rows much
-    faster than pixels, so each row is an array of bytes here.
+    TensorFlow interpolates along x, then along y. numpy gathers whole rows much faster than pixels,
+    so the columns are rows while their neighbors are interpolated.
     """
     top, bottom, down = _neighbors(pixels.shape[0], h)
     left, right, across = _neighbors(pixels.shape[1], w)
-    rows = pixels.reshape(len(pixels), -1)
-    channels = np.arange(3)
-    starts, ends = ((3 * x[:, None] + channels).ravel() for x in (left, right))
-
-    def resized(y: Int[np.ndarray, "h"]) -> Float32[np.ndarray, "h x"]:
-        chosen = rows.take(y, axis=0)
-        start, end = (chosen.take(x, axis=1).astype(np.float32) for x in (starts, ends))
-        return _lerp(start, end, across.repeat(3))
-
-    return _lerp(resized(top), resized(bottom), down[:, None]).astype(np.uint8).reshape(h, w, 3)
+    if len(pixels) > 2 * h:  # most rows are not used
+        pixels = pixels[np.stack((top, bottom), axis=1).ravel()]
+        top, bottom = np.arange(2 * h).reshape(h, 2).T
+    columns = opencv().transpose(pixels)
+    columns = columns.reshape(len(columns), -1)
+    start, end = (columns.take(x, axis=0).astype(np.float32) for x in (left, right))
+    wide = _lerp(start, end, across[:, None]).reshape(w, -1, 3)
+    rows = opencv().transpose(wide).reshape(len(pixels), -1)
+    start, end = (rows.take(y, axis=0) for y in (top, bottom))
+    return _lerp(start, end, down[:, None]).astype(np.uint8).reshape(h, w, 3)
 
 
 def _lerp(
