@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import ROOT, TINY
-from tests.run_folder import arrays, assert_close, rows
+from tests.command import ROOT, TINY, forked, start
+from tests.run_folder import arrays, assert_close, differences, last_step, rows
 from vmoe import config as configs
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.config.changes import MAY_CHANGE
@@ -281,3 +282,34 @@ def test_a_set_that_is_added_to_a_finished_run_is_evaluated(
     assert [row["set"] for row in last] == ["validation", "more"]
     assert last[0] == rows(whole, "evaluations")[-1]
     np.testing.assert_equal(arrays(whole, 12), arrays(workdir, 12))
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_command_that_is_stopped_and_resumed_with_its_data_moved_ends_bit_for_bit_the_same(
+    tmp_path: Path,
+) -> None:
+    """The oracle is the same command on the images where they were, not interrupted."""
+    there, here = photos(tmp_path / "there"), tmp_path / "elsewhere" / "photos"
+    every = (("log", 5), ("evaluate", 50), ("checkpoint", 50))
+    settings = [word for name, n in every for word in (f"--{name}-every", str(n))]
+
+    def line(name: str, folder: Path) -> list[str | Path]:
+        words = ["train", "--config", TINY, "--workdir", tmp_path / name, *settings]
+        more = ["--steps", "200", "--batch-size", "16", "--model.num-classes", "2", "--data.flip"]
+        return [*words, *more, "--data.name", f"folder:{folder}"]
+
+    result = forked(*line("whole", there))
+    assert result.returncode == 0, result.stderr
+    with start(*line("moved", there)) as process:
+        process.wait_until(lambda: last_step(tmp_path / "moved") >= 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 75, process.stderr
+    assert last_step(tmp_path / "moved") < 200
+    here.parent.mkdir()
+    there.rename(here)
+    result = forked(*line("moved", here))
+    assert result.returncode == 0 and f"-> folder:{here}: the same images" in result.stderr
+    assert not differences(tmp_path / "whole", tmp_path / "moved", 200)
+    (change,) = (tmp_path / "moved" / "changes.txt").read_text().splitlines()
+    assert "data.name" in change
