@@ -90,7 +90,7 @@ class DataConfig(Checked):
     """Most pixels of an image file. A larger one counts as unreadable, by its header: decoded, a
     file of a few bytes can take gigabytes."""
     num_workers: Annotated[int, at_least(0)] | None = None
-    """Number of processes that read images, each a part of a batch at a time, for each process of
+    """Number of processes that read images, each some of a batch at a time, for each process of
     the run; 0 to read in threads. None for one fewer than the cores, or threads where they are as
     fast. May differ between the processes of a run."""
     decoder: Decoder = "exact"
