@@ -59,7 +59,7 @@ def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
 ) -> None:
     workdir = tmp_path / "run"
     with start("train", "--config", TINY, "--workdir", workdir) as process:
-        process.wait_until(lambda: "1,257 images of 10 classes" in process.stderr)
+        process.wait_until(lambda: "px, read by 1 thread; " in process.stderr)
         process.send_signal(signal.SIGHUP)
         assert process.wait() == 75
         last = process.stderr.splitlines()[-1]

@@ -19,10 +19,11 @@ from scripts.bench.image_files import write_arrays, write_jpegs
 from scripts.bench.loaders import LOADERS
 from scripts.bench.measure import Program, Row, rows_of, run_module
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig
-from vmoe.data.pipeline import training_batches
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.pipeline import start_workers, training_batches
 from vmoe.data.reading import read_ahead
 from vmoe.data.sources import open_source
-from vmoe.data.workers import THREADS, Batches, Workers
+from vmoe.data.workers import Batches, Workers
 
 SIZE, MIN_AREA = 224, 0.05  # crops: side after resizing; minimum share of the image
 SMALL, SMALL_BATCH = 28, 256  # as for Fashion-MNIST
@@ -46,7 +47,7 @@ def data(options: argparse.Namespace) -> list[Row]:
         os.environ["XDG_CACHE_HOME"] = name  # for the index of the folder; empty is the default
         try:
             with Workers(1) as one, Workers(2) as two:
-                workers = {0: Workers(), 1: one, 2: two}
+                workers = {1: one, 2: two}
                 rows = _jpegs(Path(name), options, workers) + _small(Path(name), options, workers)
         finally:
             os.environ["XDG_CACHE_HOME"] = user_cache
@@ -110,11 +111,13 @@ def _variants(
     """Our pipeline in this thread, and with reading ahead, relative to this thread."""
     model = ViTConfig(image_size=size, patch_size=size, num_classes=10)
     train = TrainConfig(model=model, data=config, batch_size=batch)
-    batches = training_batches(open_source(name, "train"), train)
+    source = open_source(name, "train")
+    batches = training_batches(source, train)
+    workers = {0: start_workers(0, source, batch, Preprocessing(size))} | workers
     alone = f"{prefix}{ONE_THREAD}"
     variants = {alone: Variant(lambda: [batches[i] for i in range(BATCHES)])}
     for count, processes in workers.items():
-        cores = min(count or THREADS, len(os.sched_getaffinity(0)))
+        cores = min(len(processes.readers(batches)), len(os.sched_getaffinity(0)))
         variants[f"{prefix}{_named(count)}"] = Variant(_reading_ahead(batches, processes), cores)
     return variants, {what: [(alone, "")] for what in variants if what != alone}
 

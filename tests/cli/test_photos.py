@@ -49,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     lines = without_times(result.stderr)
     assert lines[0].startswith("46 images of 4 classes (10 logits), "), lines
-    assert "resized to 8 px; " in lines[0] and " validation" in lines[0]
+    assert "resized to 8 px, read by 2 threads; " in lines[0] and " validation" in lines[0]
     assert "the model has 10 logits for 4 classes; 6 are unused" in lines
     assert any("are shrunk more than fourfold to 8 px, such as photos/" in line for line in lines)
     assert sum("notes.txt" in line for line in lines) == 1

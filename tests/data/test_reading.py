@@ -16,7 +16,12 @@ from tests.command import TIMEOUT, alive
 from tests.data.numbered import Failing, Numbers
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import evaluation_batches, evaluation_order, training_batches
+from vmoe.data.pipeline import (
+    evaluation_batches,
+    evaluation_order,
+    start_workers,
+    training_batches,
+)
 from vmoe.data.reading import Reading, read_ahead
 from vmoe.data.sources import open_source
 from vmoe.data.workers import WorkerDied, Workers, num_workers
@@ -208,6 +213,15 @@ def test_a_signal_that_stops_the_run_does_not_end_a_worker() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(pid, number)
         assert {batch["pid"] for batch in reader} == {pid}
+
+
+def test_tiny_images_in_memory_are_read_in_one_thread_and_others_in_two() -> None:
+    """Reading a tiny array holds Python's lock: on two idle cores, two threads take longer."""
+    digits, files = open_source("digits", "train"), open_source("synthetic:20:8:2", "train")
+    for source, size, threads in ((digits, 8, 1), (digits, 96, 2), (files, 8, 2)):
+        reading = start_workers(0, source, 20, Preprocessing(size))
+        assert str(reading) == f"{threads} thread{'s' * (threads > 1)}", (source.name, size)
+        assert len(reading.readers(Numbers())) == threads
 
 
 def test_shared_memory_that_is_too_small_is_named() -> None:

@@ -29,7 +29,7 @@ from vmoe.data.random_crop import Box, random_box
 from vmoe.data.reading import READING, Reading, read_ahead
 from vmoe.data.resize import Resized, resize
 from vmoe.data.sources import Example, Source
-from vmoe.data.workers import Workers, num_workers
+from vmoe.data.workers import Workers, num_threads, num_workers
 from vmoe.errors import UsageError
 from vmoe.fields import at_least
 
@@ -363,13 +363,14 @@ def part_bytes(rows: int, preprocessing: Preprocessing) -> int:
 def start_workers(
     asked: int | None, source: Source, batch_size: int, preprocessing: Preprocessing
 ) -> Workers:
-    """Starts the processes that read a source; see ``num_workers``. Close them after use.
+    """Starts what reads a source; see ``num_workers`` and ``num_threads``. Close it after use.
 
     Args:
         batch_size: images of a batch that this process reads.
     """
     at_least(1).check(batch_size=batch_size)
-    return Workers(num_workers(asked, source, part_bytes(batch_size, preprocessing)))
+    count = num_workers(asked, source, part_bytes(batch_size, preprocessing))
+    return Workers(count, num_threads(source, part_bytes(1, preprocessing)))
 
 
 def _parts(rows: int, preprocessing: Preprocessing) -> int:

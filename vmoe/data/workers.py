@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import cloudpickle
 import numpy as np
+from jaxtyping import UInt8
 
 from vmoe.cores import cores
 from vmoe.data.sources import Source
@@ -32,11 +33,12 @@ from vmoe.errors import Failure, UsageError
 from vmoe.fields import at_least
 from vmoe.signals import SIGNALS
 
-THREADS = 2  # that read batches if there are no workers
+THREADS = 2  # that read batches if there are no workers, unless images are tiny
+TINY = 16 << 10  # bytes of an image in memory and as it is prepared, together
 MOST_WORKERS = 32  # unless more are asked for; each takes some 300 MB of memory
 WORTH_WORKERS = 1_000  # images; fewer are read before workers have started
 FEWER = {"num_workers": None, "data.num_workers": None, "batch_size": None}  # remedies
-FIRST = 8  # images of which one tells whether all are encoded
+FIRST = 8  # images, of which one tells whether all are encoded, and how large they are
 EXIT_TIMEOUT = 5.0  # seconds for a process to end after it has closed its pipe
 SHARED_MEMORY = "/dev/shm"  # the folder of shared memory on Linux
 
@@ -83,8 +85,9 @@ class Workers:
     process, however it ends.
     """
 
-    def __init__(self, count: int = 0):
-        """Starts ``count`` processes; with 0, threads are used."""
+    def __init__(self, count: int = 0, threads: int = THREADS):
+        """Starts ``count`` processes; with 0, so many threads are used."""
+        self._threads = threads
         with _inherited() if count else contextlib.nullcontext():
             self._workers = [_Worker(f"data worker {i + 1} of {count}") for i in range(count)]
         self._closing = util.Finalize(self, _kill, (self._workers,), exitpriority=1)
@@ -92,14 +95,14 @@ class Workers:
     def readers(self, batches: Batches[T_co]) -> list[Callable[[int], T_co]]:
         """One function for each thread of a reader; it reads a batch, or a part, by its number."""
         if not self._workers:
-            return [reader_of(batches)] * THREADS
+            return [reader_of(batches)] * self._threads
         pickled = cloudpickle.dumps(batches)  # Grain keeps lambdas
         return [worker.opened(pickled) for worker in self._workers]
 
     def __str__(self) -> str:
         """What reads, as shown to users."""
-        count = len(self._workers)
-        return f"{count} worker{'s' * (count > 1)}" if count else f"{THREADS} threads"
+        count, what = len(self._workers) or self._threads, "worker" if self._workers else "thread"
+        return f"{count} {what}{'s' * (count > 1)}"
 
     def close(self) -> None:
         """Ends the processes, also while they read."""
@@ -133,7 +136,8 @@ def num_workers(asked: int | None, source: Source, part_bytes: int) -> int:
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
     if asked is None:
         count = min(cores() - 1, MOST_WORKERS, free // part_bytes)
-        return count if count > 1 and len(source) >= WORTH_WORKERS and _encoded(source) else 0
+        worth = count > 1 and len(source) >= WORTH_WORKERS
+        return count if worth and not isinstance(_first_image(source), np.ndarray) else 0
     if free < asked * part_bytes:
         raise UsageError(
             f"images of {_mb(part_bytes)} for each worker need {_mb(asked * part_bytes)} "
@@ -144,12 +148,25 @@ def num_workers(asked: int | None, source: Source, part_bytes: int) -> int:
     return asked
 
 
-def _encoded(source: Source) -> bool:
-    """Whether the images of a source are files, by the first one that can be read."""
+def num_threads(source: Source, image_bytes: int) -> int:
+    """The number of threads that read a source fastest, if there are no workers.
+
+    One for tiny images in memory: all of the work holds Python's lock, which two would only pass to
+    each other. Two wait for files at the same time, and decode outside the lock.
+
+    Args:
+        image_bytes: of a prepared image.
+    """
+    image = _first_image(source)
+    return 1 if isinstance(image, np.ndarray) and image.nbytes + image_bytes <= TINY else THREADS
+
+
+def _first_image(source: Source) -> bytes | UInt8[np.ndarray, "h w 3"] | None:
+    """The first image that can be read; None if the first ones cannot."""
     for i in range(min(len(source), FIRST)):
         with contextlib.suppress(UsageError):
-            return isinstance(source[i].image, bytes)
-    return True
+            return source[i].image
+    return None
 
 
 def _mb(size: int) -> str:

@@ -15,7 +15,7 @@ from vmoe.data.pipeline import (
     training_batches,
 )
 from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_splits, relabel
-from vmoe.data.workers import Batches, num_workers
+from vmoe.data.workers import Batches, num_threads, num_workers
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
 from vmoe.evaluate.fewshot import FewShotData, check_fewshot, open_fewshot
@@ -48,6 +48,7 @@ class Program:
     """Shapes, dtypes and shardings of the state."""
     num_workers: int
     """Processes that read images; 0 for threads."""
+    num_threads: int
 
 
 def open_data(config: TrainConfig) -> Data:
@@ -90,7 +91,7 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     # Zeros that are only traced take no memory, neither here nor on the devices.
     whole = empty_batch(config.batch_size, data.source.max_labels, own)
     jax.eval_shape(train_step, shapes, whole)
-    read = [(config.batch_size, own)]  # sizes of batches, and their preprocessing
+    read = [(data.source, config.batch_size, own)]  # with sizes of batches and preprocessing
     for each, source in data.evaluations:
         model, prepared = each.model(config.model), each.prepare(config.data, config.model)
         placement.check(model)
@@ -101,14 +102,16 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
             loss=config.loss,
             max_labels=source.max_labels,
         )
-        read.append((each.batch_size, prepared))
+        read.append((source, each.batch_size, prepared))
     if data.fewshot:
         model = models.with_params(config.model, shapes.params, placement=placement)
         check_fewshot(model, config.fewshot, config.preprocessing)
-        read.append((config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)))
-    part = max(part_bytes(placement.round_up(size) // shards, own) for size, own in read)
+        how = config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)
+        read += [(source, *how) for each in data.fewshot for source in each.sources]
+    part = max(part_bytes(placement.round_up(size) // shards, own) for _, size, own in read)
     count = num_workers(config.data.num_workers, data.source, part)
-    return Program(placement, batches, train_step, shapes, count)
+    threads = max(num_threads(source, part_bytes(1, own)) for source, _, own in read)
+    return Program(placement, batches, train_step, shapes, count, threads)
 
 
 def padding_batch(config: TrainConfig, source: Source, placement: Placement) -> Batch:

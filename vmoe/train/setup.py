@@ -109,7 +109,7 @@ def setup(
     with (
         lock_workdir(workdir),
         Signals() as signals,
-        Workers(program.num_workers) as workers,
+        Workers(program.num_workers, program.num_threads) as workers,
     ):
         changed, extended = open_workdir(workdir, config, data.source.class_names, now, initial)
         with (
