@@ -1,6 +1,7 @@
 """A temporary read error for the tests of readers: there are too many open files."""
 
 import contextlib
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ def no_more_files(*, until_retry: bool = False) -> Iterator[None]:
     Args:
         until_retry: until a failed read waits to be tried again.
     """
+    gc.collect()  # else it may close files of earlier tests meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0] + 50, hard))
