@@ -43,3 +43,21 @@ class Failing:
                 case "exit":
                     os._exit(3)
         return number
+
+
+class Halves:
+    """Batches in two parts; both parts of the third cannot be read, the first one later."""
+
+    parts = 2
+
+    def __getitem__(self, number: int) -> list[int]:
+        return self.joined([self.part(2 * number), self.part(2 * number + 1)])
+
+    def part(self, number: int) -> int:
+        if number in (4, 5):
+            time.sleep((5 - number) / 20)
+            raise UsageError(f"photos/{number}.png: cannot be read")
+        return number
+
+    def joined(self, parts: list[int]) -> list[int]:
+        return parts[:]

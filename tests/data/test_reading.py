@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.command import TIMEOUT, alive
-from tests.data.numbered import Failing, Numbers
+from tests.data.numbered import Failing, Halves, Numbers
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import (
@@ -119,6 +119,10 @@ def test_an_error_is_raised_in_its_place(count: int) -> None:
             with pytest.raises(kind) as caught:
                 next(reader)
             assert str(caught.value) == message
+    with Workers(2 * count) as workers, read_ahead(Halves(), 0, 5, workers) as reader:
+        assert [next(reader), next(reader)] == [[0, 1], [2, 3]]
+        with pytest.raises(UsageError, match="photos/4.png"):
+            next(reader)
 
 
 @pytest.mark.process
