@@ -64,6 +64,12 @@ def test_an_evaluation_and_predictions_on_eight_devices_are_those_of_one(tmp_pat
         correct = [int(row["correct"]) for row in csv.DictReader(file)]
     np.testing.assert_array_equal(correct, one.per_example.correct)
 
+    mesh = vmoe("evaluate", *map(str, arguments), "--mesh", "data=4,expert=2", "--fsdp")
+    assert json.loads(mesh.stdout)["accuracy"] == ours["accuracy"], mesh.stderr
+    split = library.load(path, mesh="data=4,expert=2", fsdp=True).model
+    kernel = split.blocks[0].mlp.experts.up.kernel[...]
+    assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {4}  # of 8 experts
+
     files = []
     for i in range(3):
         files.append(tmp_path / f"{i}.png")
@@ -74,6 +80,19 @@ def test_an_evaluation_and_predictions_on_eight_devices_are_those_of_one(tmp_pat
         assert own["classes"] == expected.classes
         np.testing.assert_allclose(own["probabilities"], expected.probabilities, rtol=1e-5)
         np.testing.assert_allclose(own["experts"]["0"], expected.experts[0], rtol=1e-5)
+
+
+def test_a_model_that_cannot_be_split_is_evaluated_on_one_device_with_a_line(
+    tmp_path: Path,
+) -> None:
+    path = saved(tmp_path / "model", dropless=True)
+    model = ("evaluate", "--checkpoint", path, "--data", DATA, "--json")
+    shown = vmoe(*model)
+    assert json.loads(shown.stdout)["devices"] == 1
+    assert shown.stderr.startswith("1 of 8 devices is used: model.moe.router.dropless=True: ")
+    assert len(shown.stderr.splitlines()) == 1
+    refused = vmoe(*model, "--mesh", "expert=1")
+    assert refused.returncode == 2 and "model.moe.router.dropless=True" in refused.stderr
 
 
 @pytest.mark.slow
