@@ -1,10 +1,22 @@
 """The processor cores of this process."""
 
 import os
+from pathlib import Path
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container on Linux: "max PERIOD" or "TIME PERIOD"
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
+    """The number of cores on which this process may run."""
     if hasattr(os, "sched_getaffinity"):  # Linux; a scheduler or taskset may have left some out
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """The number of cores that this process can keep busy: a container may have a limit of time."""
+    try:
+        time, period = QUOTA.read_text().split()
+        return max(1, min(cores(), int(time) // int(period)))
+    except (OSError, ValueError):  # there is none
+        return cores()

@@ -200,11 +200,13 @@ def _placement(config: ViTConfig, mesh: str | None, fsdp: bool) -> Placement:
     if mesh is None and not fsdp:
         return ONE_DEVICE
     try:
-        return place(config, jax.devices(), mesh=mesh or "", fsdp=fsdp)
+        return place(config, jax.local_devices(), mesh=mesh or "", fsdp=fsdp)
     except UsageError as error:
         if mesh or fsdp:
             raise
-        print(one_line(f"1 of {jax.device_count()} devices is used: {error}"), file=sys.stderr)
+        print(
+            one_line(f"1 of {jax.local_device_count()} devices is used: {error}"), file=sys.stderr
+        )
         return ONE_DEVICE
 
 
@@ -234,9 +236,9 @@ def load(
         use_ema: load the moving average of the parameters, if the run has one.
         routing_file: True for the routing.json in the run folder, if there is one; or the path of
             a file that ``vmoe capacity`` wrote. It cannot be combined with ``routing``.
-        mesh: the devices of the model: None for one; such as "data=2,expert=4" for all, as for
-            ``vmoe train --mesh``; "" for all in a mesh that suits the model, or for one, with a
-            line on stderr, if the model cannot be split.
+        mesh: the devices of the model: None for one; such as "data=2,expert=4" for all of this
+            process, as for ``vmoe train --mesh``; "" for all in a mesh that suits the model, or for
+            one, with a line on stderr, if the model cannot be split.
         fsdp: also shard large dense parameters over the axis "data" of all devices.
 
     Raises:

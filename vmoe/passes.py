@@ -155,14 +155,16 @@ def measure(
     reading: Reading,
     placement: Placement = ONE_DEVICE,
 ) -> Measured:
-    """Runs a program on every image of a source.
+    """Runs a program on every image of a source; calls ``on_batch`` for each computed batch.
 
     Raises:
         UsageError: no image can be read; every process raises it. Or as for ``evaluation_batches``.
     """
-    batches = read(source, preprocessing, reading, placement)
-    # Not the batches: all pixels of the source may not fit in memory.
-    parts = [part[1:] for part in run(program, batches, placement)]
+    ahead = dataclasses.replace(reading, on_batch=lambda: None)  # called below, once it is computed
+    parts = []
+    for part in run(program, read(source, preprocessing, ahead, placement), placement):
+        reading.on_batch()
+        parts.append(part[1:])  # without pixels: all of the source may not fit in memory
     valid, outputs, sums = zip(*parts, strict=True)
     indices = evaluation_order(len(source))[np.flatnonzero(np.concatenate(valid))]
     if not len(indices):

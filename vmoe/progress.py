@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import sys
 import threading
 import time
@@ -52,8 +53,8 @@ def progress(
         doing = names[now] if now < len(names) else first if not now else ""
         return f"{what}: {doing}" if doing else what
 
-    def show(done: str) -> None:
-        line = f"{done} after {time.monotonic() - start:.0f} s"
+    def show(done: str, rest: str = "") -> None:
+        line = f"{done} after {time.monotonic() - start:.0f} s{rest}"
         with contextlib.suppress(OSError):  # nobody reads stderr
             print(one_line(line), file=sys.stderr, flush=True)
 
@@ -61,7 +62,7 @@ def progress(
         wait = waited = seconds
         while not end.wait(wait):
             count = "" if total is None else f", {now:,} of {total:,} done"
-            show(text() + count + left(now - 1, (total or 0) - 1, time.monotonic() - paced))
+            show(text() + count, left(now - 1, (total or 0) - 1, time.monotonic() - paced))
             wait, waited = waited, 2 * waited
 
     console = Console(stderr=True)
@@ -71,6 +72,7 @@ def progress(
         BarColumn(),
         *(counted if total is not None else [TimeElapsedColumn()]),
         console=console,
+        speed_estimate_period=math.inf,  # a step may take minutes
         transient=True,
         redirect_stdout=False,  # it may be a file
         disable=not console.is_terminal,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.command import TIMEOUT, alive
 from tests.data.numbered import Failing, Halves, Numbers
@@ -24,8 +25,9 @@ from vmoe.data.pipeline import (
 )
 from vmoe.data.reading import Reading, read_ahead
 from vmoe.data.sources import open_source
-from vmoe.data.workers import WorkerDied, Workers, num_workers
+from vmoe.data.workers import MOST_WORKERS, WorkerDied, Workers, count_workers
 from vmoe.errors import UsageError
+from vmoe.evaluate.predict import Files
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +141,7 @@ def test_a_worker_that_dies_is_an_error_with_its_name_and_a_remedy(how: str, lin
         with pytest.raises(WorkerDied) as caught:
             next(reader)
     message = str(caught.value)
-    assert message.startswith(line) and message.endswith("a run resumes by the same command")
+    assert message.startswith(line) and message.endswith("use fewer workers")
     assert "\n" not in message
     del caught, workers, reader
     gc.collect()  # prints no error, which pytest would raise
@@ -232,7 +234,42 @@ def test_shared_memory_that_is_too_small_is_named() -> None:
     if not os.path.isdir("/dev/shm"):
         pytest.skip("this system does not show its shared memory")
     source = open_source("digits", "test")
-    assert num_workers(2, source, 1 << 20) == 2
-    assert num_workers(0, source, 1 << 60) == 0
+    assert count_workers(2, source, 9, 1 << 20) == 2
+    assert count_workers(0, source, 9, 1 << 60) == 0
     with pytest.raises(UsageError, match=r"num_workers=2: images of .* /dev/shm has .* MiB free"):
-        num_workers(2, source, 1 << 60)
+        count_workers(2, source, 9, 1 << 60)
+
+
+def test_workers_are_one_fewer_than_the_cores_where_threads_are_not_as_fast(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """This machine may have any number of cores, so it is set here."""
+    pixels = open_source("digits", "train")
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
+    files = Files((str(tmp_path / "0.png"),))
+
+    def count(cores: int, images: int = 1_000, part: int = 1 << 10) -> list[int]:
+        monkeypatch.setattr("vmoe.data.workers.usable_cores", lambda: cores)
+        return [count_workers(None, source, images, part) for source in (files, pixels)]
+
+    assert [count(n) for n in (1, 2, 3, 16, 200)] == [[0, 0], [0, 0], [2, 0], [15, 0], [32, 0]]
+    assert MOST_WORKERS == 32 and count(16, 999) == [0, 0]
+    assert count(16, part=1 << 60) == [0, 0]  # nothing of that size fits the shared memory
+
+
+@pytest.mark.process
+def test_workers_need_no_guard_in_a_script(tmp_path: Path) -> None:
+    """Python's own processes would run the script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vmoe.data.pipeline import evaluation_batches, start_workers\n"
+        "from vmoe.config.preprocessing import Preprocessing\n"
+        "from vmoe.data.reading import Reading\n"
+        "from vmoe.data.sources import open_source\n"
+        "source, how = open_source('digits', 'test'), Preprocessing(8)\n"
+        "with start_workers(2, source, 100, how) as workers:\n"
+        "    batches = evaluation_batches(source, how, Reading(100, workers))\n"
+        "    print(workers, sum(int(batch.valid.sum()) for batch in batches))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "2 workers 360\n", done.stderr

@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
     size, how = args.batch_size * loaded.model.placement.devices, loaded.preprocessing
     with (
         start_workers(args.num_workers, source, size, how) as workers,
-        progress(f"{source.name} by {workers}, batches", -(-len(source) // size)) as advance,
+        progress(f"{source.name}, batches read by {workers}", -(-len(source) // size)) as advance,
     ):
         evaluation = evaluate(
             loaded.model,

@@ -17,6 +17,7 @@ from vmoe.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.data.sources.source import Skipped
+    from vmoe.data.workers import Workers
     from vmoe.evaluate import Prediction
 
 LISTED = 20  # unreadable images that an error names
@@ -57,8 +58,10 @@ def run(argv: Sequence[str]) -> None:
             **{"routing.images_per_group": images},
         )
     check_outputs(args, "predictions")
+    from vmoe.data.pipeline import start_workers
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import image_files, predict
+    from vmoe.evaluate.predict import BATCH, Files
     from vmoe.evaluate.table import write_predicted
 
     paths, skipped = image_files(args.images)
@@ -69,10 +72,12 @@ def run(argv: Sequence[str]) -> None:
     lines = several and not args.experts
     top = args.top if args.top is not None else 1 if lines and not args.json else 5
     done = list["Prediction"]()
-    with _progress(len(paths), shown=args.json or not sys.stdout.isatty()) as advance:
-        for prediction in predict(
-            loaded, paths, top=top, num_workers=args.num_workers, on_unreadable=add
-        ):
+    files, size = Files(tuple(map(str, paths))), BATCH * loaded.model.placement.devices
+    with (
+        start_workers(args.num_workers, files, size, loaded.preprocessing) as workers,
+        _progress(len(paths), workers, shown=args.json or not sys.stdout.isatty()) as advance,
+    ):
+        for prediction in predict(loaded, paths, top=top, workers=workers, on_unreadable=add):
             done.append(prediction)
             if not args.json:
                 (_print_line if lines else _print)(prediction, sigmoid=loaded.sigmoid)
@@ -90,9 +95,12 @@ def run(argv: Sequence[str]) -> None:
         raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")
 
 
-def _progress(images: int, *, shown: bool) -> contextlib.AbstractContextManager[Callable[[], None]]:
+def _progress(
+    images: int, workers: "Workers", *, shown: bool
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
     """The progress; lines on a terminal show it themselves, and a bar would be among them."""
-    return progress("images", images) if shown else contextlib.nullcontext(lambda: None)
+    what = f"images, read by {workers}"
+    return progress(what, images) if shown else contextlib.nullcontext(lambda: None)
 
 
 def _summary(predicted: int, given: int, skipped: "Skipped") -> str:

@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> None:
     most, how = max(sources, key=len), config.prepare(loaded.preprocessing)
     with (
         start_workers(args.num_workers, most, config.batch_size, how) as workers,
-        progress(f"few-shot probes by {workers}", steps) as advance,
+        progress(f"few-shot probes, images read by {workers}", steps) as advance,
     ):
         result = fewshot(
             loaded.model,

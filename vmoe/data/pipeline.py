@@ -29,7 +29,7 @@ from vmoe.data.random_crop import Box, random_box
 from vmoe.data.reading import READING, Reading, read_ahead
 from vmoe.data.resize import Resized, resize
 from vmoe.data.sources import Example, Source
-from vmoe.data.workers import Workers, num_threads, num_workers
+from vmoe.data.workers import Workers, count_workers, num_threads
 from vmoe.errors import UsageError
 from vmoe.fields import at_least
 
@@ -363,13 +363,13 @@ def part_bytes(rows: int, preprocessing: Preprocessing) -> int:
 def start_workers(
     asked: int | None, source: Source, batch_size: int, preprocessing: Preprocessing
 ) -> Workers:
-    """Starts what reads a source; see ``num_workers`` and ``num_threads``. Close it after use.
+    """Starts what reads a source once; see ``count_workers`` and ``num_threads``; close it after.
 
     Args:
         batch_size: images of a batch that this process reads.
     """
     at_least(1).check(batch_size=batch_size)
-    count = num_workers(asked, source, part_bytes(batch_size, preprocessing))
+    count = count_workers(asked, source, len(source), part_bytes(batch_size, preprocessing))
     return Workers(count, num_threads(source, part_bytes(1, preprocessing)))
 
 

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
+from types import ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import cloudpickle
 import numpy as np
 from jaxtyping import UInt8
 
-from vmoe.cores import cores
+from vmoe.cores import usable_cores
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
 from vmoe.fields import at_least
@@ -120,30 +121,34 @@ def reader_of(batches: Batches[T_co]) -> Callable[[int], T_co]:
     return batches.part if isinstance(batches, InParts) else batches.__getitem__
 
 
-def num_workers(asked: int | None, source: Source, part_bytes: int) -> int:
-    """The number of workers that read a source; 0 for threads.
+def count_workers(asked: int | None, source: Source, images: int, part_bytes: int) -> int:
+    """The number of workers that read a source.
 
     Args:
         asked: the number; if None, one fewer than the cores, and at most ``MOST_WORKERS``. Threads
-            then read where they are as fast: few images, pixels that need no decoding, or one or
-            two cores.
-        part_bytes: of the largest part of a batch, for which each worker needs shared memory.
+            then read where they are as fast: few images, pixels that need no decoding, one or two
+            cores; and in a process that may start no others, such as one of a pool.
+        images: the number of images to read.
+        part_bytes: of the largest part of a batch.
 
     Raises:
-        UsageError: the shared memory is too small for as many as asked.
+        UsageError: the number is negative, or the shared memory is too small for so many.
     """
     at_least(0).check(num_workers=asked or 0)
+    # A worker that meets a larger part gets new memory while the old one is still there.
+    each = 2 * part_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
     if asked is None:
-        count = min(cores() - 1, MOST_WORKERS, free // part_bytes)
-        worth = count > 1 and len(source) >= WORTH_WORKERS
-        return count if worth and not isinstance(_first_image(source), np.ndarray) else 0
-    if free < asked * part_bytes:
+        count = min(usable_cores() - 1, MOST_WORKERS, free // each)
+        may = images >= WORTH_WORKERS and not multiprocessing.current_process().daemon
+        worth = count > 1 and may and not isinstance(_first_image(source), np.ndarray)
+        return count if worth else 0
+    if free < asked * each:
         raise UsageError(
-            f"images of {_mb(part_bytes)} for each worker need {_mb(asked * part_bytes)} "
-            f"of shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size "
-            "in Docker), or use fewer workers or smaller batches",
-            **{"num_workers": asked},
+            f"images of twice {_mb(part_bytes)} for each worker need {_mb(asked * each)} of shared "
+            f"memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in Docker), "
+            "or use fewer workers or smaller batches",
+            num_workers=asked,
         ).remedied_by(**FEWER)
     return asked
 
@@ -175,15 +180,21 @@ def _mb(size: int) -> str:
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
-    """Blocks the signals that stop a run, and sets JAX to the CPU; new processes inherit both."""
+    """Blocks the signals that stop a run, sets JAX to the CPU, and hides the script.
+
+    New processes inherit all three.
+    """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the tracker has unblocked some
     platforms = os.environ.get("JAX_PLATFORMS")
     os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX
+    # A new process would run the user's script, which may lack `if __name__ == "__main__"`.
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = script
         del os.environ["JAX_PLATFORMS"]
         if platforms is not None:
             os.environ["JAX_PLATFORMS"] = platforms
@@ -250,11 +261,8 @@ class _Worker:
             name = signal.Signals(-status).name
             how = f"was killed by {name}"
             if name in ("SIGKILL", "SIGBUS"):
-                how += ", perhaps because the machine is out of memory"
-        return (
-            f"{self._process.name} {how}: use fewer workers or smaller batches; a run resumes by "
-            "the same command"
-        )
+                how += ", perhaps because the machine is out of memory, or of shared memory"
+        return f"{self._process.name} {how}: use fewer workers"
 
     def kill(self) -> None:
         self._process.kill()

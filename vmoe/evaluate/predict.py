@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from vmoe import models, passes
 from vmoe.config import RoutingOverrides
 from vmoe.data.files import SUFFIXES, image_files_below, read_bytes
-from vmoe.data.pipeline import Batch, evaluation_batches, start_workers
+from vmoe.data.pipeline import Batch, evaluation_batches
 from vmoe.data.reading import Reading
 from vmoe.data.sources.source import BaseSource, Example, Skipped
+from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import check_finite
 from vmoe.factory import Loaded
@@ -104,14 +105,14 @@ def predict(
     paths: Sequence[str | Path],
     *,
     top: int = 5,
-    num_workers: int | None = 0,
+    workers: Workers = IN_THREADS,
     on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predicts the classes of image files independently: images do not compete for slots.
 
     Args:
         top: number of classes per prediction.
-        num_workers: processes that read the images; 0 for threads, None for as many as suit.
+        workers: processes that read the images.
         on_unreadable: called with the reason for each path that is left out because it is missing
             or not an image; if None, the reason is raised.
 
@@ -132,25 +133,24 @@ def predict(
     program = _forward(models.with_params(config, models.params_of(model), placement=placement))
     names, files = loaded.class_names, Files(tuple(map(str, paths)))
     size = placement.round_up(min(BATCH * placement.devices, len(paths)))
-    with start_workers(num_workers, files, size, how) as workers:
-        reading = Reading(size, workers, on_unreadable=on_unreadable)
-        batches = evaluation_batches(files, how, reading, shuffled=False)
-        start = 0
-        for batch, valid, (logits, experts), _ in passes.run(program, batches, placement):
-            own = [files.paths[start + i] for i in np.flatnonzero(valid)]
-            start += len(batch.valid)
-            if not own:
-                continue
-            for path, values in zip(own, logits, strict=True):
-                check_finite(values[None], path)
-            best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
-            for i, path in enumerate(own):
-                yield Prediction(
-                    path=path,
-                    classes=[names[y] if y < len(names) else f"class {y}" for y in best[i]],
-                    probabilities=[float(each) for each in probabilities[i]],
-                    experts={block: use[i].tolist() for block, use in experts.items()},
-                )
+    reading = Reading(size, workers, on_unreadable=on_unreadable)
+    batches = evaluation_batches(files, how, reading, shuffled=False)
+    start = 0
+    for batch, valid, (logits, experts), _ in passes.run(program, batches, placement):
+        own = [files.paths[start + i] for i in np.flatnonzero(valid)]
+        start += len(batch.valid)
+        if not own:
+            continue
+        for path, values in zip(own, logits, strict=True):
+            check_finite(values[None], path)
+        best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
+        for i, path in enumerate(own):
+            yield Prediction(
+                path=path,
+                classes=[names[y] if y < len(names) else f"class {y}" for y in best[i]],
+                probabilities=[float(each) for each in probabilities[i]],
+                experts={block: use[i].tolist() for block, use in experts.items()},
+            )
 
 
 @models.compiled

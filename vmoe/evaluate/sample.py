@@ -18,6 +18,7 @@ from vmoe.data.sources import (
 )
 from vmoe.data.sources.splits import NoSplit, named_splits
 from vmoe.data.unreadable import Unreadable
+from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.fields import at_least
@@ -79,22 +80,13 @@ class Sample:
     """
 
     def __init__(
-        self,
-        data: str,
-        loaded: Loaded,
-        *,
-        images: int,
-        batch_size: int,
-        split: str = "test",
-        num_workers: int | None = 0,
+        self, data: str, loaded: Loaded, *, images: int, batch_size: int, split: str = "test"
     ):
         """Opens the data; see ``open_data``.
 
         Args:
             images: number of images; at most all of the split.
             batch_size: images per batch and device of the model.
-            num_workers: processes that read the images, which end with this object; 0 for threads,
-                None for as many as suit.
         """
         at_least(1).check(images=images, batch_size=batch_size)
         self._whole, replace = open_data(data, loaded, split=split)
@@ -103,8 +95,13 @@ class Sample:
         self._left_out = Unreadable("left out")
         self._on_unreadable = self._left_out.add if replace else None
         self.source = sample(self._whole, images)
-        size, how = self._batch_size(len(self.source)), loaded.preprocessing
-        self.workers = start_workers(num_workers, self.source, size, how)
+        self.workers = IN_THREADS
+
+    def start_workers(self, asked: int | None) -> Workers:
+        """Starts processes that read the images from now on; see ``count_workers``. Close them."""
+        size = self._batch_size(len(self.source))
+        self.workers = start_workers(asked, self.source, size, self._loaded.preprocessing)
+        return self.workers
 
     def batches(self, at_most: int | None = None) -> Iterator[Batch]:
         """The inputs of the model; see ``passes.inputs``.

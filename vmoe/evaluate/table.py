@@ -42,10 +42,11 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     if evaluation.images_per_group:
         factors = _joined(_factor(x) for x in evaluation.capacity_factor.values())
         images = _joined(evaluation.images_per_group.values())
-        split = f" on {evaluation.devices} devices" * (evaluation.devices > 1)
+        size = evaluation.batch_size // evaluation.devices
+        split = f" on each of {evaluation.devices} devices" * (evaluation.devices > 1)
         rows += [
             ("capacity factor", factors if factors == "none" else f"{factors} after rounding"),
-            ("grouping", f"up to {images} images a group, {evaluation.batch_size} a batch{split}"),
+            ("grouping", f"up to {images} images a group, {size} a batch{split}"),
             ("order of the images", evaluation.order),
         ]
     return [*rows, ("speed", f"{evaluation.images_per_second:,.0f} images/s")]

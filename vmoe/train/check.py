@@ -15,7 +15,7 @@ from vmoe.data.pipeline import (
     training_batches,
 )
 from vmoe.data.sources import SPLITS, Source, has_files, name_and_split, open_splits, relabel
-from vmoe.data.workers import Batches, num_threads, num_workers
+from vmoe.data.workers import Batches, count_workers, num_threads
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
 from vmoe.evaluate.fewshot import FewShotData, check_fewshot, open_fewshot
@@ -106,10 +106,9 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     if data.fewshot:
         model = models.with_params(config.model, shapes.params, placement=placement)
         check_fewshot(model, config.fewshot, config.preprocessing)
-        how = config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)
-        read += [(source, *how) for each in data.fewshot for source in each.sources]
     part = max(part_bytes(placement.round_up(size) // shards, own) for _, size, own in read)
-    count = num_workers(config.data.num_workers, data.source, part)
+    images = config.total_steps * config.batch_size
+    count = count_workers(config.data.num_workers, data.source, images, part)
     threads = max(num_threads(source, part_bytes(1, own)) for source, _, own in read)
     return Program(placement, batches, train_step, shapes, count, threads)
 

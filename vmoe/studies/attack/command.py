@@ -51,10 +51,9 @@ def run(argv: Sequence[str]) -> None:
     devices = args.devices
     if needs_one_device(args.method) and not (args.mesh or args.fsdp):
         devices = {}
-        if (count := jax.device_count()) > 1:
-            print_messages(
-                [f"1 of {count} devices is used: the others are for full gradients alone"]
-            )
+        if (count := jax.local_device_count()) > 1:
+            split = "only --gradient-path all without --auxiliary-loss is split"
+            print_messages([f"1 of {count} devices is used: {split}"])
     configs = [AttackConfig(epsilon, **vars(args.method)) for epsilon in args.epsilon]
     models = [args.load(**devices)]
     if args.compare:
@@ -78,17 +77,15 @@ def _rows(
     from vmoe.evaluate.sample import Sample
     from vmoe.studies.attack.images import attack, summary
 
-    sample = Sample(
-        data,
-        loaded,
-        images=args.images,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-    )
+    sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
     check_labeled(sample.source)
     results: list[list[Any]] = [[] for _ in configs]
     labels = []
-    with progress(f"attacking {loaded.origin.path}", len(configs) * sample.steps) as advance:
+    what, steps = f"attacking {loaded.origin.path}, images read by", len(configs) * sample.steps
+    with (
+        sample.start_workers(args.num_workers) as workers,
+        progress(f"{what} {workers}", steps) as advance,
+    ):
         for batch in sample.batches():
             if not batch.valid.any():
                 continue

@@ -125,9 +125,10 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
     """Checks that a model can be attacked along a gradient path.
 
     Raises:
-        UsageError: for a gradient path other than "all", the model has no sparse block, a router
-            whose tokens do not choose, or several devices; for "routers", it has no gate; or for
-            auxiliary losses, which would count groups of padding, it has several devices.
+        UsageError: for a path other than "all", the model has no sparse block, or a router whose
+            tokens do not choose; for "routers", it has no gate. Or for such a path, or for
+            auxiliary losses, whose share of the gradient depends on the images of a batch, it is
+            on several devices.
     """
     blocks = model.config.moe_blocks
     alone = model.placement.devices == 1 or not needs_one_device(config)

@@ -63,6 +63,7 @@ def run(argv: Sequence[str]) -> None:
     budget = _budget(args.budget)
     check_outputs(args, "out", "plot")
     from vmoe.data.pipeline import ORDER, check_labeled
+    from vmoe.data.workers import IN_THREADS
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import load, routing_file_of
     from vmoe.studies.capacity.costs import time_ratio
@@ -75,15 +76,11 @@ def run(argv: Sequence[str]) -> None:
     if file is None:
         raise UsageError(f"{args.checkpoint} is not a run folder: give a file to write with --out")
     sample = Sample(
-        args.data,
-        loaded,
-        images=args.images,
-        batch_size=args.batch_size,
-        split="validation",
-        num_workers=args.num_workers,
+        args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
     check_labeled(sample.source)
-    scores, rows = _search(args.by, budget, loaded.model, sample)
+    with sample.start_workers(args.num_workers):
+        scores, rows = _search(args.by, budget, loaded.model, sample)
     (row,) = (row for row in rows if row["budget"] == budget)
     chosen = RoutingFile(
         blocks=dict(zip(loaded.model.config.sparse_blocks, row["setting"], strict=True)),
@@ -110,6 +107,7 @@ def run(argv: Sequence[str]) -> None:
         "trade_off": rows,
     }
     if args.by == "time":
+        sample.workers = IN_THREADS
         batch = next(sample.batches()).images
         report["measured"] = time_ratio(loaded.model, row["setting"], batch)
     print_messages(sample.messages())
@@ -140,7 +138,8 @@ def _search(
             costs = time_costs(model, levels, next(sample.batches()).images, on_step=advance)
     costs.check(budget)
     about = 2 * sum(len(level) for of_block in levels for level in of_block)
-    with progress(f"searching on {sample.source.name}", about) as advance:
+    what = f"searching on {sample.source.name}, images read by {sample.workers}"
+    with progress(what, about) as advance:
         scores = Scores(model, sample.batches(), levels, on_step=advance)
         search = Search(scores, costs, levels)
         return scores, [search.row(each) for each in _budgets(costs.least, budget)]

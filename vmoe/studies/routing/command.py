@@ -67,36 +67,32 @@ def run(argv: Sequence[str]) -> None:
     _check(models)
     data = args.data or data_of(models[0])
     samples = [
-        Sample(
-            data,
-            loaded,
-            images=args.images,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-        )
-        for loaded in models
+        Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
     ]
-    measured = []
-    for loaded, sample in zip(models, samples, strict=True):
-        name, few = sample.source.name, sample.batches(at_most=FEW)
-        with progress(f"{name} by {sample.workers}, batches", sample.steps) as advance:
-            how = dict(batch_size=args.batch_size, on_batch=advance)
-            measured.append(measure_routing(loaded, name, sample.batches, few, **how))
-    compared = None
-    if args.compare:
-        few = [sample.batches(at_most=FEW) for sample in samples]
-        with progress("comparing the models", 1):
-            compared = compare_routing(*(loaded.model for loaded in models), *few)
-    for sample in samples:
-        print_messages(sample.messages())
-    with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
-        if args.out:
-            files.callback(_write_page, args, args.out, measured)
-        if args.plots:
-            files.callback(_draw, args.plots, measured[0])
-        if args.export:
-            files.callback(_export, args.export, measured[0], samples[0])
-        _print(args, measured, compared)
+    with samples[0].start_workers(args.num_workers) as workers:
+        for sample in samples:
+            sample.workers = workers
+        measured = []
+        for loaded, sample in zip(models, samples, strict=True):
+            name, few = sample.source.name, sample.batches(at_most=FEW)
+            with progress(f"{name}, batches read by {workers}", sample.steps) as advance:
+                how = dict(batch_size=args.batch_size, on_batch=advance)
+                measured.append(measure_routing(loaded, name, sample.batches, few, **how))
+        compared = None
+        if args.compare:
+            few = [sample.batches(at_most=FEW) for sample in samples]
+            with progress("comparing the models", 1):
+                compared = compare_routing(*(loaded.model for loaded in models), *few)
+        for sample in samples:
+            print_messages(sample.messages())
+        with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
+            if args.out:
+                files.callback(_write_page, args, args.out, measured)
+            if args.plots:
+                files.callback(_draw, args.plots, measured[0])
+            if args.export:
+                files.callback(_export, args.export, measured[0], samples[0])
+            _print(args, measured, compared)
     every = [
         f"{routing.model_name}: {finding}" if args.compare else str(finding)
         for routing in measured
@@ -135,7 +131,8 @@ def _print(
             print_json([first, *(other | {"compared": compared} for other in others)])
         return
     for routing in measured:
-        title = f"{routing.model_name}, on {routing.data}, {args.batch_size} images per batch"
+        each = " and device" * (routing.loaded.model.placement.devices > 1)
+        title = f"{routing.model_name}, on {routing.data}, {args.batch_size} images per batch{each}"
         print_table(report.COLUMNS, report.rows(routing), title=title)
         for line in report.remarks(routing):
             print(one_line(line))
