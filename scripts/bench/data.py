@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 
 from scripts.bench.image_files import write_arrays, write_jpegs
 from scripts.bench.loaders import LOADERS
 from scripts.bench.measure import Program, Row, rows_of, run_module
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.decode import decode
 from vmoe.data.pipeline import start_workers, training_batches
 from vmoe.data.reading import read_ahead
 from vmoe.data.sources import open_source
@@ -60,6 +62,7 @@ def _jpegs(folder: Path, options: argparse.Namespace, workers: dict[int, Workers
     count = batch * BATCHES
     w, h = write_jpegs(folder, count)
     variants, ratios = _other_loaders(folder / "train", batch)
+    stages, of_stages = _stages(f"folder:{folder}", count)
     for decoder in ("fast", "exact"):  # each is inserted in front
         config = DataConfig(
             decoder=decoder,
@@ -70,7 +73,24 @@ def _jpegs(folder: Path, options: argparse.Namespace, workers: dict[int, Workers
         ours, to = _variants(f"folder:{folder}", config, SIZE, batch, workers, f"{decoder}, ")
         variants, ratios = ours | variants, ratios | to
     case = {"JPEGs": f"{w}x{h}", "crop": SIZE, "images": count}
-    return _rows(case, count, variants, options.repeats, ratios)
+    return _rows(case, count, variants | stages, options.repeats, ratios | of_stages)
+
+
+def _stages(name: str, count: int) -> tuple[dict[str, Variant], Ratios]:
+    """Parts of the work of one thread: reading files, and decoding whole ones."""
+    source = open_source(name, "train")
+    files = [source[i] for i in range(count)]
+    fast = functools.partial(simplejpeg.decode_jpeg, fastdct=True, fastupsample=True)
+    variants = {
+        "files alone": Variant(lambda: [source[i] for i in range(count)]),
+        "fast, decoded alone": Variant(lambda: [fast(file.image) for file in files]),
+        "exact, decoded alone": Variant(
+            lambda: [decode(file.image, file.origin, exif=False) for file in files]
+        ),
+    }
+    both = [(f"{decoder}, {ONE_THREAD}", "") for decoder in ("fast", "exact")]
+    one_each = zip(variants, (both, both[:1], both[1:]), strict=True)
+    return variants, dict(one_each)
 
 
 def _other_loaders(folder: Path, batch: int) -> tuple[dict[str, Variant], Ratios]:
