@@ -263,7 +263,7 @@ own = replace(
 )
 train(own, folder / "own")
 loaded, test = vmoe.load(folder / "own"), open_source(names[1], "test")
-result = evaluate(loaded.model, test)
+result = evaluate(loaded.model, test, preprocessing=loaded.preprocessing)
 print(
     f"accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.images} test images"
 )

@@ -70,8 +70,8 @@ def _replace_broken(folder: Path) -> None:
         broken = re.match(r"Error reading persistent compilation cache .* '(.*?)':", text)
         if not broken:
             return show(*warning, **more)
-        for path in folder.iterdir():
-            if path.name.startswith(f"{broken[1]}-"):
+        with contextlib.suppress(OSError):
+            for path in folder.glob(f"{broken[1]}-*"):
                 path.unlink(missing_ok=True)
         line = f"{folder}: the compiled program {broken[1]} is cut off; compiled again"
         with contextlib.suppress(OSError):

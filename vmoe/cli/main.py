@@ -145,6 +145,8 @@ def _dispatch(argv: Sequence[str]) -> None:
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, COMMANDS))
     for option in re.findall(r"^--[a-z]+", "\n".join(arguments), re.MULTILINE):
+        if option == "--target" and {"images", "--target=images"} & {*arguments}:
+            raise UsageError("vmoe attack changes the images themselves: leave --target images out")
         if own := MOVED.get((command, option)):
             moved = f"{option} of vmoe {command} is a command now: vmoe {own}"
             raise UsageError(f"{moved} (vmoe {own} --help lists its options)")

@@ -54,16 +54,17 @@ def _side(side: int, shorter: int, resize_to: int, tensorflow: bool) -> int:
     return int(resize_to * side / shorter)
 
 
-def resizing_messages(source: Source, size: int) -> Iterator[str]:
+def resizing_messages(source: Source, size: int, *, keep_aspect: bool = False) -> Iterator[str]:
     """Warnings if images in a sample are enlarged or shrunk more than fourfold.
 
     Args:
         size: side of the square to which the images are resized, in pixels.
+        keep_aspect: the shorter side is resized, and the longer one cropped.
     """
-    sides = [_sides(source, i) for i in sampled(len(source))]
+    sides, side = [_sides(source, i) for i in sampled(len(source))], min if keep_aspect else max
     for change, found in {
-        "enlarged": [each for each in sides if 0 < EXTREME * max(each[1:]) < size],
-        "shrunk": [each for each in sides if max(each[1:]) > EXTREME * size],
+        "enlarged": [each for each in sides if 0 < EXTREME * side(each[1:]) < size],
+        "shrunk": [each for each in sides if side(each[1:]) > EXTREME * size],
     }.items():
         if found:
             origin, h, w = found[0]

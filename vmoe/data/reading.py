@@ -59,7 +59,8 @@ class Reading:
     workers: Workers = IN_THREADS
     """Processes that read the images."""
     on_batch: Callable[[], None] = lambda: None
-    """Called when a batch has been read; an exception that it raises ends the pass."""
+    """Called for each batch: once it is computed in ``passes.measure``, and once it is read
+    elsewhere. An exception that it raises ends the pass."""
     on_unreadable: Callable[[str], None] | None = None
     """Called with the reason for each image that is left out because it cannot be read; if None,
     the reason is raised."""

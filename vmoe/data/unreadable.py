@@ -17,8 +17,8 @@ class Unreadable:
 
     Args:
         instead: how these images were handled, such as "left out".
-        file: lists all of them, a line for each; if None, each of the first ones is a message. One
-            object at a time writes it.
+        file: lists all of them, a line for each; if None, each of the first ones is a message. Only
+            one process may give it.
     """
 
     def __init__(self, instead: str, file: Path | None = None) -> None:

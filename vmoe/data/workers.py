@@ -49,6 +49,8 @@ MOST = 1 << 25  # bytes; the largest M_MMAP_THRESHOLD that older versions accept
 
 T_co = TypeVar("T_co", covariant=True)
 
+_starting = threading.Lock()  # held while this process is changed for new ones
+
 
 @runtime_checkable
 class Batches(Protocol[T_co]):
@@ -83,7 +85,8 @@ class Workers:
     """Processes that read batches for this one; threads if there are none. Close it after use.
 
     The workers ignore SIGINT, SIGTERM and SIGHUP, do not use the accelerator, and end with this
-    process, however it ends.
+    process, however it ends. They do not run its script, so what that sets in libraries, such as
+    Pillow's ``LOAD_TRUNCATED_IMAGES``, does not hold in them.
     """
 
     def __init__(self, count: int = 0, threads: int = THREADS):
@@ -145,9 +148,9 @@ def count_workers(asked: int | None, source: Source, images: int, part_bytes: in
         return count if worth else 0
     if free < asked * each:
         raise UsageError(
-            f"images of twice {_mb(part_bytes)} for each worker need {_mb(asked * each)} of shared "
-            f"memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in Docker), "
-            "or use fewer workers or smaller batches",
+            f"they need {_mb(asked * each)} of shared memory, twice {_mb(part_bytes)} of images "
+            f"each, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in Docker), or "
+            "use fewer workers or smaller batches",
             num_workers=asked,
         ).remedied_by(**FEWER)
     return asked
@@ -187,17 +190,18 @@ def _inherited() -> Iterator[None]:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the tracker has unblocked some
-    platforms = os.environ.get("JAX_PLATFORMS")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX
-    # A new process would run the user's script, which may lack `if __name__ == "__main__"`.
-    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-        del os.environ["JAX_PLATFORMS"]
-        if platforms is not None:
-            os.environ["JAX_PLATFORMS"] = platforms
+    with _starting:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX
+        # A new process would run the user's script, which may lack `if __name__ == "__main__"`.
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+            del os.environ["JAX_PLATFORMS"]
+            if platforms is not None:
+                os.environ["JAX_PLATFORMS"] = platforms
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
@@ -256,13 +260,15 @@ class _Worker:
         self._process.join(EXIT_TIMEOUT)
         status = self._process.exitcode
         if status is None or status >= 0:
-            how = f"ended with status {status}; its error is above"
-        else:
-            name = signal.Signals(-status).name
-            how = f"was killed by {name}"
-            if name in ("SIGKILL", "SIGBUS"):
-                how += ", perhaps because the machine is out of memory, or of shared memory"
-        return f"{self._process.name} {how}: use fewer workers"
+            return f"{self._process.name} ended with status {status}; its error is above"
+        name = signal.Signals(-status).name
+        fewer = "use fewer workers or smaller batches"
+        perhaps = {
+            "SIGKILL": f", perhaps because the machine is out of memory: {fewer}",
+            "SIGBUS": ", perhaps because shared memory is full: enlarge it (shm-size in Docker), "
+            f"or {fewer}",
+        }
+        return f"{self._process.name} was killed by {name}{perhaps.get(name, '')}"
 
     def kill(self) -> None:
         self._process.kill()

@@ -139,8 +139,9 @@ def evaluate(
 
     Args:
         reading: how the images are read.
-        preprocessing: how the images are prepared; if None, they are resized to the image size of
-            the model, as in training. Learned positions are resampled for other sizes.
+        preprocessing: how the images are prepared, such as ``Loaded.preprocessing``; if None, both
+            sides are resized to the image size of the model. Learned positions are resampled for
+            other sizes.
         loss: the loss that trained the model; it determines the probabilities.
 
     Raises:

@@ -106,8 +106,10 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     if data.fewshot:
         model = models.with_params(config.model, shapes.params, placement=placement)
         check_fewshot(model, config.fewshot, config.preprocessing)
+        how = config.fewshot.batch_size, config.fewshot.prepare(config.preprocessing)
+        read += [(source, *how) for each in data.fewshot for source in each.sources]
     part = max(part_bytes(placement.round_up(size) // shards, own) for _, size, own in read)
-    images = config.total_steps * config.batch_size
+    images = config.total_steps * config.batch_size // shards
     count = count_workers(config.data.num_workers, data.source, images, part)
     threads = max(num_threads(source, part_bytes(1, own)) for source, _, own in read)
     return Program(placement, batches, train_step, shapes, count, threads)

@@ -18,6 +18,7 @@ from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Read
 from vmoe.data.reading import Reader
+from vmoe.data.workers import WorkerDied
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.evaluate import NamedEvaluation
 from vmoe.train.batches import must_stop, next_batch, open_reader, show_examples, warn_of_images
@@ -177,10 +178,13 @@ def _saved_on_error(run: Run, state: State, step: int, status: StepStatus) -> It
     """
     try:
         yield
-    except Exception:
+    except Exception as error:
         if distributed.is_single_process():
             status.read()
             _save(run, state, step)
+        if isinstance(error, WorkerDied):
+            resume = WorkerDied(f"{error}; run the same command to resume")
+            raise resume.remedied_by(**error.remedies) from None
         raise
 
 

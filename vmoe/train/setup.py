@@ -165,7 +165,8 @@ def _first_messages(
     """Messages to log before the first step."""
     source, placement = data.source, program.placement
     size, classes = config.model.image_size, len(source.class_names)
-    kept = " by the shorter side and cropped" * config.data.preprocessing.keep_aspect
+    keep_aspect = config.data.preprocessing.keep_aspect and config.data.crop_min_area is None
+    kept = " by the shorter side and cropped" * keep_aspect
     sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in data.evaluations)
     yield (
         f"{len(source):,} images of {classes} classes ({config.model.num_classes} logits), resized "
@@ -194,7 +195,7 @@ def _first_messages(
     logits = config.model.num_classes
     if logits > classes:
         yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"
-    yield from resizing_messages(source, size)
+    yield from resizing_messages(source, size, keep_aspect=keep_aspect)
     probed = [own for each in data.fewshot for own in each.sources]
     yield from skipped_messages([source, *(each for _, each in data.evaluations), *probed])
     for each in data.fewshot:

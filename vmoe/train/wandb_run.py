@@ -29,8 +29,8 @@ def check_wandb(workdir: Path, project: str) -> None:
         project: empty for the project of the run folder, or the default.
 
     Raises:
-        UsageError: wandb is not installed or not logged in, or the run, of which there is a
-            checkpoint, is in another project.
+        UsageError: wandb is not installed or not logged in, or the run has a checkpoint and is
+            in another project.
     """
     if not distributed.is_primary():
         return

@@ -175,7 +175,7 @@ def change(
 ) -> None:
     """Replaces the config by one in which fields differ that may change, with a line for each.
 
-    After a kill, ``finish_change`` does what is left, so a line is there once, if the config is.
+    After a kill, ``finish_change`` writes the rest, so that each line is written once.
     """
     path, steps = workdir / CHANGES, steps_of(workdir)
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -193,8 +193,9 @@ def finish_change(workdir: Path) -> None:
     """Writes what a change has to write, if it was killed before it had."""
     path = workdir / CHANGE
     if retried(path, path.exists):
-        for name, text in _read_object(path).items():
-            replace_text(workdir / name, text)
+        texts = _read_object(path)
+        for name in (CHANGES, ENVIRONMENT, CONFIG):
+            replace_text(workdir / name, texts[name])
         path.unlink()
 
 

@@ -69,7 +69,9 @@ def run(argv: Sequence[str]) -> None:
     samples = [
         Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
     ]
-    with samples[0].start_workers(args.num_workers) as workers:
+    sizes = [loaded.preprocessing.image_size for loaded in models]
+    largest = samples[sizes.index(max(sizes))]
+    with largest.start_workers(args.num_workers) as workers:
         for sample in samples:
             sample.workers = workers
         measured = []
