@@ -5,10 +5,12 @@ import random
 import signal
 import threading
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from vmoe.data.workers import Workers
 from vmoe.errors import UsageError
 
 
@@ -61,3 +63,14 @@ class Halves:
 
     def joined(self, parts: list[int]) -> list[int]:
         return parts[:]
+
+
+def blocked_after_failing(connection: Connection) -> None:
+    """Sends the signals that are blocked after workers could not be started.
+
+    Call it in a daemonic process, which may start no other.
+    """
+    try:
+        Workers(1)
+    except AssertionError:
+        connection.send(signal.pthread_sigmask(signal.SIG_BLOCK, ()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.command import TIMEOUT, alive
-from tests.data.numbered import Failing, Halves, Numbers
+from tests.data.numbered import Failing, Halves, Numbers, blocked_after_failing
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.cores import usable_cores
@@ -229,6 +230,17 @@ def test_tiny_images_in_memory_are_read_in_one_thread_and_others_in_two() -> Non
         reading = start_workers(0, source, 20, Preprocessing(size))
         assert str(reading) == f"{threads} thread{'s' * (threads > 1)}", (source.name, size)
         assert len(reading.readers(Numbers())) == threads
+
+
+@pytest.mark.process
+def test_signals_are_not_blocked_where_workers_could_not_be_started() -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=blocked_after_failing, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    assert ours.recv() == set()
+    process.join()
 
 
 def test_shared_memory_that_is_too_small_is_named() -> None:

@@ -202,7 +202,7 @@ def _inherited() -> Iterator[None]:
             del os.environ["JAX_PLATFORMS"]
             if platforms is not None:
                 os.environ["JAX_PLATFORMS"] = platforms
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class _Worker:
