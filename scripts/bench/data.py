@@ -21,6 +21,7 @@ from scripts.bench.loaders import LOADERS
 from scripts.bench.measure import Program, Row, rows_of, run_module
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.cores import cores
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import start_workers, training_batches
 from vmoe.data.reading import read_ahead
@@ -137,8 +138,8 @@ def _variants(
     alone = f"{prefix}{ONE_THREAD}"
     variants = {alone: Variant(lambda: [batches[i] for i in range(BATCHES)])}
     for count, processes in workers.items():
-        cores = min(len(processes.readers(batches)), len(os.sched_getaffinity(0)))
-        variants[f"{prefix}{_named(count)}"] = Variant(_reading_ahead(batches, processes), cores)
+        used = min(len(processes.readers(batches)), cores())
+        variants[f"{prefix}{_named(count)}"] = Variant(_reading_ahead(batches, processes), used)
     return variants, {what: [(alone, "")] for what in variants if what != alone}
 
 

@@ -3,7 +3,6 @@
 import datetime
 import functools
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from vmoe.cores import cores
 
 IMAGE_TOKENS = 196
 BY_TOKENS = ("dense MLP", "batched experts", "layer")
@@ -113,7 +114,7 @@ def run_module(module: str, *arguments: str) -> Any:
 def machine() -> dict[str, str]:
     return {
         "device": jax.devices()[0].device_kind,
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(cores()),
         "system": platform.platform(),
         "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),

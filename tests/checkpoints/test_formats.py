@@ -174,7 +174,7 @@ def test_programs_are_written_by_the_command(tiny_run: Path, tmp_path: Path) -> 
     assert result.returncode == 2 and "a program of jax.export" in result.stderr
     if importlib.util.find_spec("jax2onnx") is None:
         result = vmoe("convert", "no_such_model", tmp_path / "model.onnx", "--format", "onnx")
-        assert result.returncode == 2 and "jax2onnx" in result.stderr, "told before it reads"
+        assert result.returncode == 2 and "jax2onnx" in result.stderr, "said before it reads"
         assert result.stderr.count("\n") == 1 and not (tmp_path / "model.onnx").exists()
 
 

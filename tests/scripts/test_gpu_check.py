@@ -86,7 +86,7 @@ def test_a_row_that_is_killed_is_written_and_a_signal_ends_the_check_with_its_ta
     assert row["row"] == "stored runs" and row["error"] == "killed after 0 s: --seconds"
 
     stopped = start(tmp_path / "stopped")
-    while not (tmp_path / "stopped" / "log.txt").exists():  # until the first row has begun
+    while not (tmp_path / "stopped" / "log.txt").exists():  # until the first row has started
         assert stopped.poll() is None
     stopped.send_signal(signal.SIGTERM)
     table, _ = stopped.communicate()

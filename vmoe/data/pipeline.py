@@ -369,8 +369,9 @@ def start_workers(
         batch_size: images of a batch that this process reads.
     """
     at_least(1).check(batch_size=batch_size)
-    count = count_workers(asked, source, len(source), part_bytes(batch_size, preprocessing))
-    return Workers(count, num_threads(source, part_bytes(1, preprocessing)))
+    if count := count_workers(asked, source, len(source), part_bytes(batch_size, preprocessing)):
+        return Workers(count)
+    return Workers(threads=num_threads(source, part_bytes(1, preprocessing)))
 
 
 def _parts(rows: int, preprocessing: Preprocessing) -> int:

@@ -1,5 +1,6 @@
 """The images on which a trained model is measured: a split of its run's data set, or other data."""
 
+import contextlib
 from collections.abc import Iterator
 
 from vmoe import passes
@@ -97,11 +98,13 @@ class Sample:
         self.source = sample(self._whole, images)
         self.workers = IN_THREADS
 
-    def start_workers(self, asked: int | None) -> Workers:
-        """Starts processes that read the images from now on; see ``count_workers``. Close them."""
-        size = self._batch_size(len(self.source))
-        self.workers = start_workers(asked, self.source, size, self._loaded.preprocessing)
-        return self.workers
+    @contextlib.contextmanager
+    def start_workers(self, asked: int | None) -> Iterator[Workers]:
+        """Starts what reads the images in this context; see ``pipeline.start_workers``."""
+        size, how = self._batch_size(len(self.source)), self._loaded.preprocessing
+        with start_workers(asked, self.source, size, how) as self.workers:
+            yield self.workers
+        self.workers = IN_THREADS
 
     def batches(self, at_most: int | None = None) -> Iterator[Batch]:
         """The inputs of the model; see ``passes.inputs``.

@@ -111,7 +111,7 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     part = max(part_bytes(placement.round_up(size) // shards, own) for _, size, own in read)
     images = config.total_steps * config.batch_size // shards
     count = count_workers(config.data.num_workers, data.source, images, part)
-    threads = max(num_threads(source, part_bytes(1, own)) for source, _, own in read)
+    threads = 0 if count else max(num_threads(x, part_bytes(1, own)) for x, _, own in read)
     return Program(placement, batches, train_step, shapes, count, threads)
 
 

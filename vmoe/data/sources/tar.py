@@ -23,8 +23,7 @@ The user's cache folder holds an index of each shard, and one of all images (``i
 the size or the time of a shard changes. If shards are added, only these are read, several at once:
 on a network disk almost all of the time is spent waiting for small reads. Indexing takes at most
 one byte of memory for each image of all shards (``table.py``), and the headers of the shards that
-are being read. A shard that changes later is
-detected when an image is read from it.
+are being read. A shard that changes later is detected when an image is read from it.
 """
 
 import functools

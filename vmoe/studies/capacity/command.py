@@ -63,7 +63,6 @@ def run(argv: Sequence[str]) -> None:
     budget = _budget(args.budget)
     check_outputs(args, "out", "plot")
     from vmoe.data.pipeline import ORDER, check_labeled
-    from vmoe.data.workers import IN_THREADS
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import load, routing_file_of
     from vmoe.studies.capacity.costs import time_ratio
@@ -107,7 +106,6 @@ def run(argv: Sequence[str]) -> None:
         "trade_off": rows,
     }
     if args.by == "time":
-        sample.workers = IN_THREADS
         batch = next(sample.batches()).images
         report["measured"] = time_ratio(loaded.model, row["setting"], batch)
     print_messages(sample.messages())
