@@ -23,8 +23,6 @@ from vmoe import models
 from vmoe.config import TrainConfig, from_json, replace
 from vmoe.costs.summary import summarize
 
-pytestmark = pytest.mark.process
-
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},
@@ -70,6 +68,7 @@ def run_top_to_bottom(name: str, tiny_run: Path, folder: Path) -> list[nbformat.
     return cells
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name",
     [
@@ -83,6 +82,7 @@ def test_a_notebook_runs_top_to_bottom(name: str, tiny_run: Path, tmp_path: Path
     run_top_to_bottom(name, tiny_run, tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_notebook_that_trains_runs_prints_plain_lines_and_writes_the_whole_summary(
     tiny_run: Path, tmp_path: Path
@@ -124,6 +124,7 @@ def test_a_notebook_is_stored_with_the_outputs_of_its_cells(name: str) -> None:
     assert not re.search(r"/(tmp|root|home|work)\b", written)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cells_of_a_notebook_print_today_what_is_stored(
@@ -156,6 +157,7 @@ def parts(text: str) -> tuple[str, list[float]]:
     return re.sub(rf" *{number}", "#", text), found
 
 
+@pytest.mark.process
 def test_a_missing_folder_for_the_notebooks_is_made(tmp_path: Path) -> None:
     path = tmp_path / "notebooks" / "one.py"
     path.parent.mkdir()
@@ -168,6 +170,7 @@ def test_a_missing_folder_for_the_notebooks_is_made(tmp_path: Path) -> None:
     assert stored.metadata["vmoe"]["sha256"] != notebooks.digest(stored)
 
 
+@pytest.mark.process
 def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> None:
     out = ("--out", str(tmp_path))
     with pytest.raises(SystemExit, match="the parameters cell sets no such name"):
