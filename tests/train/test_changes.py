@@ -36,6 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
     "keep_latest": dict(keep_latest=1),
     "evaluations": dict(evaluations=MORE),
     "evaluations.batch_size": dict(evaluations=(EvalConfig(batch_size=64),)),
+    "fewshot": dict(fewshot=dict(data=(), shots=(5,))),
     "fewshot.every": dict(fewshot=dict(every=2)),
     "fewshot.batch_size": dict(fewshot=dict(batch_size=64)),
     "data.num_workers": dict(data=dict(num_workers=2)),
@@ -92,21 +93,24 @@ def test_fields_that_decide_no_number_may_change_each_with_a_line(
     assert CHANGES.keys() | of_images | {"data.check"} == MAY_CHANGE.keys()
     for key, changed in CHANGES.items():
         new = configs.replace(config, **changed)
-        of_new = environment_of(new) if key == "evaluations" else now
+        of_new = environment_of(new) if key in ("evaluations", "fewshot") else now
         (line,), extended = open_workdir(workdir, new, *of_new, None)
         assert not extended and MAY_CHANGE[key] in line
-        assert key == "evaluations" or key.rpartition(".")[2] in line
+        assert key in ("evaluations", "fewshot") or key.rpartition(".")[2] in line
         assert key.rpartition(".")[2].replace("_", "-") in PAGE
         assert read_config(workdir) == new
         assert open_workdir(workdir, new, *of_new, None) == ([], False)
         measured = json.loads((workdir / "environment.json").read_text())["evaluations"]
         assert ("more" in measured) == (key == "evaluations")
-        open_workdir(workdir, config, *of_new, None)
+        assert any(name.startswith("few-shot ") for name in measured) == (key != "fewshot")
+        open_workdir(workdir, config, *(now if key == "fewshot" else of_new), None)
     lines = (workdir / "changes.txt").read_text().splitlines()
     assert len(lines) == 2 * len(CHANGES)
     assert lines[0].endswith(" step 6: log_every 2 -> 3")
     assert lines[8].endswith(" step 6: set 'more' is added")
     assert lines[9].endswith(" step 6: set 'more' is left out")
+    assert lines[12].endswith(" step 6: few-shot sets digits -> none")
+    assert lines[13].endswith(" step 6: few-shot sets none -> digits")
 
 
 class Killed(BaseException):

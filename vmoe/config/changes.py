@@ -18,6 +18,7 @@ MAY_CHANGE = {
     "evaluations": "",
     "evaluations.batch_size": GROUPS,
     "evaluations.data": "",
+    "fewshot": "",
     "fewshot.every": "",
     "fewshot.batch_size": GROUPS,
     "fewshot.data": "",
@@ -41,8 +42,8 @@ class Change(NamedTuple):
 
     Attributes:
         field: such as "evaluations.0.batch_size"; for an evaluation set that only one of the
-            configs has, "evaluations".
-        before: its value before; for such a set its name, or None.
+            configs has, "evaluations"; if only one of them has few-shot sets, "fewshot".
+        before: its value before; for such a set its name, or None; the names of few-shot sets.
         now: its value now.
     """
 
@@ -58,6 +59,9 @@ class Change(NamedTuple):
     def __str__(self) -> str:
         if self.field == "evaluations":
             return f"set {self.before or self.now!r} is {'added' if self.now else 'left out'}"
+        if self.field == "fewshot":
+            names = [", ".join(each) or "none" for each in (self.before, self.now)]
+            return f"few-shot sets {names[0]} -> {names[1]}"
         effect = "the same images" if self.key in OF_IMAGES else MAY_CHANGE.get(self.key)
         return f"{self.field} {self.before} -> {self.now}" + (f": {effect}" if effect else "")
 
@@ -78,7 +82,11 @@ def changes(stored: TrainConfig, current: TrainConfig) -> list[Change]:
     for i, name in enumerate(now):
         if name in before:
             found += _differences(before[name], now[name], f"evaluations.{i}")
-    return [*found, *_differences(stored, current, "", skip=("evaluations", "steps"))]
+    skip = ["evaluations", "steps"]
+    if bool(stored.fewshot.data) != bool(current.fewshot.data):
+        found.append(Change("fewshot", stored.fewshot.data, current.fewshot.data))
+        skip.append("fewshot")
+    return [*found, *_differences(stored, current, "", skip)]
 
 
 def _differences(
