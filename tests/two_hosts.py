@@ -2,7 +2,7 @@
 
 ``python -m tests.two_hosts`` prints a line for each case: the exit status and the message of the
 error that ``train`` raises. Then it prints the checkpoints of a folder that the second process sees
-in an earlier state.
+in an earlier state, and how many processes share its cores.
 """
 
 import json
@@ -152,7 +152,7 @@ def main() -> None:
         except VmoeError as error:
             print(json.dumps([error.status, str(error)]))
     with Checkpoints(Path("cached"), every=1, keep_latest=1) as checkpoints:
-        print(json.dumps([checkpoints.steps, checkpoints.is_best(1)]))
+        print(json.dumps([checkpoints.steps, checkpoints.is_best(1), distributed.sharing_cores()]))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ from pathlib import Path
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container on Linux: "max PERIOD" or "TIME PERIOD"
 
 
+def core_numbers() -> list[int]:
+    """The cores on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a scheduler or taskset may have left some out
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """The number of cores on which this process may run."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; a scheduler or taskset may have left some out
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(core_numbers())
 
 
 def usable_cores() -> int:

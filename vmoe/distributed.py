@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import json
 import os
+import platform
 import signal
 import traceback
 from collections import Counter
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from vmoe import signals
+from vmoe.cores import core_numbers
 from vmoe.errors import (
     OUT_OF_MEMORY,
     Failure,
@@ -144,6 +146,12 @@ def gather(text: str) -> list[str]:
         return [""] * jax.process_count()
     rows = process_allgather(np.pad(raw, (0, longest - len(raw))))
     return [bytes(row).rstrip(b"\0").decode() for row in rows]
+
+
+def sharing_cores() -> int:
+    """The number of processes that run on the cores of this one, itself included; a collective."""
+    mine = f"{platform.node()} {core_numbers()}"
+    return gather(mine).count(mine)
 
 
 def first_message(message: str) -> str:

@@ -1,6 +1,7 @@
 """Reading ahead, in threads and in worker processes that die, hang or outlive their parent."""
 
 import dataclasses
+import functools
 import gc
 import multiprocessing
 import os
@@ -263,12 +264,16 @@ def test_workers_are_one_fewer_than_the_cores_where_threads_are_not_as_fast(
     Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
     files = Files((str(tmp_path / "0.png"),))
 
-    def count(cores: int, images: int = 1_000, part: int = 1 << 10) -> list[int]:
+    def count(
+        cores: int, images: int = 1_000, part: int = 1 << 10, processes: int = 1
+    ) -> list[int]:
         monkeypatch.setattr("vmoe.data.workers.usable_cores", lambda: cores)
-        return [count_workers(None, source, images, part) for source in (files, pixels)]
+        counts = functools.partial(count_workers, processes=processes)
+        return [counts(None, source, images, part) for source in (files, pixels)]
 
     assert [count(n) for n in (1, 2, 3, 16, 200)] == [[0, 0], [0, 0], [2, 0], [15, 0], [32, 0]]
     assert MOST_WORKERS == 32 and count(16, 999) == [0, 0]
+    assert count(16, processes=4) == [3, 0] and count(16, processes=8) == [0, 0]
     assert count(16, part=1 << 60) == [0, 0]  # nothing of that size fits the shared memory
 
 

@@ -91,8 +91,8 @@ class DataConfig(Checked):
     file of a few bytes can take gigabytes."""
     num_workers: Annotated[int, at_least(0)] | None = None
     """Number of processes that read images, each some of a batch at a time, for each process of
-    the run; 0 to read in threads. None for one fewer than the cores, or threads where they are as
-    fast. May differ between the processes of a run."""
+    the run; 0 to read in threads. None for one fewer than the cores of the process, or threads
+    where they are as fast. May differ between the processes of a run."""
     decoder: Decoder = "exact"
     """How training images are decoded. exact: the whole image, before it is cropped; fast: with
     faster libraries, large JPEG files at a smaller scale. Images that these libraries cannot decode

@@ -124,33 +124,38 @@ def reader_of(batches: Batches[T_co]) -> Callable[[int], T_co]:
     return batches.part if isinstance(batches, InParts) else batches.__getitem__
 
 
-def count_workers(asked: int | None, source: Source, images: int, part_bytes: int) -> int:
+def count_workers(
+    asked: int | None, source: Source, images: int, part_bytes: int, *, processes: int = 1
+) -> int:
     """The number of workers that read a source.
 
     Args:
-        asked: the number; if None, one fewer than the cores, and at most ``MOST_WORKERS``. Threads
-            then read where they are as fast: few images, pixels that need no decoding, one or two
-            cores; and in a process that may start no others, such as one of a pool.
+        asked: the number; if None, one fewer than the cores of each process, and at most
+            ``MOST_WORKERS``. Threads then read where they are as fast: few images, pixels that need
+            no decoding, one or two cores; and in a process that may start no others, such as one of
+            a pool.
         images: the number of images to read.
         part_bytes: of the largest part of a batch.
+        processes: those that share the cores and the memory, each with workers of its own.
 
     Raises:
         UsageError: the number is negative, or the shared memory is too small for so many.
     """
     at_least(0).check(num_workers=asked or 0)
     # A worker that meets a larger part gets new memory while the old one is still there.
-    each = 2 * part_bytes
+    each = 2 * part_bytes * processes
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
     if asked is None:
-        count = min(usable_cores() - 1, MOST_WORKERS, free // each)
+        count = min(usable_cores() // processes - 1, MOST_WORKERS, free // each)
         may = images >= WORTH_WORKERS and not multiprocessing.current_process().daemon
         worth = count > 1 and may and not isinstance(_first_image(source), np.ndarray)
         return count if worth else 0
     if free < asked * each:
+        among = f" in each of {processes} processes" if processes > 1 else ""
         raise UsageError(
             f"they need {_mb(asked * each)} of shared memory, twice {_mb(part_bytes)} of images "
-            f"each, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in Docker), or "
-            "use fewer workers or smaller batches",
+            f"each{among}, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in "
+            "Docker), or use fewer workers or smaller batches",
             num_workers=asked,
         ).remedied_by(**FEWER)
     return asked

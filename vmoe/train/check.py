@@ -78,8 +78,14 @@ def open_data(config: TrainConfig) -> Data:
     return Data(source, evaluations, fewshot)
 
 
-def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> Program:
-    """Traces the training step and the evaluations on shapes; uses no collective."""
+def plan_program(
+    config: TrainConfig, data: Data, *, mesh: str, fsdp: bool, processes: int = 1
+) -> Program:
+    """Traces the training step and the evaluations on shapes; uses no collective.
+
+    Args:
+        processes: see ``count_workers``.
+    """
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size, config.accumulate)
     shard, shards = placement.process_shard()
@@ -110,7 +116,8 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
         read += [(source, *how) for each in data.fewshot for source in each.sources]
     part = max(part_bytes(placement.round_up(size) // shards, own) for _, size, own in read)
     images = config.total_steps * config.batch_size // shards
-    count = count_workers(config.data.num_workers, data.source, images, part)
+    asked = config.data.num_workers
+    count = count_workers(asked, data.source, images, part, processes=processes)
     threads = 0 if count else max(num_threads(x, part_bytes(1, own)) for x, _, own in read)
     return Program(placement, batches, train_step, shapes, count, threads)
 
