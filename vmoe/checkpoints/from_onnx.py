@@ -1,0 +1,114 @@
+"""The backbone of transformers' DINOv2 in an ONNX file that PyTorch exported.
+
+The export keeps the names of vectors. Matrices and positions are constants with a number as their
+name; the operation that uses one has the name of its module. What follows the backbone is not used.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vmoe.checkpoints import from_hugging_face, onnx_graph
+from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
+from vmoe.checkpoints.family import Family, Transform, corrupt_if_wrong, read_json
+from vmoe.checkpoints.onnx_graph import Graph
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.errors import UsageError
+
+CLASS = "embeddings.cls_token"
+HEAD_WIDTH = 64  # channels of an attention head, in every DINOv2
+LARGEST = 256  # patches along a side
+BICUBIC = {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"}  # as PyTorch's
+
+
+def family(path: Path) -> Family:
+    """A backbone, with the config.json next to its file, if there is one."""
+    graph = onnx_graph.read(path)
+    prefix = next((x.removesuffix(CLASS) for x in graph.arrays if x.endswith(CLASS)), None)
+    if prefix is None:
+        raise UsageError(
+            f"{path}: no array is {CLASS}; of ONNX files, only transformers' DINOv2 is opened; "
+            "give the checkpoint that the file was exported from"
+        )
+    place = path.with_name("config.json")
+    config = read_json(place)
+    width = graph.arrays[prefix + CLASS].size
+    heads = width // HEAD_WIDTH
+    if not config and heads * HEAD_WIDTH != width:
+        raise UsageError(
+            f"{path}: width {width} is no multiple of {HEAD_WIDTH}, so the number of attention "
+            "heads is unknown; put the model's config.json next to the file"
+        )
+    with corrupt_if_wrong(path):
+        arrays = _arrays(graph, prefix)
+    infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
+    file = ArrayFile(path, infos, lambda names: ((x, arrays[x]) for x in infos if x in names))
+    with corrupt_if_wrong(place):
+        given = config or {"model_type": "dinov2", "num_attention_heads": heads}
+        found = from_hugging_face.family(file, given)
+
+    def rename(name: str, shape: tuple[int, ...]) -> Mapping[str, Transform]:
+        own = name.startswith(prefix)
+        return found.rename(name.removeprefix(prefix), shape) if own else {}
+
+    def prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
+        preprocessing, assumed = found.prepared(image_size)
+        about_heads = [] if config else [f"{heads} attention heads, {HEAD_WIDTH} channels each"]
+        return preprocessing, about_heads + assumed
+
+    return found._replace(rename=rename, prepared=prepared)
+
+
+def _arrays(graph: Graph, prefix: str) -> dict[str, np.ndarray]:
+    """All arrays; the constants of the backbone by the names that they had before the export."""
+    arrays = dict(graph.arrays)
+    embeddings: dict[str, np.ndarray] = {}
+    resampled = {}
+    for node in graph.nodes:
+        module = node.name.strip("/").rpartition("/")[0].replace("/", ".")
+        if module == f"{prefix}embeddings" and node.kind == "Resize":
+            resampled = node.settings | {"factor": "".join(node.inputs[2:3])}
+        for name in node.inputs:
+            if f"::{node.kind}" not in name or not module.startswith(prefix) or name not in arrays:
+                continue
+            if node.kind == "MatMul":
+                arrays[f"{module}.weight"] = arrays.pop(name).T
+            elif module == f"{prefix}embeddings":
+                embeddings[node.kind] = arrays.pop(name)
+    if {"Concat", "Reshape"} <= embeddings.keys():
+        kernel = arrays.get(f"{prefix}embeddings.patch_embeddings.projection.weight")
+        if kernel is None:
+            raise ValueError("it has no patch_embeddings.projection.weight")
+        patches = _resized(embeddings["Reshape"], _side(graph, kernel.shape), resampled)
+        positions = np.concatenate([embeddings["Concat"], patches], axis=1)
+        arrays[f"{prefix}embeddings.position_embeddings"] = positions
+    return arrays
+
+
+def _side(graph: Graph, kernel: tuple[int, ...]) -> int | None:
+    """Patches along a side of the graph's images; None if their size is free."""
+    *_, height, width = (None, None, *graph.input_shape)
+    *_, patch = kernel
+    if height is None or width is None:
+        return None
+    if height != width or not 1 <= width // patch <= LARGEST:
+        raise ValueError(f"images of {height} x {width} pixels in patches of {patch}")
+    return width // patch
+
+
+def _resized(positions: np.ndarray, side: int | None, settings: Mapping[str, str]) -> np.ndarray:
+    """Positions of patches, 1 n d, resampled to a square as the graph's Resize does."""
+    _, patches, _ = positions.shape
+    old = math.isqrt(patches)
+    if side is None or side == old:
+        return positions
+    if settings != {**settings, **BICUBIC, "factor": ""}:
+        raise ValueError(f"positions are resized by {settings!r:.200}, not bicubically to a size")
+    import cv2
+
+    with np.errstate(over="ignore"):  # the result is checked
+        channels = np.moveaxis(positions.reshape(old, old, -1).astype(np.float32), -1, 0)
+    new = [cv2.resize(each, (side, side), interpolation=cv2.INTER_CUBIC) for each in channels]
+    return np.stack(new, -1).reshape(1, side * side, -1)
