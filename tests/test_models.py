@@ -1,6 +1,7 @@
 """Names, parameter counts and FLOPs of the published models."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from vmoe.config import (
     MoEConfig,
     Soft,
     TokenChoice,
+    ViTConfig,
     ZeroExpert,
     replace,
 )
@@ -91,6 +93,24 @@ def test_names_of_timm_have_a_model_with_timms_parameter_count(name: str, millio
     own = models.of_timm(name)
     assert own and parameters(own, pre_logits=None) == pytest.approx(millions * 1e6, abs=0.5)
     assert f"| `{name}` | `{own}` |" in (ROOT / "docs/from_timm.md").read_text()
+
+
+SMALL = dict(width=384, depth=12, num_heads=6, mlp_dim=1536)
+LATER: dict[str, tuple[int, dict[str, Any]]] = {  # parameters in timm 1.0.31, without a head
+    "vit_small_patch14_dinov2": (22_056_192, SMALL),
+    "vit_small_patch14_reg4_dinov2": (22_057_344, SMALL | dict(registers=4)),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_models_of_later_families_have_the_parameter_counts_of_timm(name: str) -> None:
+    """Layer scale is folded here; with registers timm has no position for the class token."""
+    expected, fields = LATER[name]
+    config = ViTConfig(patch_size=14, image_size=518, num_classes=0, **fields)
+    expected -= 2 * config.depth * config.width
+    if config.registers:
+        expected += config.width
+    assert sum(parameters_by_part(config).values()) == expected
 
 
 @pytest.mark.parametrize("name", models.list_models())

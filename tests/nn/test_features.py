@@ -53,8 +53,9 @@ def test_the_head_on_the_features_gives_the_logits(fields: dict[str, Any]) -> No
         np.testing.assert_array_equal(logits, features)
 
 
-def test_intermediates_are_the_patches_tokens_of_the_chosen_blocks() -> None:
-    model = tiny()
+@pytest.mark.parametrize("registers", [0, 2])
+def test_intermediates_are_the_patches_tokens_of_the_chosen_blocks(registers: int) -> None:
+    model = tiny(registers=registers)
 
     @jax.jit
     def parts(images: jax.Array) -> tuple[Any, ...]:
@@ -68,7 +69,7 @@ def test_intermediates_are_the_patches_tokens_of_the_chosen_blocks() -> None:
         )
 
     raw, normed, (first, last), (grid,), features = parts(IMAGES)
-    np.testing.assert_allclose(last, features[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(last, features[:, 1 + registers :], atol=1e-5)
     assert len(raw) == 2 and raw[0].shape == (3, 6, 16)
     np.testing.assert_allclose(normed, first, atol=1e-6)
     np.testing.assert_array_equal(grid, np.reshape(raw[1], (3, 2, 3, 16)))

@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense_mean_without_positions": dict(
         sparse_blocks=(), pooling="mean", positions="none", pre_logits=12, head_bias=-3.0
     ),
+    "registers": dict(registers=3),
     "attention_and_qk_norm": dict(pooling="attention", qk_norm=True),
     "sincos2d_in_bfloat16": dict(positions="sincos2d", dtype="bfloat16"),
     "dropout": DROPOUT,
@@ -217,7 +218,7 @@ def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
 
 
 LAST: dict[str, dict[str, Any]] = {
-    "dense": dict(sparse_blocks=()),
+    "dense": dict(sparse_blocks=(), registers=2),
     **{
         x: dict(moe=TIGHT | dict(experts=dict(implementation=x)))
         for x in ("auto", "batched", "ragged")
@@ -446,6 +447,10 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
         (
             dict(width=18, num_heads=2, positions="sincos2d"),
             "model.width=18 with model.positions=sincos2d",
+        ),
+        (
+            dict(registers=1, moe=dict(experts=CnnExpert())),
+            "model.registers=1: cnn experts need a grid of patches, without registers",
         ),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
         (

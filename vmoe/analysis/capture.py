@@ -55,7 +55,7 @@ class Captured(NamedTuple):
 def feature_names(model: ViT) -> list[str]:
     """The names that ``capture_features`` accepts; "blocks.3.mlp" is the MLP of block 3.
 
-    Names, with n tokens of an image, of which the class token, if any, is the first:
+    Names, with n tokens of an image, of which the class token and the registers are the first:
         blocks.I: f[b n d], the tokens after block I.
         blocks.I.attention, blocks.I.mlp: f[b n d], the outputs of the attention and of the MLP or
             MoE layer, which are added to the tokens.

@@ -76,8 +76,8 @@ class Collected(NamedTuple):
         logits: the logits of the model.
         labels: the classes of each image; padded with -1.
         blocks: the routing of each sparse block, by the number of the block.
-        foreground: whether each patch shows more than plain background; see ``foreground``. If
-            there is one token more than there are patches, the first token is the class token.
+        foreground: whether each patch shows more than plain background; see ``foreground``. The
+            tokens before the patches are the class token and the registers.
     """
 
     logits: Float[np.ndarray, "b y"]

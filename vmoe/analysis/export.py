@@ -23,7 +23,7 @@ MEANING = {
     "labels": "i32 [images, labels]: the classes; -1 where an image has fewer",
     "indices": "i32 [images]: the index of the image in its split, from 0; missing if unknown",
     "tokens": "token t is token t % tokens_per_image of image t // tokens_per_image; the class "
-    "token, if the model has one, is the first",
+    "token, if the model has one, is the first, and registers come before the patches",
 }
 """Descriptions of the arrays; the file's header also has ``layers``, the numbers of the blocks."""
 

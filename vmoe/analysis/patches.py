@@ -14,16 +14,23 @@ from vmoe.fields import at_least
 
 
 def on_grid(
-    tokens: Shaped[np.ndarray, "b n *x"], images: Float[np.ndarray, "b h w 3"], patch_size: int
+    tokens: Shaped[np.ndarray, "b n *x"],
+    images: Float[np.ndarray, "b h w 3"],
+    patch_size: int,
+    *,
+    like: Collected,
 ) -> Shaped[np.ndarray, "b i j *x"]:
-    """Arranges the tokens of patches on their grid; a class token is left out.
+    """Arranges the tokens of patches on their grid; class token and registers are left out.
+
+    Args:
+        like: what was collected with the tokens, which has the grid.
 
     Raises:
         UsageError: the tokens do not fit the images.
     """
     (b, h, w, _), n = images.shape, tokens.shape[1]
-    i, j = h // patch_size, w // patch_size
-    if len(tokens) != b or n - i * j not in (0, 1) or h % patch_size or w % patch_size:
+    _, i, j = like.foreground.shape
+    if len(tokens) != b or (h, w) != (i * patch_size, j * patch_size):
         raise UsageError(
             f"{b} images of {h} x {w} pixels do not have {len(tokens)} x {n} tokens; give the "
             "collected images and the model's patch size",
@@ -97,7 +104,8 @@ def with_top_patches(
         images = batch.images[batch.valid]
         numbers = np.arange(len(images))
         for i, block in part.blocks.items() if len(images) else ():
-            scores = rearrange(on_grid(block.gates, images, patch_size), "b i j e -> e b (i j)")
+            gates = on_grid(block.gates, images, patch_size, like=part)
+            scores = rearrange(gates, "b i j e -> e b (i j)")
             grid = "b (i p) (j q) c -> b (i j) p q c"
             patches = rearrange(images, grid, p=patch_size, q=patch_size)
             positions = scores.argmax(-1)  # the best patch of each image

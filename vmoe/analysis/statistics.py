@@ -17,7 +17,7 @@ from vmoe.routing.load import ExpertTotals
 BINS = 20
 """Bins of histograms over [0, 1]."""
 KINDS = ("class_token", "background", "foreground")
-"""Kinds of tokens: the class token, and patches; see ``foreground``."""
+"""Kinds of tokens: the class token, with the registers, and patches; see ``foreground``."""
 MIN_PLAIN = 0.01
 """Smallest fraction of the patches' choices that each kind of patch must have. Below it, the images
 are taken to have no plain background, and there are no results by kind of patch."""
@@ -31,7 +31,8 @@ class BlockStatistics(ExpertTotals):
 
     Attributes:
         coactivation: number of tokens that chose both experts of a pair.
-        by_position: number of choices by expert and position of the patch, without class tokens.
+        by_position: number of choices by expert and position of the patch, without the tokens
+            before the patches.
         by_shuffled_position: the same with the positions of each image's patches shuffled.
         by_weight: number of tokens by rank of the choice and bin of its gate.
         gates_by_rank: sum of the gates of the choices by rank.

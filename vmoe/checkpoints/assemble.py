@@ -151,7 +151,7 @@ def _check_sizes(shapes: Shapes, config: ViTConfig) -> None:
     if (depth := count_blocks(shapes)) != config.depth:
         raise UsageError(f"there are parameters of {depth} blocks", **{"model.depth": config.depth})
     largest = max((n for shape in shapes.values() for n in shape), default=0)
-    names = ("patch_size", "width", "num_heads", "num_classes", "pre_logits")
+    names = ("patch_size", "width", "num_heads", "num_classes", "pre_logits", "registers")
     sizes = {f"model.{name}": getattr(config, name) for name in names}
     for i, moe in config.moe_blocks.items():
         if moe.experts.alike:  # a list names each of its experts

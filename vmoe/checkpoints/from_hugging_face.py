@@ -23,13 +23,13 @@ from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
 IMAGES = "preprocessor_config.json"
-MODELS = ("vit", "deit", "dinov2")
+MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 # The defaults of transformers, for settings that the two JSON files do not have.
-PIXELS = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET}
-EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}
+PIXELS = {"vit": HALF}  # the others: IMAGENET
+EPSILONS = {"vit": 1e-12, "deit": 1e-12}  # the others: 1e-6
 RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resizes by torchvision
     0: "nearest",
     1: "torch_lanczos",
@@ -37,11 +37,12 @@ RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resize
     3: "torch_bicubic",
 }
 
-MODEL = r"(?:(?:vit|deit|dinov2)\.)?"
+MODEL = rf"(?:(?:{'|'.join(MODELS)})\.)?"
 BLOCK = rf"{MODEL}(?:encoder\.layer|layers)\.(\d+)"
 PARAMETERS: dict[str, Layout] = {
     rf"{MODEL}embeddings\.patch_embeddings\.projection\.{PARAM}": patches("patches/embed"),
     rf"{MODEL}embeddings\.cls_token": same("class_token"),
+    rf"{MODEL}embeddings\.register_tokens": same("registers"),
     rf"{MODEL}embeddings\.position_embeddings": same("positions/embedding"),
     rf"{BLOCK}\.(?:layernorm_before|norm1)\.{PARAM}": norm(r"blocks/\1/norm1"),
     rf"{BLOCK}\.(?:layernorm_after|norm2)\.{PARAM}": norm(r"blocks/\1/norm2"),
@@ -76,9 +77,11 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
             f"{file.path}: hidden_act {activation!r} cannot be represented; opened are "
             f"{', '.join(GELUS)}"
         )
+    registers = 4 if kind == "dinov2_with_registers" else 0
     given = {
+        "registers": config.get("num_register_tokens", registers),
         "gelu": GELUS[activation],
-        "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS[kind])),
+        "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS.get(kind, 1e-6))),
     }
     if (act := config.get("pooler_act", "tanh")) != "tanh":
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
@@ -123,7 +126,7 @@ def _normalization(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
         )
     if not images.get("do_normalize", True):
         return [0.0] * 3, [1.0] * 3
-    default = PIXELS[kind]
+    default = PIXELS.get(kind, IMAGENET)
     return images.get("image_mean", default["mean"]), images.get("image_std", default["std"])
 
 

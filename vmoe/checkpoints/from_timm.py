@@ -42,7 +42,7 @@ PLAIN = (  # words after the size in the names of architectures that are plain V
 ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
-    *("qk_norm", "reg_tokens", "init_values", "class_token", "no_embed_class", "fc_norm"),
+    *("qk_norm", "init_values", "class_token", "no_embed_class", "fc_norm"),
     *(
         "pre_norm",
         "drop_rate",
@@ -53,7 +53,13 @@ SHOWN = {  # model_args that the names and shapes of parameters show, or that tr
     ),
     *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 }
-READ = {"num_heads", "global_pool", "act_layer", "qkv_bias"}  # model_args that are read below
+READ = {
+    "num_heads",
+    "reg_tokens",
+    "global_pool",
+    "act_layer",
+    "qkv_bias",
+}  # model_args that are read below
 TANH = (  # architectures with the tanh GELU
     r"vit_(so400m|giantopt)_patch\d+_siglip_.*",
     r"vit_base_patch32_siglip_.*",
@@ -69,6 +75,7 @@ BLOCK = r"blocks\.(\d+)"
 PARAMETERS: dict[str, Layout] = {
     rf"patch_embed\.proj\.{PARAM}": patches("patches/embed"),
     r"cls_token": same("class_token"),
+    r"reg_token": same("registers"),
     r"pos_embed": same("positions/embedding"),
     rf"norm_pre\.{PARAM}": norm("pre_norm"),
     rf"{BLOCK}\.norm([12])\.{PARAM}": norm(r"blocks/\1/norm\2"),
@@ -104,7 +111,9 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     if activation is not None and activation not in ACTIVATIONS:
         problem = f"act_layer {activation!r:.40} cannot be represented; opened are"
         raise UsageError(f"{file.path}: {problem} {', '.join(ACTIVATIONS)}")
+    registers = re.search(r"_reg(\d+)", architecture)
     given: dict[str, Any] = {
+        "registers": changes.get("reg_tokens", int(registers[1]) if registers else 0),
         "gelu": _gelu(architecture) if activation is None else ACTIVATIONS[activation],
         "norm_epsilon": 1e-5 if re.fullmatch(CLIP, architecture) else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
@@ -151,7 +160,7 @@ def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
         return 14
     if "base_patch16_gap" in architecture:
         return 16
-    return 24 if found[1] == "giant" and "patch14_dinov2" in architecture else HEADS[found[1]]
+    return 24 if found[1] == "giant" and "dinov2" in architecture else HEADS[found[1]]
 
 
 def _gelu(architecture: str) -> str:

@@ -46,6 +46,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         if "head/pre_logits/kernel" in shapes
         else None,
         pooling=pooling,
+        registers=_shape(shapes, "registers", 3)[1] if "registers" in shapes else 0,
         pre_norm="pre_norm/scale" in shapes,
         qk_norm="blocks/0/attention/query_ln/scale" in shapes,
         sparse_blocks=tuple(layers),

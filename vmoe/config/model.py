@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from vmoe.config.experts import AttentionExpert, Expert, MlpExpert
+from vmoe.config.experts import AttentionExpert, CnnExpert, Expert, MlpExpert
 from vmoe.config.gates import Gate, LinearGate, SlotGate
 from vmoe.errors import UsageError
 from vmoe.fields import (
@@ -143,9 +143,12 @@ class ViTConfig(Checked):
     num_classes: Annotated[int, at_least(0), at_most(LARGEST_COUNT)] = 1000
     """Number of logits; with 0 the model returns features."""
     pooling: Literal["class_token", "mean", "attention", "patch_mean"] = "class_token"
-    """How tokens are pooled. class_token: the class token; mean: the mean of all tokens, without a
-    class token; attention: attention pooling, without a class token; patch_mean: the mean of the
-    patch tokens, with a class token that is not pooled."""
+    """How tokens are pooled. class_token: the class token; mean: the mean of the patch tokens,
+    without a class token; attention: attention pooling of the patch tokens, without a class token;
+    patch_mean: the mean of the patch tokens, with a class token that is not pooled."""
+    registers: Annotated[int, at_least(0)] = 0
+    """Learned tokens between the class token and the patches, which have no positions and are not
+    pooled ("Vision Transformers Need Registers", arXiv 2309.16588)."""
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     """Position embeddings: learned; fixed sines and cosines of both coordinates (sincos2d); or
     none."""
@@ -204,6 +207,9 @@ class ViTConfig(Checked):
 
         for moe in self.moe_blocks.values():
             for expert in moe.experts.members:
+                of_grid = isinstance(expert, CnnExpert) and self.registers > 0
+                needs = "cnn experts need a grid of patches, without registers: use other experts"
+                self.require(not of_grid, needs, "registers")
                 heads = expert.num_heads if isinstance(expert, AttentionExpert) else 1
                 if self.width % heads:
                     fields = {"model.moe.experts.num_heads": heads, "model.width": self.width}
@@ -213,6 +219,11 @@ class ViTConfig(Checked):
     def has_class_token(self) -> bool:
         """Whether a learned token comes before the patches."""
         return self.pooling in ("class_token", "patch_mean")
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token, if any, then the registers."""
+        return self.has_class_token + self.registers
 
     @property
     def moe_blocks(self) -> dict[int, MoEConfig]:

@@ -13,7 +13,7 @@ from vmoe.nn.mlp import Hidden, Mlp, layer_norm
 
 
 class AttentionPool(nnx.Module):
-    """A learned probe attends to all tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
+    """A learned probe attends to the tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
         width, num_heads, qk_norm = config.width, config.num_heads, config.qk_norm

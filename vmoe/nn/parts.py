@@ -11,6 +11,7 @@ SHARED = "shared experts"
 PARTS = {  # a word of a parameter's path -> the part it belongs to; the first match wins
     "patches": "patch embedding",
     "class_token": "class token",
+    "registers": "registers",
     "positions": "positions",
     "attention_pool": "attention pool",
     "attention": "attention",

@@ -36,5 +36,5 @@ class Patches(nnx.Module):
 
 
 def num_tokens(config: ViTConfig) -> int:
-    """Tokens of an image of the config's size, the class token included."""
-    return (config.image_size // config.patch_size) ** 2 + config.has_class_token
+    """Tokens of an image of the config's size, the class token and registers included."""
+    return (config.image_size // config.patch_size) ** 2 + config.prefix_tokens

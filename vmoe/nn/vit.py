@@ -41,6 +41,12 @@ class ViT(nnx.Module):
         class_token = config.has_class_token
         self.patches = Patches(config.patch_size, config.width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if class_token else None
+        init = nnx.initializers.normal(0.02)
+        self.registers = (
+            nnx.Param(init(rngs.params(), (1, config.registers, config.width), jnp.float32))
+            if config.registers
+            else None
+        )
         match config.positions:
             case "learned":
                 self.positions = LearnedPositions(
@@ -140,7 +146,7 @@ class ViT(nnx.Module):
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
         """The class token, if any, and the patch embeddings, plus position embeddings.
 
-        They are normalized if the config has ``pre_norm``.
+        The registers are put before the patches. All are normalized if the config has ``pre_norm``.
         """
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
@@ -156,6 +162,11 @@ class ViT(nnx.Module):
             token = self.class_token[...].astype(tokens.dtype)
             tokens = jnp.concatenate([repeat(token, "1 1 d -> b 1 d", b=len(images)), tokens], 1)
         tokens += self.positions(i, j).astype(tokens.dtype)
+        if self.registers is not None:
+            registers = self.registers[...].astype(tokens.dtype)
+            registers = repeat(registers, "1 r d -> b r d", b=len(images))
+            parts = jnp.split(tokens, [int(self.config.has_class_token)], axis=1)
+            tokens = jnp.concatenate([parts[0], registers, parts[1]], axis=1)
         tokens = self.dropout(tokens, deterministic=key is None, rngs=key)
         return tokens if self.pre_norm is None else self.pre_norm(tokens)
 
@@ -220,16 +231,17 @@ class ViT(nnx.Module):
     @jax.named_scope("pool")
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """The features of each image, see ``ViTConfig.pooling``."""
+        patches = tokens[:, self.config.prefix_tokens :]
         if self.attention_pool is not None:
-            pooled = self.attention_pool(tokens)
+            pooled = self.attention_pool(patches)
         elif self.config.pooling == "class_token":
             pooled = tokens[:, 0]
         else:
-            pooled = tokens[:, int(self.config.has_class_token) :].mean(axis=1)
+            pooled = patches.mean(axis=1)
         return self.norm(pooled) if self.config.fc_norm else pooled
 
     def forward_features(self, images: Images) -> Float[Array, "b n d"]:
-        """The tokens before pooling, the class token first, as in timm."""
+        """The tokens before pooling: class token, registers, patches, as in timm."""
         check_images(images)
         self.placement.check_batch(len(images))
         return self.encode(self.embed(images), jnp.ones(len(images), bool))[0]
@@ -266,7 +278,7 @@ class ViT(nnx.Module):
         check_images(images)
         self.placement.check_batch(len(images))
         chosen = _block_indices(indices, self.config.depth)
-        first, p = int(self.config.has_class_token), self.config.patch_size
+        first, p = self.config.prefix_tokens, self.config.patch_size
         outputs = {}
         normalize = norm and not self.config.fc_norm
         valid = jnp.ones(len(images), bool)

@@ -19,7 +19,7 @@ from vmoe.nn.parts import SHARED, STATE, part_of
 Params = dict[str, Any]
 Path = tuple[str | int, ...]
 
-EMBEDDINGS = ("patches", "class_token", "positions", "pre_norm")
+EMBEDDINGS = ("patches", "class_token", "registers", "positions", "pre_norm")
 
 
 def lr_kind(path: Path) -> str:

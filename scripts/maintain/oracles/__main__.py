@@ -159,6 +159,17 @@ ORACLES = {
         "vit_base_patch16_224_miil",
         embed_dim=24,
     ),
+    "timm_registers": of_timm(
+        "4 registers, of which none is pooled, and no position for them and the class token",
+        "vit_small_patch14_reg4_dinov2",
+        num_heads=2,
+        init_values=1e-5,
+    ),
+    "timm_registers_gap": of_timm(
+        "one register without a class token, mean of the patches, then `fc_norm`; layer scale",
+        "vit_wee_patch16_reg1_gap_256",
+        embed_dim=16,
+    ),
     "hf_vit": Oracle("class token; `id2label`", "erf", 1e-12, hf_vit),
     "hf_vit_shards": Oracle(SHARDS, "erf", 1e-12, hf_vit, options={"max_shard_size": "20KB"}),
     "hf_vit_new_names": Oracle(
@@ -182,6 +193,13 @@ ORACLES = {
         "erf",
         1e-6,
         hf_dinov2,
+    ),
+    "hf_dinov2_registers": Oracle(
+        "`Dinov2WithRegistersModel`: as `hf_dinov2`, with 4 registers",
+        "erf",
+        1e-6,
+        hf_dinov2,
+        options={"registers": 4},
     ),
     "augreg": of_npz("AugReg's names, no pre-logits", "token", "with_class", original),
     "augreg_eps": of_npz("as `augreg`, small tokens", "token", "with_class", original, small=True),

@@ -15,6 +15,8 @@ from transformers import (
     BitImageProcessor,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -124,15 +126,18 @@ def hf_pooler(seed: int) -> TorchModel:
     return hf_model(seed, ViTModel(ViTConfig(**HF_VIT_SIZES)), processor)
 
 
-def hf_dinov2(seed: int) -> TorchModel:
+def hf_dinov2(seed: int, registers: int = 0) -> TorchModel:
     processor = BitImageProcessor(
         size={"shortest_edge": 18},
         crop_size={"height": 16, "width": 16},
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
     )
-    module = Dinov2Model(Dinov2Config(**HF_SIZES, patch_size=4, mlp_ratio=2))
-    return hf_model(seed, module, processor)
+    sizes = HF_SIZES | dict(patch_size=4, mlp_ratio=2)
+    if registers:
+        config = Dinov2WithRegistersConfig(**sizes, num_register_tokens=registers)
+        return hf_model(seed, Dinov2WithRegistersModel(config), processor)
+    return hf_model(seed, Dinov2Model(Dinov2Config(**sizes)), processor)
 
 
 def hf_model(

@@ -13,8 +13,6 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -68,10 +66,6 @@ REFUSED = {
         "dist_token and head_dist: two heads, averaged",
         of_timm("deit_tiny_distilled_patch16_224", **TIMM_SIZES),
     ),
-    "timm_registers": Refused(
-        "reg_token: register tokens",
-        of_timm("vit_small_patch14_reg4_dinov2", **TIMM_SIZES),
-    ),
     "timm_qk_norm": Refused(
         "q_norm, k_norm: a LayerNorm with bias of queries and keys",
         of_timm("vit_small_patch16_224", **TIMM_SIZES, qk_norm=True),
@@ -86,10 +80,6 @@ REFUSED = {
     "hf_deit": Refused(
         "embeddings.distillation_token: a second prefix token",
         of_hf(DeiTForImageClassification, DeiTConfig, intermediate_size=16),
-    ),
-    "hf_dinov2_registers": Refused(
-        "embeddings.register_tokens",
-        of_hf(Dinov2WithRegistersModel, Dinov2WithRegistersConfig, **DINOV2_SIZES),
     ),
     "hf_dinov2_classifier": Refused(
         "the classifier reads the class token and the mean of the patches",

@@ -231,7 +231,7 @@ function frame(pen, x, y, w, h) {
 function tokenIn(model) {
   const own = models[state.model], other = models[model];
   if (state.token === null || model === state.model) return state.token;
-  if (state.token < own.prefix) return other.prefix ? 0 : null;
+  if (state.token < own.prefix) return other.classToken ? 0 : null;
   const patch = state.token - own.prefix;
   const row = Math.floor((Math.floor(patch / own.columns) + .5) / own.rows * other.rows);
   const column = Math.floor((patch % own.columns + .5) / own.columns * other.columns);
@@ -312,7 +312,7 @@ function drawView() {
     ? [choice("show", "show", SHOWS, state.show)]
     : []), make("label", {}, "color", make("input", {type: "range", min: 0, max: 100, id: "opacity",
     value: state.opacity, oninput: event => slide({opacity: Number(event.target.value)})})),
-  ...(models[state.model].prefix ? [make("button", {type: "button", id: "class-token",
+  ...(models[state.model].classToken ? [make("button", {type: "button", id: "class-token",
     onclick: () => set({token: 0})}, "select the class token")] : []));
   const block = blockOf(state.model, state.block);
   if (state.show === "attention" && attentionOf(state.model, block, state.image)) {

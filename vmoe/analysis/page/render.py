@@ -84,7 +84,7 @@ def _read(name: str) -> str:
 
 def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any]:
     config, routing = model.config, model.routing
-    prefix = int(config.has_class_token)
+    prefix = config.prefix_tokens
     rows, columns = (side // config.patch_size for side in size)
     grid = removed = None
     if model.capacities:
@@ -101,6 +101,7 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
         "rows": rows,
         "columns": columns,
         "prefix": prefix,
+        "classToken": config.has_class_token,
         "tokens": rows * columns + prefix,
         "predictions": _predictions(routing.logits, model.sigmoid),
         "blocks": [

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from vmoe.analysis.collect import BlockRouting, Collected
+from vmoe.analysis.collect import Collected
 from vmoe.analysis.colors import expert_colors, text_color
 from vmoe.analysis.patches import TopPatches, on_grid
 from vmoe.analysis.plots.style import NORMAL, SMALL, early_to_late, label_experts, panels
@@ -43,7 +43,7 @@ def experts_of_patches(
         show: number of images to show, spread over all.
     """
     columns = early_to_late(collected.blocks, blocks, 6)
-    experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
+    experts = {i: _strongest(i, collected, images, patch_size) for i in columns}
     title = "The expert with the largest weight for each patch; gray: no routed expert"
     figure, axes, shown, pixels = _beside_images(images, len(columns), show, title)
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
@@ -64,14 +64,15 @@ def experts_of_patches(
 
 
 def _strongest(
-    i: int, block: BlockRouting, images: Float[np.ndarray, "b h w 3"], patch_size: int
+    i: int, collected: Collected, images: Float[np.ndarray, "b h w 3"], patch_size: int
 ) -> Int[np.ndarray, "b i j"]:
     """The expert with the largest combine weight for each patch; -1 if none processed it."""
+    block = collected.blocks[i]
     if not block.experts.shape[-1]:
         raise UsageError(f"block {i}: its router makes no choices")
     best = block.weights.argmax(-1)[..., None]
     experts = np.take_along_axis(block.experts, best, -1)[..., 0]
-    return on_grid(np.where(block.kept.any(-1), experts, -1), images, patch_size)
+    return on_grid(np.where(block.kept.any(-1), experts, -1), images, patch_size, like=collected)
 
 
 def _beside_images(
@@ -138,7 +139,7 @@ def _kept(
     kept = collected.blocks[i].kept
     has_choices = kept.shape[-1] > 0
     require(has_choices, "a soft router processes every token, none is dropped", block=i)
-    return on_grid(np.asarray(kept.any(-1)), images, patch_size)
+    return on_grid(np.asarray(kept.any(-1)), images, patch_size, like=collected)
 
 
 def _center(place: Any, patch_size: int) -> Any:
