@@ -387,6 +387,14 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["upcycle", "{run}", "new", "--blocks", "last9"],
         "vmoe: blocks=last9: the only block is block 0: use 0 (--blocks)",
     ),
+    "noise without its start": (
+        ["upcycle", "{run}", "new", "--noise-std", "0.1"],
+        "vmoe: --noise-std 0.1 has no effect without --start noise: give both or neither",
+    ),
+    "rank": (
+        ["upcycle", "{run}", "new", "--start", "low_rank", "--rank", "0"],
+        "vmoe: rank=0: use at least 1 (--rank)",
+    ),
     "shards": (
         ["convert", "{run}", "new", "--format", "published", "--shards", "0"],
         "vmoe: shards=0: use at least 1 (--shards)",

@@ -1,8 +1,10 @@
 """``vmoe upcycle`` and ``vmoe prune`` on trained models, and training from what they write."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from tests.command import ROOT, TINY, start, vmoe
 from tests.random_models import outputs, random_images, stored_model
 from vmoe.analysis import collect, statistics
 from vmoe.checkpoints import write
+from vmoe.cli.upcycle import UpcycleArgs
 from vmoe.config import Soft
 from vmoe.data.sources import open_source
 from vmoe.evaluate import evaluate
 from vmoe.passes import inputs
+from vmoe.surgery.starts import STARTS
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
 
 def test_upcycling_says_why_logits_change(tmp_path: Path) -> None:
     source = ROOT / "tests" / "golden" / "weights" / "timm_vit"
-    options = ["--no-normalize-weights", "--capacity-factor", "1.0", "--noise-std", "0.1"]
+    options = ["--no-normalize-weights", "--capacity-factor", "1.0", "--start", "noise"]
     result = vmoe("upcycle", source, tmp_path / "x", *options)
     assert result.returncode == 0, result.stderr
     assert "8 experts in blocks (1,)\n" in result.stdout
@@ -65,6 +69,23 @@ def test_upcycling_says_why_logits_change(tmp_path: Path) -> None:
         assert reason in result.stdout
     again = vmoe("upcycle", tmp_path / "x", tmp_path / "y", "--blocks", "1")
     assert again.returncode == 2 and "is sparse already" in again.stderr
+
+
+def test_the_command_has_every_start_and_reads_the_images_that_one_clusters(
+    tmp_path: Path,
+) -> None:
+    (start,) = (field for field in dataclasses.fields(UpcycleArgs) if field.name == "start")
+    assert get_args(start.type) == tuple(STARTS)
+    source = ROOT / "tests" / "golden" / "weights" / "timm_vit"
+    data = ["--data", "emoji_sample:test", "--images", "2"]
+    result = vmoe("upcycle", source, tmp_path / "x", "--start", "clusters", *data)
+    assert result.returncode == 0, result.stderr
+    assert f"its logits are those of {source}, up to rounding" in result.stdout
+    columns = library.load(tmp_path / "x").model.blocks[1].mlp.gate.kernel[...]
+    np.testing.assert_allclose(np.linalg.norm(columns, axis=0), 1, rtol=1e-5)
+    low = vmoe("upcycle", source, tmp_path / "y", "--start", "low_rank", "--rank", "3")
+    assert low.returncode == 0, low.stderr
+    assert library.load(tmp_path / "y").model.config.moe.experts.mlp_dim == 3
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Sparse upcycling: a stored run of the authors' code, and the parent's logits.
+"""Sparse upcycling: a stored run of the authors' code, the parent's logits, and each start's rule.
 
 ``upcycle.npz`` has the dense parameters (``source``), the logits before and after, and the router
 and the head of the sparse model, which are not taken from the source.
@@ -26,6 +26,7 @@ from vmoe.config import (
     GatedMlpExpert,
     MlpExpert,
     MoEConfig,
+    NoisyGate,
     OptimConfig,
     Soft,
     TokenChoice,
@@ -34,9 +35,11 @@ from vmoe.config import (
 )
 from vmoe.errors import UsageError
 from vmoe.models import params_of
+from vmoe.nn.mlp import ACTIVATIONS
 from vmoe.nn.vit import ViT
-from vmoe.surgery.resize import fit
-from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
+from vmoe.passes import in_batches
+from vmoe.surgery import Clusters, Copies, Drop, LowRank, Noise, Split, fit
+from vmoe.surgery.upcycle import logit_changes, mlp_inputs, upcycle_params, upcycled_layer
 from vmoe.train.lr_factors import trained_params
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "upcycle.npz")
@@ -96,12 +99,15 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
         dict(router=dict(capacity_factor=4.0)),  # e / k
         dict(router=dict(k=3, capacity=34, images_per_group=2)),
         dict(num_experts=2, router=TokenChoice(k=2)),  # the gates of all experts sum to 1
+        dict(start=Clusters(), images=random_images(32, 3)),
+        dict(start=Split(), num_experts=4, router=dict(k=4)),
+        dict(start=LowRank(3), router=TokenChoice(capacity_factor=0.5)),  # the routed add zeros
     ],
 )
 def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
     parent = dense(ONE_BLOCK)
     child = vmoe.upcycle(parent, blocks=(0,), **moe)
-    assert logit_changes(ONE_BLOCK, child.config.moe) == []
+    assert logit_changes(ONE_BLOCK, child.config.moe, moe.get("start", Copies())) == []
     x = random_images()
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 
@@ -113,7 +119,10 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
         (dict(router=TokenChoice(dropless=True)), "not normalized"),
         (dict(router=dict(capacity_factor=0.5)), "dropped"),
         (dict(router=dict(capacity=8)), "dropped"),
-        (dict(noise_std=0.1), "noise"),
+        (dict(start=Noise(0.1)), "noise"),
+        (dict(start=Drop(0.1)), "drawn anew (drop_ratio=0.1)"),
+        (dict(start=Split(), num_experts=4), "a token uses 2 of the 4 groups"),
+        (dict(start=LowRank(), shared_gate=True), "a new gate"),
         (dict(transfer_dtype="bfloat16"), "bfloat16"),
         (dict(shared_experts=1), "shared expert"),
         (dict(routed_scale=2.5), "routed_scale=2.5"),
@@ -124,7 +133,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
 def test_other_settings_change_the_logits_and_the_reason_is_named(moe: dict, reason: str) -> None:
     parent = dense(ONE_BLOCK)
     child = vmoe.upcycle(parent, blocks=(0,), **moe)
-    reasons = logit_changes(ONE_BLOCK, child.config.moe, noise_std=moe.get("noise_std", 0.0))
+    reasons = logit_changes(ONE_BLOCK, child.config.moe, moe.get("start", Copies()))
     assert len(reasons) == 1 and reason in reasons[0]
     x = random_images()
     assert np.max(np.abs(outputs(child, x) - outputs(parent, x))) > 1e-4
@@ -149,7 +158,7 @@ def test_experts_are_copies_routers_are_initial_and_the_rest_is_shared() -> None
 def test_noise_has_the_given_standard_deviation_relative_to_each_kernel() -> None:
     config = replace(TINY, depth=1, width=64, mlp_dim=256)
     parent = models.with_params(config, random_params(config))
-    child = vmoe.upcycle(parent, blocks=(0,), num_experts=4, noise_std=0.1)
+    child = vmoe.upcycle(parent, blocks=(0,), num_experts=4, start=Noise(0.1))
     mlp, experts = parent.blocks[0].mlp, child.blocks[0].mlp.experts
     for before, after in [(mlp.up, experts.up), (mlp.down, experts.down)]:
         noise = np.asarray(after.kernel[...]) - np.asarray(before.kernel[...])
@@ -157,6 +166,94 @@ def test_noise_has_the_given_standard_deviation_relative_to_each_kernel() -> Non
         np.testing.assert_allclose(relative, 0.1, rtol=0.03)
         assert abs(np.corrcoef(noise.reshape(4, -1))[0, 1]) < 0.03
         np.testing.assert_array_equal(after.bias[...], np.stack([before.bias[...]] * 4))
+
+
+def test_dropped_units_are_drawn_with_the_mean_and_spread_of_those_they_replace() -> None:
+    config = replace(TINY, depth=1, width=64, mlp_dim=250)
+    params = random_params(config)
+    params["blocks"][0]["mlp"]["up"]["kernel"] += 2.0
+    parent = models.with_params(config, params)
+    child = vmoe.upcycle(parent, blocks=(0,), num_experts=3, start=Drop(0.3))
+    mlp, experts = parent.blocks[0].mlp, child.blocks[0].mlp.experts
+    for name, axis in (("up", 1), ("down", 0)):
+        old = np.moveaxis(np.asarray(getattr(mlp, name).kernel[...]), axis, 0)
+        chosen = []
+        for kernel in np.asarray(getattr(experts, name).kernel[...]):
+            new = np.moveaxis(kernel, axis, 0)
+            differs = (new != old).any(-1)
+            assert differs.sum() == int(0.3 * 250) and (new != old)[differs].all()
+            for statistic in (np.mean, np.std):
+                expected = statistic(old[differs])
+                np.testing.assert_allclose(statistic(new[differs]), expected, atol=0.02)
+            chosen.append(differs)
+        assert (chosen[0] != chosen[1]).any()  # each expert has units of its own
+        bias = getattr(mlp, name).bias[...]
+        np.testing.assert_array_equal(getattr(experts, name).bias[...], np.stack([bias] * 3))
+
+
+def test_split_experts_add_the_hidden_units_nearest_in_direction() -> None:
+    """The oracle is the parent's MLP with the units of the chosen experts alone."""
+    parent = dense(ONE_BLOCK)
+    layer = vmoe.upcycle(parent, blocks=(0,), num_experts=4, start=Split()).blocks[0].mlp
+    mlp = jax.tree.map(np.float64, params_of(parent.blocks[0].mlp))
+    up, down = mlp["up"], mlp["down"]
+    by_unit = {tuple(np.float32(column)): i for i, column in enumerate(up["kernel"].T)}
+    parts = np.asarray(layer.experts.up.kernel[...])
+    units = np.array([[by_unit[tuple(column)] for column in part.T] for part in parts])
+    f = len(by_unit)
+    assert sorted(units.flat) == list(range(f)) and units.shape == (4, f // 4)
+    directions = up["kernel"].T / np.linalg.norm(up["kernel"].T, axis=1, keepdims=True)
+    means = directions[units].mean(1)
+    columns = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(layer.gate.kernel[...].T, columns, atol=1e-6)
+    for i, j in np.ndindex(4, 4):  # no two units gain by changing places
+        gains = directions @ (means[j] - means[i])
+        assert gains[units[i]].max() <= gains[units[j]].min() + 1e-6
+
+    tokens = np.random.default_rng(0).standard_normal((5, ONE_BLOCK.width)).astype(np.float32)
+    hidden = np.asarray(ACTIVATIONS[ONE_BLOCK.gelu](tokens @ up["kernel"] + up["bias"]))
+    expected = []
+    for row, logits in zip(hidden, tokens @ columns.T, strict=True):
+        chosen = np.argsort(-logits)[:2]
+        weights = 2 * np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
+        outputs = [row[units[i]] @ down["kernel"][units[i]] for i in chosen]
+        expected.append(weights @ outputs + down["bias"])
+    np.testing.assert_allclose(layer(tokens[None])[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_router_of_clusters_has_the_mean_directions_of_its_tokens_as_columns() -> None:
+    parent, images = dense(), random_images(32, 6)
+    names = ["blocks.1.mlp"]
+    captured = vmoe.analysis.capture_features(parent, jnp.asarray(images), names).features
+    rows = mlp_inputs(parent, in_batches(images, batch_size=4), (1,))[1]
+    mlp = parent.blocks[1].mlp
+    expected = np.asarray(captured["blocks.1.mlp"]).reshape(rows.shape)
+    np.testing.assert_allclose(mlp(jnp.asarray(rows)), expected, rtol=1e-4, atol=1e-4)
+
+    child = vmoe.upcycle(parent, blocks=(1,), num_experts=3, start=Clusters(), images=images)
+    columns = np.asarray(child.blocks[1].mlp.gate.kernel[...]).T
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    nearest = (rows @ columns.T).argmax(1)
+    for expert, column in enumerate(columns):
+        mean = rows[nearest == expert].mean(0)
+        np.testing.assert_allclose(column, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_low_rank_experts_stand_beside_the_mlp_in_a_saved_model(tmp_path: Path) -> None:
+    parent = dense()
+    child = vmoe.upcycle(parent, blocks=(1,), num_experts=3, start=LowRank(2))
+    names = [str(i) for i in range(TINY.num_classes)]
+    vmoe.save(child, tmp_path / "saved", class_names=names)
+    layer = vmoe.load(tmp_path / "saved").model.blocks[1].mlp
+    before, d, f = params_of(parent.blocks[1].mlp), TINY.width, TINY.mlp_dim
+    shapes = jax.tree.map(np.shape, params_of(layer.experts))
+    assert shapes["up"] == {"kernel": (3, d, 2), "bias": (3, 2)}
+    assert shapes["down"] == {"kernel": (3, 2, d), "bias": (3, d)}
+    assert layer.shared.up.kernel.shape == (1, d, f)
+    shared = jax.tree.map(lambda x: x[0], params_of(layer.shared))
+    jax.tree.map(np.testing.assert_array_equal, shared, before)
+    assert 0 < np.abs(layer.experts.up.kernel[...]).max() <= d**-0.5
+    assert not np.any(layer.experts.down.kernel[...])
 
 
 @pytest.mark.slow
@@ -199,6 +296,29 @@ def test_experts_that_are_no_copies_of_the_mlps_are_refused() -> None:
             vmoe.upcycle(dense(), experts=experts)
     same = vmoe.upcycle(dense(), experts=MlpExpert(activation=TINY.gelu))
     assert same.config.moe.experts.activation == TINY.gelu
+
+
+@pytest.mark.parametrize(
+    ("moe", "message"),
+    [
+        (dict(start=Split(), num_experts=3), "num_experts=3: use a divisor of the hidden width"),
+        (dict(start=Split(), experts=GatedMlpExpert()), "groups of hidden units .* use mlp, with"),
+        (dict(start=Split(), routed_scale=1.0), "routed_scale=1.0: use k"),
+        (dict(start=Split(), gate=NoisyGate()), "gate.kind=noisy: .* a linear gate"),
+        (dict(start=Drop(0.001)), "drop_ratio=0.001: no hidden unit of 32 is drawn anew"),
+        (dict(start=LowRank(4), shared_experts=2), "shared_experts=2: the shared expert is the"),
+        (dict(start=LowRank(4), experts=MlpExpert(mlp_dim=8)), "with hidden width 4"),
+        (dict(start=Clusters()), "start clusters reads tokens: give images"),
+        (dict(start=Copies(), images=random_images()), "Copies reads no images: leave them out"),
+        (
+            dict(start=Clusters(), images=random_images(32, 1), num_experts=99),
+            "17 tokens cannot make 99 clusters: give more images",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_start_is_refused(moe: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        vmoe.upcycle(dense(), blocks=(0,), **moe)
 
 
 def test_experts_have_the_dropout_of_the_mlps_unless_another_is_given() -> None:

@@ -116,6 +116,14 @@ def test_shared_experts_are_experts_for_factors_decay_and_freezing() -> None:
     (message,) = training_messages(frozen, params)
     assert message.endswith("frozen: experts")
 
+    own = dataclasses.replace(SGD, lr_factors=LrFactorsConfig(shared_experts=0.0))
+    left_out = flatten_dict(params).keys() - flatten_dict(trained_params(own, params)).keys()
+    assert left_out == shared.keys()
+    (message,) = training_messages(own, params)
+    assert message.endswith("(head, routers, experts, others); frozen: shared_experts")
+    with pytest.raises(UsageError, match="shared_experts=0.0: the model has no shared experts"):
+        TrainConfig(optim=own)
+
 
 def test_the_factor_of_a_part_multiplies_its_learning_rate_and_so_its_weight_decay() -> None:
     factors = LrFactorsConfig(head=10.0, routers=2.0, experts=0.5, others=0.1)

@@ -65,9 +65,12 @@ class LrFactorsConfig(Checked):
     routers: NonNegative = 1.0
     """Factor of the routers."""
     experts: NonNegative = 1.0
-    """Factor of the experts, shared ones too."""
+    """Factor of the experts."""
     others: NonNegative = 1.0
     """Factor of all other parts: embeddings, attention, dense MLPs, norms, the attention pool."""
+    shared_experts: NonNegative | None = None
+    """Factor of the shared experts; if None, that of the experts. 0 freezes the MLP that
+    `vmoe upcycle --start low_rank` makes a shared expert."""
 
 
 @dataclasses.dataclass(frozen=True)

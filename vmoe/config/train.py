@@ -81,6 +81,13 @@ class TrainConfig(Checked):
         super().__post_init__()
         self._check_length()
         parts = ["head", "others", *(["routers", "experts"] if self.model.sparse_blocks else [])]
+        if self.optim.lr_factors.shared_experts is not None:
+            parts.append("shared_experts")
+            self.require(
+                any(moe.shared_experts for moe in self.model.moe_blocks.values()),
+                "the model has no shared experts, leave it out",
+                "optim.lr_factors.shared_experts",
+            )
         self.require(
             any(getattr(self.optim.lr_factors, part) for part in parts),
             f"{', '.join(parts)} are all 0, so there is nothing to train",

@@ -1,33 +1,30 @@
 """Sparse upcycling: the MLPs of a trained dense model become the experts of a sparse one.
 
-Every expert starts as a copy of its block's MLP, and the router as in a new model. If the combine
-weights are normalized over a token's experts and no choice is dropped, the sparse model has the
-same logits as the dense one until it is trained.
+Every expert starts as a copy of its block's MLP, and the router as in a new model, unless another
+start is chosen (``starts.py``). If the combine weights are normalized over a token's experts and no
+choice is dropped, copies have the logits of the dense model until they are trained.
 
 Source: "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (arXiv 2212.05055).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
 
-from vmoe import models
+from vmoe import models, passes
 from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.data.pipeline import Batch
 from vmoe.errors import require
-from vmoe.fields import NOT_EMPTY, at_least
-from vmoe.nn.patches import num_tokens
+from vmoe.fields import NOT_EMPTY
 from vmoe.nn.vit import ViT
-from vmoe.surgery.params import (
-    Params,
-    initial_values,
-    is_mlp_of,
-    wanted_shapes,
-    with_noise,
-    with_sparse_blocks,
-)
+from vmoe.surgery.params import Params, initial_values, wanted_shapes, with_sparse_blocks
+from vmoe.surgery.starts import COPIES, UpcyclingStart
 
 Blocks = str | Iterable[int]
 """Blocks of a model: their numbers, or a name such as "every2" or "last2"."""
@@ -38,7 +35,8 @@ def upcycle(
     *,
     blocks: Blocks = "every2",
     num_experts: int = 8,
-    noise_std: float = 0.0,
+    start: UpcyclingStart = COPIES,
+    images: Float[np.ndarray, "b h w 3"] | None = None,
     seed: int = 0,
     **moe: Any,
 ) -> ViT:
@@ -47,44 +45,50 @@ def upcycle(
     Args:
         model: a dense or sparse model; it does not change.
         blocks: every second block ("every2"), the last n of these ("last2"), or block numbers.
-        noise_std: standard deviation of the noise that is added to each expert's kernels, relative
-            to the kernel's standard deviation.
-        seed: seed of the routers, as for ``models.build``, and of the noise.
+        start: what experts and routers start from, such as ``vmoe.surgery.Drop(0.5)``; by default
+            experts are copies of the MLP.
+        images: pixels in [-1, 1], for a start that reads tokens.
+        seed: seed of the routers, as for ``models.build``, and of the start.
         moe: other fields of ``MoEConfig``; see ``upcycled_layer`` for the defaults.
 
     Raises:
-        UsageError: a block does not exist or is sparse already, fields are incompatible, the
-            experts are not MLPs as in the model, or a layer is not the one in its config.
+        UsageError: a block does not exist or is sparse already, fields are incompatible or do not
+            fit the start, images are missing or not read, or a layer is not the one in its config.
 
     >>> import vmoe
     >>> vmoe.upcycle(vmoe.create_model("vit_test"), num_experts=4).config.sparse_blocks
     (1, 3)
     """
     models.check_described(model)
-    layer = upcycled_layer(model.config, num_experts=num_experts, **moe)
+    unread = f"{type(start).__name__} reads no images: leave them out"
+    require(images is None or start.reads_tokens, unread)
+    batches = () if images is None else passes.in_batches(np.asarray(images))
     config, params = upcycle_params(
         model.config,
         models.params_of(model),
         blocks=blocks,
-        moe=layer,
-        noise_std=noise_std,
+        moe=upcycled_layer(model.config, start, num_experts=num_experts, **moe),
+        start=start,
+        tokens=mlp_inputs(model, batches, blocks),
         seed=seed,
     )
     return models.with_params(config, params, placement=model.placement)
 
 
-def upcycled_layer(dense: ViTConfig, **fields: Any) -> MoEConfig:
+def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: Any) -> MoEConfig:
     """The config of an upcycled layer of a dense model, with some fields changed.
 
     By default the experts have the dropout of the MLPs that they replace, and the router is a token
     choice that normalizes the weights of a token's experts, without a capacity unless the fields of
     the router have one. Several devices need a capacity; with a capacity factor of e / k no choice
-    is dropped either.
+    is dropped either. A start may need other defaults.
     """
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
     router = TokenChoice(normalize_weights=True, dropless=not limited)
-    return replace(MoEConfig(router=router, experts=MlpExpert(dropout=dense.dropout)), **fields)
+    layer = MoEConfig(router=router, experts=MlpExpert(dropout=dense.dropout))
+    layer = replace(layer, **start.fields(dense, replace(layer, **fields)))
+    return replace(layer, **fields)
 
 
 def upcycle_params(
@@ -93,41 +97,64 @@ def upcycle_params(
     *,
     blocks: Blocks,
     moe: MoEConfig,
-    noise_std: float = 0.0,
+    start: UpcyclingStart = COPIES,
+    tokens: Mapping[int, Float[np.ndarray, "r d"]] | None = None,
     seed: int = 0,
     initial: Params | None = None,
 ) -> tuple[ViTConfig, Params]:
     """``upcycle`` for parameters as nested dicts.
 
     Args:
+        tokens: inputs of the MLP of each block, for a start that reads them; see ``mlp_inputs``.
         initial: a tree of the new model to take the routers from, instead of the seed; zeros for
             the moments of an optimizer.
     """
-    at_least(0).check(noise_std=noise_std)
-    require(
-        is_mlp_of(config, moe.experts),
-        "the experts start as copies of MLPs: use mlp, with the hidden width and the activation of "
-        "the model",
-        **{"experts.kind": moe.experts.kind},
-    )
+    start.check(config, moe)
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
-    key, arrays = jax.random.key(seed), {}
-    for i, (path, value) in enumerate(flatten_dict(params).items()):
-        if path[0] != "blocks" or path[1] not in chosen or path[2] != "mlp":
-            arrays[path] = value
-            continue
-        experts = jnp.repeat(jnp.asarray(value)[None], moe.num_experts, axis=0)
-        if noise_std > 0 and path[-1] == "kernel":
-            experts = with_noise(experts, noise_std, jax.random.fold_in(key, i))
-        arrays[*path[:3], "experts", *path[3:]] = experts
+    arrays = flatten_dict(params)
+    for block in chosen:
+        place, mlp = ("blocks", block, "mlp"), params["blocks"][block]["mlp"]
+        for path in flatten_dict(mlp):
+            del arrays[*place, *path]
+        key = jax.random.fold_in(jax.random.key(seed), block)
+        layer = start.params(mlp, moe, key, (tokens or {}).get(block))
+        arrays |= {(*place, *path): value for path, value in flatten_dict(layer).items()}
     wanted = wanted_shapes(target, initial)
-    routers = [path for path in wanted if path not in arrays]
-    arrays |= initial_values(target, routers, seed=seed, initial=initial)
+    new = [path for path in wanted if path not in arrays]
+    arrays |= initial_values(target, new, seed=seed, initial=initial)
     return target, unflatten_dict({path: arrays[path] for path in wanted})
 
 
-def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) -> list[str]:
+def mlp_inputs(
+    model: ViT, batches: Iterable[Batch], blocks: Blocks
+) -> dict[int, Float[np.ndarray, "r d"]]:
+    """The inputs of the MLPs of some blocks, for all tokens of images; empty without batches.
+
+    Args:
+        batches: images in [-1, 1]; see ``vmoe.passes``.
+    """
+    program = _mlp_inputs(model, _dense_blocks(model.config, blocks))
+    parts = [part.outputs for part in passes.run(program, batches, model.placement)]
+    return {
+        block: rearrange(np.concatenate([part[block] for part in parts]), "b n d -> (b n) d")
+        for block in (parts[0] if parts else ())
+    }
+
+
+@models.compiled
+def _mlp_inputs(
+    model: ViT, blocks: tuple[int, ...], batch: Batch
+) -> tuple[dict[int, Float[Array, "b n d"]], None]:
+    tokens, found = model.embed(jnp.asarray(batch.images)), {}
+    for i, outputs in enumerate(model.run_blocks(tokens, jnp.asarray(batch.valid))):
+        if i in blocks:
+            found[i] = model.blocks[i].norm2(tokens + outputs.attention)
+        tokens = outputs.tokens
+    return model.placement.replicate(found), None
+
+
+def logit_changes(config: ViTConfig, moe: MoEConfig, start: UpcyclingStart = COPIES) -> list[str]:
     """Reasons why a model's logits change when some of its MLPs become the experts of such layers.
 
     Empty if they stay the same, up to rounding, for images of the config's size.
@@ -135,35 +162,7 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     Args:
         moe: config of each new MoE layer.
     """
-    reasons = []
-    router = moe.router
-    if router.logits_per == "slot":
-        reasons.append(f"with router {router.kind} the experts get mixtures of tokens")
-    elif not router.can_drop:
-        reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
-    else:
-        of_all = router.k == moe.num_experts and router.weights_are_gates
-        if not router.normalized and not of_all:
-            reasons.append("the combine weights of a token are not normalized")
-        if not _has_room(moe, router.k, num_tokens(config)):
-            reasons.append("choices beyond the capacity are dropped")
-    if moe.routed_scale != 1:
-        reasons.append(f"the outputs of the experts are scaled (routed_scale={moe.routed_scale})")
-    if moe.shared_experts:
-        reasons.append("a shared expert is added, whose parameters are new")
-    if noise_std > 0:
-        reasons.append(f"noise is added to the experts (noise_std={noise_std})")
-    if moe.transfer_dtype == "bfloat16" and config.dtype != "bfloat16":
-        reasons.append("rows are rounded to bfloat16 (transfer_dtype)")
-    return reasons
-
-
-def _has_room(moe: MoEConfig, k: int, tokens: int) -> bool:
-    """Whether an expert has a slot for every token of a group, for groups of any size."""
-    if moe.router.capacity is not None:
-        return moe.router.capacity >= moe.router.images_per_group * tokens
-    factor = min(moe.router.capacity_factor, moe.router.in_evaluation().capacity_factor)
-    return moe.router.dropless or (not moe.router.shares and factor * k >= moe.num_experts)
+    return start.logit_changes(config, moe)
 
 
 def _dense_blocks(config: ViTConfig, blocks: Blocks) -> tuple[int, ...]:

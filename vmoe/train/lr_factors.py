@@ -19,18 +19,22 @@ from vmoe.nn.parts import SHARED, STATE, part_of
 Params = dict[str, Any]
 Path = tuple[str | int, ...]
 
+ONE = LrFactorsConfig()
 EMBEDDINGS = ("patches", "class_token", "registers", "positions", "pre_norm")
 
 
-def lr_kind(path: Path) -> str:
+def lr_kind(path: Path, factors: LrFactorsConfig = ONE) -> str:
     """The field of ``LrFactorsConfig`` that applies to a parameter.
+
+    Args:
+        factors: decides whether shared experts have a factor of their own.
 
     >>> lr_kind(("blocks", 1, "mlp", "experts", "up", "bias"))
     'experts'
     """
     part = part_of(path)
     if part == SHARED:
-        return "experts"
+        return "experts" if factors.shared_experts is None else "shared_experts"
     return part if part in ("head", "routers", "experts") else "others"
 
 
@@ -56,9 +60,14 @@ def trained_params(config: OptimConfig, params: Params) -> Params:
         {
             path: leaf
             for path, leaf in flatten_dict(params).items()
-            if part_of(path) != STATE and getattr(config.lr_factors, lr_kind(path))
+            if part_of(path) != STATE and _part_factor(config, path)
         }
     )
+
+
+def _part_factor(config: OptimConfig, path: Path) -> float:
+    """The factor of the part that a parameter belongs to."""
+    return getattr(config.lr_factors, lr_kind(path, config.lr_factors))
 
 
 def scale_by_lr_factors(config: OptimConfig, depth: int) -> optax.GradientTransformation:
@@ -66,25 +75,25 @@ def scale_by_lr_factors(config: OptimConfig, depth: int) -> optax.GradientTransf
 
     def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
         keys = tuple(key.key for key in path)
-        part_factor = getattr(config.lr_factors, lr_kind(keys))
-        return update * (part_factor * config.layer_decay ** layers_above(keys, depth))
+        layer_factor = config.layer_decay ** layers_above(keys, depth)
+        return update * (_part_factor(config, keys) * layer_factor)
 
     return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
 
 def has_lr_factors(config: OptimConfig) -> bool:
     """Whether any factor differs from 1."""
-    return config.lr_factors != LrFactorsConfig() or config.layer_decay != 1
+    return config.lr_factors != ONE or config.layer_decay != 1
 
 
 def training_messages(config: OptimConfig, params: Params) -> Iterator[str]:
     """A message about which parts are trained, if a part is frozen or has another learning rate."""
     if not has_lr_factors(config):
         return
-    sizes = dict.fromkeys(("head", "routers", "experts", "others"), 0)
+    sizes = dict.fromkeys(("head", "routers", "experts", "shared_experts", "others"), 0)
     for path, leaf in flatten_dict(params).items():
         if part_of(path) != STATE:
-            sizes[lr_kind(path)] += leaf.size
+            sizes[lr_kind(path, config.lr_factors)] += leaf.size
     factors = {kind: getattr(config.lr_factors, kind) for kind, size in sizes.items() if size}
     trained = [
         kind if factor == 1 else f"{kind} at {factor:g} x lr"

@@ -1,0 +1,348 @@
+"""Starts of upcycling: the experts and the router that a trained MLP becomes, before any training.
+
+A start is a class with its settings, its rule and its cost. In the costs, d is the width of the
+tokens, f the hidden width of the MLP, and e and k the experts and the experts per token; a linear
+router adds d e parameters. docs/upcycling.md compares the starts, and names those that are left
+out.
+"""
+
+import dataclasses
+import functools
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from vmoe.config import LinearGate, MlpExpert, MoEConfig, ViTConfig, replace
+from vmoe.errors import UsageError, require
+from vmoe.fields import Checked, Count, Positive, at_most, more_than
+from vmoe.nn.patches import num_tokens
+from vmoe.surgery.clusters import balanced_k_means, spherical_k_means, unit
+from vmoe.surgery.params import Params, is_mlp_of, with_noise
+
+UNITS = {"up": 1, "down": 0}
+"""The axis of the hidden units in the kernels of an MLP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UpcyclingStart(Checked):
+    """The interface of every start.
+
+    Attributes:
+        reads_tokens: whether it needs inputs of the MLP.
+    """
+
+    reads_tokens = False
+
+    def fields(self, dense: ViTConfig, moe: MoEConfig) -> dict[str, Any]:
+        """The fields of the layer's config that this start needs to differ from the defaults."""
+        return {}
+
+    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        """Checks that a layer can start this way."""
+        require(
+            is_mlp_of(dense, moe.experts),
+            "the experts start as copies of MLPs: use mlp, with the hidden width and the "
+            "activation of the model",
+            **{"experts.kind": moe.experts.kind},
+        )
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        """The parameters of the layer, without those that are as in a new layer.
+
+        Args:
+            mlp: the parameters of the MLP: ``up`` kernel (d, f), bias (f); ``down`` kernel (f, d),
+                bias (d).
+            tokens: inputs of the MLP, if the start reads them.
+        """
+        raise NotImplementedError
+
+    def logit_changes(self, dense: ViTConfig, moe: MoEConfig) -> list[str]:
+        """Reasons why the logits differ from the dense model's; see ``upcycle.logit_changes``.
+
+        These are the reasons for experts that all equal the MLP.
+        """
+        reasons, router = [], moe.router
+        if router.logits_per == "slot":
+            reasons.append(f"with router {router.kind} the experts get mixtures of tokens")
+        elif not router.can_drop:
+            reasons.append(
+                f"with router {router.kind} the combine weights of a token do not sum to 1"
+            )
+        else:
+            of_all = router.k == moe.num_experts and router.weights_are_gates
+            if not router.normalized and not of_all:
+                reasons.append("the combine weights of a token are not normalized")
+            if not _has_room(moe, router.k, num_tokens(dense)):
+                reasons.append("choices beyond the capacity are dropped")
+        if moe.routed_scale != 1:
+            reasons.append(
+                f"the outputs of the experts are scaled (routed_scale={moe.routed_scale})"
+            )
+        if moe.shared_experts:
+            reasons.append("a shared expert is added, whose parameters are new")
+        if moe.transfer_dtype == "bfloat16" and dense.dtype != "bfloat16":
+            reasons.append("rows are rounded to bfloat16 (transfer_dtype)")
+        return reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies(UpcyclingStart):
+    """Every expert is a copy of the MLP.
+
+    If the combine weights are normalized over a token's experts and no choice is dropped, the
+    logits stay the same.
+
+    Cost: e times the parameters and k times the FLOPs of the MLP.
+
+    Source: "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (arXiv
+    2212.05055).
+    """
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        return {"experts": _repeated(mlp, moe.num_experts)}
+
+
+COPIES = Copies()
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Copies):
+    """Copies of the MLP whose kernels get noise, independent for each expert; costs as copies."""
+
+    noise_std: Positive = 0.1
+    """Standard deviation of the noise that is added to each expert's kernels, relative to the
+    kernel's standard deviation."""
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        experts = _repeated(mlp, moe.num_experts)
+        for each, name in zip(jax.random.split(key), UNITS, strict=True):
+            kernel = experts[name]["kernel"]
+            experts[name]["kernel"] = with_noise(kernel, self.noise_std, each)
+        return {"experts": experts}
+
+    def logit_changes(self, dense: ViTConfig, moe: MoEConfig) -> list[str]:
+        noise = f"noise is added to the experts (noise_std={self.noise_std})"
+        return [noise, *super().logit_changes(dense, moe)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop(Copies):
+    """Copies of the MLP in which the weights of some hidden units are drawn anew.
+
+    In each kernel of each expert, random hidden units are chosen, and their weights replaced by
+    normal numbers with the mean and the standard deviation of the weights that they replace. The
+    rule has no biases, which stay. Costs as copies.
+
+    Source: Drop-Upcycling (arXiv 2502.19261), by the authors' code (``drop_upcycling.py``), which
+    chooses units for each kernel separately.
+    """
+
+    drop_ratio: Annotated[float, more_than(0), at_most(1)] = 0.5
+    """Share of the hidden units whose weights are drawn anew, rounded down to whole units."""
+
+    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        super().check(dense, moe)
+        least = f"no hidden unit of {dense.mlp_dim} is drawn anew, use at least 1/{dense.mlp_dim}"
+        self.require(int(self.drop_ratio * dense.mlp_dim) > 0, least, "drop_ratio")
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        e, experts = moe.num_experts, _repeated(mlp, moe.num_experts)
+        for each, (name, axis) in zip(jax.random.split(key), UNITS.items(), strict=True):
+            anew = jax.vmap(functools.partial(_drawn_anew, axis=axis, ratio=self.drop_ratio))
+            experts[name]["kernel"] = anew(experts[name]["kernel"], jax.random.split(each, e))
+        return {"experts": experts}
+
+    def logit_changes(self, dense: ViTConfig, moe: MoEConfig) -> list[str]:
+        drawn = f"hidden units of the experts are drawn anew (drop_ratio={self.drop_ratio})"
+        return [drawn, *super().logit_changes(dense, moe)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split(UpcyclingStart):
+    """The hidden units of the MLP are divided among the experts: groups of f / e similar units.
+
+    Units are similar if their weights in ``up`` point in the same direction (balanced k-means, one
+    start of k-means++). The router's column of an expert is the mean direction of its units, of
+    length 1. The outputs are added (routed_scale is k), the bias of ``down`` once. If k is e, all
+    columns are zeros, so that all weights are equal, and the logits are those of the dense model.
+
+    Cost: the parameters of the MLP and (e - 1) d of biases; k / e of its FLOPs.
+
+    Source: MoEfication (arXiv 2110.01786), by the authors' code (``ParamSplit`` and
+    ``ParamCenter``). There the k experts with the nearest centers are added with equal weights,
+    here with their normalized gates, so that the router can be trained.
+    """
+
+    def fields(self, dense: ViTConfig, moe: MoEConfig) -> dict[str, Any]:
+        return dict(
+            experts=dict(mlp_dim=max(1, dense.mlp_dim // moe.num_experts)),
+            routed_scale=float(moe.router.k),
+        )
+
+    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        f, e, k = dense.mlp_dim, moe.num_experts, moe.router.k
+        require(f % e == 0, f"use a divisor of the hidden width {f}", num_experts=e)
+        _check_mlps(dense, moe, f // e, "the experts are groups of hidden units of the MLP")
+        require(moe.routed_scale == k, "use k", routed_scale=moe.routed_scale)
+        _check_linear(moe)
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        e, k = moe.num_experts, moe.router.k
+        (up, c), (down, b) = ((mlp[name]["kernel"], mlp[name]["bias"]) for name in UNITS)
+        units = np.asarray(up).T
+        groups = np.argsort(balanced_k_means(units, e, _seed(key)), kind="stable").reshape(e, -1)
+        columns = unit(unit(units)[groups].mean(1)).T if k < e else np.zeros((len(up), e))
+        experts = {
+            "up": {"kernel": rearrange(up[:, groups], "d e f -> e d f"), "bias": c[groups]},
+            "down": {"kernel": down[groups], "bias": jnp.repeat(b[None] / k, e, axis=0)},
+        }
+        return {"experts": experts, "gate": {"kernel": np.float32(columns)}}
+
+    def logit_changes(self, dense: ViTConfig, moe: MoEConfig) -> list[str]:
+        k, e = moe.router.k, moe.num_experts
+        left_out = [f"a token uses {k} of the {e} groups of hidden units"] if k < e else []
+        return left_out + super().logit_changes(dense, replace(moe, routed_scale=1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters(Copies):
+    """Copies of the MLP, and a router that starts at clusters of the tokens.
+
+    The inputs of the MLP are divided into e clusters by spherical k-means. The router's column of
+    an expert is the center of a cluster, of length 1, so that similar tokens go to the same expert
+    from the first step on. The logits stay the same as with copies.
+
+    Costs as copies, and a pass over the images.
+
+    Source: Cluster-aware Upcycling (arXiv 2604.13508), its router. Its experts are not copies but
+    truncated SVDs by cluster, which are left out.
+    """
+
+    reads_tokens = True
+
+    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        super().check(dense, moe)
+        _check_linear(moe)
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        if tokens is None:
+            raise UsageError("start clusters reads tokens: give images")
+        e, rows = moe.num_experts, np.asarray(tokens, np.float32)
+        require(len(rows) >= e, f"{len(rows)} tokens cannot make {e} clusters: give more images")
+        centers = spherical_k_means(rows, e, _seed(key))
+        return super().params(mlp, moe, key, None) | {"gate": {"kernel": centers.T}}
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(UpcyclingStart):
+    """The MLP stays, as a shared expert, and small MLPs beside it are routed.
+
+    The small MLPs have a few hidden units; their ``down`` is zeros, so that the logits stay the
+    same, and their ``up`` is uniform in +- 1 / sqrt(d), the same for all experts. To train them on
+    a frozen MLP, set the learning rate factor ``shared_experts`` to 0.
+
+    Cost: e (2 d rank + rank + d) more parameters; k rank / f more FLOPs, relative to the MLP.
+
+    Source: the adapters of MoSA (arXiv 2312.02923), by the authors' code (``vit_mosa.py``, style
+    AdaptFormer). There one of the adapters is drawn at random for each training batch, and all are
+    merged in the end; here a router chooses.
+    """
+
+    rank: Count = 8
+    """Hidden width of the routed experts."""
+
+    def fields(self, dense: ViTConfig, moe: MoEConfig) -> dict[str, Any]:
+        return dict(experts=dict(mlp_dim=self.rank), shared_experts=1)
+
+    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        _check_mlps(dense, moe, self.rank, "the experts are MLPs of the rank")
+        the_mlp = "the shared expert is the MLP, use 1"
+        require(moe.shared_experts == 1, the_mlp, shared_experts=moe.shared_experts)
+
+    def params(
+        self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
+    ) -> Params:
+        d, bound = len(mlp["up"]["kernel"]), len(mlp["up"]["kernel"]) ** -0.5
+        expert = {
+            "up": {
+                "kernel": jax.random.uniform(key, (d, self.rank), minval=-bound, maxval=bound),
+                "bias": jnp.zeros(self.rank),
+            },
+            "down": {"kernel": jnp.zeros((self.rank, d)), "bias": jnp.zeros(d)},
+        }
+        return {"experts": _repeated(expert, moe.num_experts), "shared": _repeated(mlp, 1)}
+
+    def logit_changes(self, dense: ViTConfig, moe: MoEConfig) -> list[str]:
+        return ["the MLP is multiplied by a new gate (shared_gate)"] if moe.shared_gate else []
+
+
+STARTS: dict[str, type[UpcyclingStart]] = {
+    "copies": Copies,
+    "noise": Noise,
+    "drop": Drop,
+    "split": Split,
+    "clusters": Clusters,
+    "low_rank": LowRank,
+}
+"""The starts by the names that ``vmoe upcycle --start`` has for them."""
+
+
+def _repeated(tree: Params, e: int) -> Params:
+    """Each array e times, along a new first axis."""
+    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], e, axis=0), tree)
+
+
+def _drawn_anew(
+    kernel: Float[Array, "x y"], key: jax.Array, *, axis: int, ratio: float
+) -> Float[Array, "x y"]:
+    """A kernel in which the weights of some hidden units, which are along an axis, are drawn."""
+    which, values = jax.random.split(key)
+    units = jnp.moveaxis(kernel, axis, 0)
+    chosen = jax.random.permutation(which, len(units))[: int(ratio * len(units))]
+    old = units[chosen]
+    new = old.mean() + old.std() * jax.random.normal(values, old.shape, old.dtype)
+    return jnp.moveaxis(units.at[chosen].set(new), 0, axis)
+
+
+def _seed(key: jax.Array) -> int:
+    """A seed for numpy."""
+    return int(jax.random.bits(key))
+
+
+def _has_room(moe: MoEConfig, k: int, tokens: int) -> bool:
+    """Whether an expert has a slot for every token of a group, for groups of any size."""
+    if moe.router.capacity is not None:
+        return moe.router.capacity >= moe.router.images_per_group * tokens
+    factor = min(moe.router.capacity_factor, moe.router.in_evaluation().capacity_factor)
+    return moe.router.dropless or (not moe.router.shares and factor * k >= moe.num_experts)
+
+
+def _check_mlps(dense: ViTConfig, moe: MoEConfig, f: int, what: str) -> None:
+    """Checks that the experts are MLPs of a hidden width, with the activation of the model."""
+    own = moe.experts
+    remedy = f"{what}: use mlp, with hidden width {f} and the activation of the model"
+    fits = isinstance(own, MlpExpert) and own.mlp_dim == f and own.activation in (None, dense.gelu)
+    require(fits, remedy, experts=own)
+
+
+def _check_linear(moe: MoEConfig) -> None:
+    gate = moe.gate_config
+    remedy = "this start sets the columns of a linear gate: use one, with a router that reads it"
+    linear = isinstance(gate, LinearGate)
+    require(linear, remedy, **{"gate.kind": gate.kind if gate else None})
