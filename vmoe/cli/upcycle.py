@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.printing import print_messages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +52,8 @@ class UpcycleArgs:
     rank: int | None = None
     """For low_rank: hidden width of the routed experts; 8 if None."""
     data: str = ""
-    """For clusters: NAME[:SPLIT] of the images. If empty, the data set of the run; without a split,
-    the training split."""
+    """For clusters: NAME[:SPLIT] of the images, of any classes. If empty, the data set of the run;
+    without a split, the training split."""
     images: int = 256
     """For clusters: number of images, drawn at random; all their tokens are clustered."""
     seed: int = 0
@@ -111,21 +110,20 @@ def run(argv: Sequence[str]) -> None:
 def _tokens(
     args: UpcycleArgs, stored: "StoredModel", blocks: str | list[int]
 ) -> "dict[int, np.ndarray]":
-    """The inputs of the MLPs of the blocks, for a sample of the data."""
+    """The inputs of the MLPs of the blocks, for a sample of data of any classes."""
     from vmoe.data.reading import Reading
-    from vmoe.data.sources import sample
-    from vmoe.data.unreadable import Unreadable
-    from vmoe.evaluate.sample import open_data
+    from vmoe.data.sources import name_and_split, open_source, sample
+    from vmoe.evaluate.sample import data_of
     from vmoe.fields import at_least
-    from vmoe.passes import inputs
+    from vmoe.nn.inputs import to_float
+    from vmoe.passes import read
+    from vmoe.sharding import ONE_DEVICE
     from vmoe.surgery.upcycle import mlp_inputs
 
     at_least(1).check(images=args.images)
-    source, replace = open_data(args.data, stored, split="train")
-    left_out = Unreadable("left out")
-    reading = Reading(min(64, args.images), on_unreadable=left_out.add if replace else None)
-    model = stored.model()
-    batches = inputs(model, sample(source, args.images), stored.preprocessing, reading)
-    tokens = mlp_inputs(model, batches, blocks)
-    print_messages(left_out.news())
-    return tokens
+    name, split = name_and_split(args.data or data_of(stored))
+    source = sample(open_source(name, split or "train"), args.images)
+    reading = Reading(min(64, args.images))
+    batches = read(source, stored.preprocessing, reading, ONE_DEVICE)
+    pixels = (batch._replace(images=to_float(batch.images)) for batch in batches)
+    return mlp_inputs(stored.model(), pixels, blocks)
