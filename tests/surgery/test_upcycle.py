@@ -218,7 +218,7 @@ def test_split_experts_add_the_hidden_units_nearest_in_direction() -> None:
         weights = 2 * np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
         outputs = [row[units[i]] @ down["kernel"][units[i]] for i in chosen]
         expected.append(weights @ outputs + down["bias"])
-    np.testing.assert_allclose(layer(tokens[None])[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer(jnp.asarray(tokens[None]))[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_router_of_clusters_has_the_mean_directions_of_its_tokens_as_columns() -> None:

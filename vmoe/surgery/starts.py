@@ -202,7 +202,8 @@ class Split(UpcyclingStart):
         self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
     ) -> Params:
         e, k = moe.num_experts, moe.router.k
-        (up, c), (down, b) = ((mlp[name]["kernel"], mlp[name]["bias"]) for name in UNITS)
+        arrays = jax.tree.map(jnp.asarray, mlp)
+        (up, c), (down, b) = ((arrays[name]["kernel"], arrays[name]["bias"]) for name in UNITS)
         units = np.asarray(up).T
         groups = np.argsort(balanced_k_means(units, e, _seed(key)), kind="stable").reshape(e, -1)
         columns = unit(unit(units)[groups].mean(1)).T if k < e else np.zeros((len(up), e))
@@ -210,7 +211,7 @@ class Split(UpcyclingStart):
             "up": {"kernel": rearrange(up[:, groups], "d e f -> e d f"), "bias": c[groups]},
             "down": {"kernel": down[groups], "bias": jnp.repeat(b[None] / k, e, axis=0)},
         }
-        return {"experts": experts, "gate": {"kernel": np.float32(columns)}}
+        return {"experts": experts, "gate": {"kernel": jnp.asarray(columns, up.dtype)}}
 
     def logit_changes(self, dense: ViTConfig, moe: MoEConfig) -> list[str]:
         k, e = moe.router.k, moe.num_experts
@@ -246,7 +247,7 @@ class Clusters(Copies):
         e, rows = moe.num_experts, np.asarray(tokens, np.float32)
         require(len(rows) >= e, f"{len(rows)} tokens cannot make {e} clusters: give more images")
         centers = spherical_k_means(rows, e, _seed(key))
-        return super().params(mlp, moe, key, None) | {"gate": {"kernel": centers.T}}
+        return super().params(mlp, moe, key, None) | {"gate": {"kernel": jnp.asarray(centers.T)}}
 
 
 @dataclasses.dataclass(frozen=True)
