@@ -78,6 +78,18 @@ def test_features_and_attention_maps_equal_the_forward_pass(fields: dict[str, An
         tokens = after
 
 
+def test_attention_maps_of_rotary_positions_make_the_outputs_of_the_attention() -> None:
+    config = config_of(depth=1, sparse_blocks=(), rotary="grid", registers=1)
+    params = random_params(config)
+    model, names = models.with_params(config, params), ["blocks.0.attention"]
+    names.append(f"{names[0]}.weights")
+    attention, weights = capture_features(model, IMAGES, names).features.values()
+    block, tokens = params["blocks"][0], model.embed(IMAGES)
+    unrotated, outputs = attend(block["attention"], normalized(tokens, block["norm1"]))
+    np.testing.assert_allclose(attention, outputs(np.float64(weights)), rtol=1e-3, atol=1e-4)
+    assert np.abs(weights - unrotated).max() > 1e-3
+
+
 def attend(params: dict[str, Any], x: np.ndarray) -> tuple[np.ndarray, Any]:
     """The attention weights in float64, and what given weights make of the values."""
     projected = {

@@ -62,9 +62,12 @@ BELONGINGS = {
     ("changes", "reason"),
     [
         (dict(architecture="vit_base_patch16_rpn_224"), "is not a plain ViT of timm"),
-        (dict(architecture="swin_base_patch4_window7_224"), "vit, deit, deit3, flexivit, eva can"),
-        (dict(architecture="eva02_tiny_patch14_224"), "such as vit_base_patch16_224; sizes: tiny,"),
-        (dict(model_args=dict(norm_layer="rmsnorm")), "model_args.norm_layer='rmsnorm' is not"),
+        (dict(architecture="swin_base_patch4_window7_224"), "deit3, flexivit, eva, eva02 can"),
+        (
+            dict(architecture="eva02_enormous_patch14_clip_224"),
+            "such as vit_base_patch16_224; sizes",
+        ),
+        (dict(model_args=dict(norm_layer="batchnorm2d")), "norm_layer 'batchnorm2d' cannot be"),
         (
             dict(model_args=dict(act_layer="relu")),
             "act_layer 'relu' cannot be represented; opened are gelu, gelu_tanh",
@@ -90,6 +93,17 @@ def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
     arguments = arguments | {"act_layer": "quick_gelu", "global_pool": "token"}
     (folder / "config.json").write_text(json.dumps(config | {"model_args": arguments}))
     assert vmoe.load(folder).model.config.gelu == "quick"
+
+
+@pytest.mark.parametrize(("patch", "gelu"), [(14, "erf"), (16, "tanh")])
+def test_towers_of_siglip_have_the_gelu_that_timm_gives_them(
+    patch: int, gelu: str, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDEN / "timm_siglip", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architecture"] = f"vit_so400m_patch{patch}_siglip_224"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read(tmp_path).config.gelu == gelu
 
 
 def test_the_name_of_the_architecture_is_enough_of_a_config_for_timm(tmp_path: Path) -> None:
@@ -135,7 +149,16 @@ def test_fields_that_do_not_fit_the_arrays_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["augreg", "timm_layer_scale", "timm_clip", "hf_vit", "hf_dinov2_registers"]
+    "name",
+    [
+        "augreg",
+        "timm_layer_scale",
+        "timm_clip",
+        "hf_vit",
+        "hf_dinov2_registers",
+        "timm_eva02_clip",
+        "hf_dinov3_gated",
+    ],
 )
 def test_a_model_without_any_one_of_its_arrays_is_refused_by_its_name(
     name: str, tmp_path: Path
@@ -165,7 +188,6 @@ def test_a_model_without_any_one_of_its_arrays_is_refused_by_its_name(
         ("timm_swin", "swin"),
         ("hf_deit", "distillation_token"),
         ("hf_dinov2_classifier", "head/classes/kernel has shape"),
-        ("hf_dinov2_swiglu", "mlp.weights_in"),
         ("npz_hybrid", "conv_root"),
     ],
 )

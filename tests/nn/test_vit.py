@@ -48,7 +48,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense_mean_without_positions": dict(
         sparse_blocks=(), pooling="mean", positions="none", pre_logits=12, head_bias=-3.0
     ),
-    "registers": dict(registers=3),
+    "later": dict(
+        **dict(registers=3, rotary="grid", mlp="gated_norm", norm="rms", attention_norm=True),
+        **dict(gelu="silu", sparse_blocks=(1,), depth=2),
+    ),
     "attention_and_qk_norm": dict(pooling="attention", qk_norm=True),
     "sincos2d_in_bfloat16": dict(positions="sincos2d", dtype="bfloat16"),
     "dropout": DROPOUT,
@@ -218,7 +221,7 @@ def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
 
 
 LAST: dict[str, dict[str, Any]] = {
-    "dense": dict(sparse_blocks=(), registers=2),
+    "dense": dict(sparse_blocks=(), registers=2, rotary="centered"),
     **{
         x: dict(moe=TIGHT | dict(experts=dict(implementation=x)))
         for x in ("auto", "batched", "ragged")
@@ -447,6 +450,10 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
         (
             dict(width=18, num_heads=2, positions="sincos2d"),
             "model.width=18 with model.positions=sincos2d",
+        ),
+        (
+            dict(width=12, num_heads=2, rotary="grid"),
+            "model.num_heads=2 with model.rotary=grid: use heads whose width is a multiple of 4",
         ),
         (
             dict(registers=1, moe=dict(experts=CnnExpert())),

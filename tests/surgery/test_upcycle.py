@@ -112,6 +112,16 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 
 
+def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> None:
+    config = replace(ONE_BLOCK, mlp="gated", gelu="silu", rotary="centered", registers=1)
+    parent, x = dense(config), random_images()
+    child = vmoe.upcycle(parent, blocks=(0,))
+    assert child.config.moe.experts == GatedMlpExpert(activation="silu")
+    np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match=r"model.mlp=gated_norm: .* that are plain or gated"):
+        vmoe.upcycle(models.build_abstract(replace(config, mlp="gated_norm")), blocks=(0,))
+
+
 @pytest.mark.long_after(4)
 @pytest.mark.parametrize(
     ("moe", "reason"),

@@ -98,10 +98,12 @@ def capture_features(
     model.placement.check_batch(len(images))
     mask = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
     tokens, records, features = model.embed(images), {}, {}
-    for i, outputs in enumerate(model.run_blocks(tokens, mask, decide=decide)):
+    rotation = model.rotation(images)
+    every = model.run_blocks(tokens, mask, rotation=rotation, decide=decide)
+    for i, outputs in enumerate(every):
         place, block = f"blocks.{i}", model.blocks[i]
         if f"{place}.attention.weights" in names:
-            weights = block.attention.weights(block.norm1(tokens))
+            weights = block.attention.weights(block.norm1(tokens), rotation=rotation)
             features[f"{place}.attention.weights"] = weights
         tokens = features[place] = outputs.tokens
         features |= {f"{place}.attention": outputs.attention, f"{place}.mlp": outputs.mlp}

@@ -1,5 +1,7 @@
 """Makes a stored model from a family of weights, whose arrays have other names and layouts."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from vmoe import models
@@ -26,6 +28,8 @@ def assemble(family: Family) -> StoredModel:
         for name, array in arrays.read([x for x in arrays.infos if x not in model.origin.unused]):
             for path, transform in family.rename(name, array.shape).items():
                 params[path] = np.array(transform(array), np.float32, order="C")
+        for whole, halves in _halves(params).items():
+            params[whole] = np.concatenate([params.pop(half) for half in halves], axis=-1)
         for path, info in models.abstract_params(model.config).items():
             params.setdefault(path, np.zeros(info.shape, np.float32))  # a bias that is left out
         _fold_scales(params)
@@ -54,7 +58,7 @@ def outline(family: Family) -> StoredModel:
                 f"{moe.router.images_per_group}, transfer_dtype={moe.transfer_dtype}",
                 f"capacity_factor={moe.router.capacity_factor}, {family.capacity_source}",
             ]
-        if config.positions != "learned":
+        if config.positions != "learned" and "positions" not in family.given:
             assumed.append(f"positions={config.positions}, image_size={config.image_size}")
         names, about_names = _named(names, config.num_classes)
         assumed += about_names
@@ -106,9 +110,23 @@ def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
         if twice := sorted(parts.keys() & shapes.keys()):
             raise UsageError(f"two arrays are {twice[0]}; the second is {name}")
         shapes |= parts
+    for whole, halves in _halves(shapes).items():
+        first, second = (shapes.pop(half, None) for half in halves)
+        if first is None or first != second:
+            raise UsageError(
+                f"{whole} is stored in two halves of equal shapes, of which one is missing or has "
+                f"another shape: {first} and {second}"
+            )
+        shapes[whole] = (*first[:-1], 2 * first[-1])
     if unknown:
         raise UsageError(f"not a model that can be represented; it has {listed(unknown, NAMED)}")
     return shapes, tuple(unused)
+
+
+def _halves(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The paths of the two halves of each parameter that is stored in two arrays."""
+    wholes = dict.fromkeys(path[:-2] for path in paths if path[-2:] in ("/0", "/1"))
+    return {whole: [f"{whole}/{i}" for i in range(2)] for whole in wholes}
 
 
 def _named(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[str]]:

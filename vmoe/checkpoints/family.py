@@ -24,7 +24,8 @@ Rename = Callable[[str, tuple[int, ...]], Mapping[str, Transform]]
 """Maps the name and the shape of an array to the parameters in it: the path of each, and a function
 that makes it from the array. Empty if the array is not needed. Raises a KeyError if the name is
 unknown, and a ValueError if the shape does not fit the name. The path of a layer scale is the path
-of its layer followed by /scale."""
+of its layer followed by /scale. A parameter in two arrays, joined along its last axis, has /0 and
+/1 after its path."""
 Pixels = tuple[Sequence[float], Sequence[float]]
 """The mean and the standard deviation by which pixels in [0, 1] are normalized."""
 HALF: Pixels = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -75,6 +76,11 @@ def checked_pixels(mean: Any, std: Any) -> Pixels:
                 f"{LARGEST:g}"
             )
     return mean, std
+
+
+def side_of(size: Any) -> Any:
+    """The side of square images, which is given as a number or as two equal ones."""
+    return size[0] if isinstance(size, list) and len(set(size)) == 1 else size
 
 
 def summary(preprocessing: Preprocessing) -> str:

@@ -5,12 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.family import Family, checked_pixels, corrupt_if_wrong, read_json, summary
+from vmoe.checkpoints.family import (
+    Family,
+    checked_pixels,
+    corrupt_if_wrong,
+    read_json,
+    side_of,
+    summary,
+)
 from vmoe.checkpoints.stored import Origin
 from vmoe.checkpoints.torch_layouts import (
     PARAM,
     QKV_BIASES,
     Layout,
+    half,
     inputs,
     linear,
     norm,
@@ -23,13 +31,16 @@ from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
 IMAGES = "preprocessor_config.json"
-MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers")
-GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+GELUS = {
+    **{"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"},
+    "silu": "silu",
+}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 # The defaults of transformers, for settings that the two JSON files do not have.
 PIXELS = {"vit": HALF}  # the others: IMAGENET
-EPSILONS = {"vit": 1e-12, "deit": 1e-12}  # the others: 1e-6
+EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov3_vit": 1e-5}  # the others: 1e-6
 RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resizes by torchvision
     0: "nearest",
     1: "torch_lanczos",
@@ -38,9 +49,9 @@ RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resize
 }
 
 MODEL = rf"(?:(?:{'|'.join(MODELS)})\.)?"
-BLOCK = rf"{MODEL}(?:encoder\.layer|layers)\.(\d+)"
+BLOCK = rf"{MODEL}(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)"
 PARAMETERS: dict[str, Layout] = {
-    rf"{MODEL}embeddings\.patch_embeddings\.projection\.{PARAM}": patches("patches/embed"),
+    rf"{MODEL}embeddings\.patch_embeddings\.(?:projection\.)?{PARAM}": patches("patches/embed"),
     rf"{MODEL}embeddings\.cls_token": same("class_token"),
     rf"{MODEL}embeddings\.register_tokens": same("registers"),
     rf"{MODEL}embeddings\.position_embeddings": same("positions/embedding"),
@@ -56,10 +67,19 @@ PARAMETERS: dict[str, Layout] = {
     rf"{BLOCK}\.layer_scale1\.lambda1": same(r"blocks/\1/attention/out/scale"),
     rf"{BLOCK}\.(?:intermediate\.dense|mlp\.fc1)\.{PARAM}": linear(r"blocks/\1/mlp/up"),
     rf"{BLOCK}\.(?:output\.dense|mlp\.fc2)\.{PARAM}": linear(r"blocks/\1/mlp/down"),
+    rf"{BLOCK}\.mlp\.weights_in\.{PARAM}": linear(r"blocks/\1/mlp/up"),
+    rf"{BLOCK}\.mlp\.gate_proj\.{PARAM}": half(r"blocks/\1/mlp/up", 0),
+    rf"{BLOCK}\.mlp\.up_proj\.{PARAM}": half(r"blocks/\1/mlp/up", 1),
+    rf"{BLOCK}\.mlp\.(?:weights_out|down_proj)\.{PARAM}": linear(r"blocks/\1/mlp/down"),
     rf"{BLOCK}\.layer_scale2\.lambda1": same(r"blocks/\1/mlp/down/scale"),
-    rf"{MODEL}layernorm\.{PARAM}": norm("norm"),
+    rf"{MODEL}(?:layernorm|norm)\.{PARAM}": norm("norm"),
     rf"{MODEL}pooler\.dense\.{PARAM}": linear("head/pre_logits"),
     rf"classifier\.{PARAM}": linear("head/classes"),
+}
+PLAIN: dict[str, Layout] = {rf"{BLOCK}\.mlp\.up_proj\.{PARAM}": linear(r"blocks/\1/mlp/up")}
+BIASES = {  # of DINOv3, which config.json can leave out -> ends of their paths
+    **{name: (f"/{name}/bias",) for name in ("query", "key", "value")},
+    **{"proj": ("/out/bias",), "mlp": ("/mlp/up/bias", "/mlp/down/bias")},
 }
 
 
@@ -71,7 +91,8 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     if kind not in MODELS:
         known = ", ".join(MODELS)
         raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
-    activation = config.get("hidden_act", "gelu")
+    swiglu = config.get("use_swiglu_ffn", False)  # of DINOv2, whatever hidden_act is
+    activation = "silu" if swiglu else config.get("hidden_act", "gelu")
     if activation not in GELUS:
         raise UsageError(
             f"{file.path}: hidden_act {activation!r} cannot be represented; opened are "
@@ -85,8 +106,24 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     }
     if (act := config.get("pooler_act", "tanh")) != "tanh":
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
-    if not any(name.endswith("position_embeddings") for name in file.infos):
+    if kind == "dinov3_vit":
+        given |= dict(rotary="centered", rotary_period=float(config.get("rope_theta", 100.0)))
+        given |= dict(
+            pooling="class_token",
+            positions="none",
+            image_size=side_of(config.get("image_size", 224)),
+        )
+    elif not any(name.endswith("position_embeddings") for name in file.infos):
         raise UsageError(f"{file.path}: it has no position_embeddings")
+    rules = PARAMETERS if swiglu or config.get("use_gated_mlp") else PARAMETERS | PLAIN
+    left_out = () if config.get("qkv_bias", True) else QKV_BIASES
+    if kind == "dinov3_vit":
+        left_out = tuple(
+            path
+            for name, paths in BIASES.items()
+            for path in paths
+            if not config.get(f"{name}_bias", name != "key")
+        )
     mean, std = _normalization(kind, images)
     pixels = checked_pixels(mean, std)
 
@@ -95,7 +132,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         found, assumed = preprocessing(images, image_size), []
         if not images:
             assumed += [summary(found), f"pixels normalized by mean {mean} and std {std}"]
-        if found.image_size != image_size:
+        if found.image_size != image_size and kind != "dinov3_vit":
             assumed.append(
                 f"positions of {image_size} px resampled linearly to {found.image_size} px "
                 "(transformers: bicubically)"
@@ -105,11 +142,11 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     return Family(
         Origin("hugging_face", file.path),
         file,
-        renaming(PARAMETERS, int(config.get("num_attention_heads", 12))),
+        renaming(rules, int(config.get("num_attention_heads", 12))),
         prepared,
         given=given,
         pixels=pixels,
-        left_out=() if config.get("qkv_bias", True) else QKV_BIASES,
+        left_out=left_out,
         class_names=_class_names(config),
     )
 

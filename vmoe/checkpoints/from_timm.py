@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.family import Family, checked_pixels, corrupt_if_wrong
+from vmoe.checkpoints.family import Family, checked_pixels, corrupt_if_wrong, side_of
 from vmoe.checkpoints.stored import Origin
 from vmoe.checkpoints.torch_layouts import (
     PARAM,
     QKV_BIASES,
     Layout,
+    half,
     inputs,
     linear,
     norm,
@@ -30,18 +31,20 @@ from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
 HEADS = {  # a size in the name of an architecture -> attention heads
-    **{"tiny": 3, "xsmall": 4, "wee": 4, "pwee": 4, "little": 5, "small": 6, "medium": 8},
+    **{"tiny": 3, "xsmall": 4, "wee": 4, "pwee": 4, "little": 5, "small": 6, "medium": 8, "7b": 32},
     **{"mediumd": 8, "betwixt": 10, "base": 12, "large": 16, "intern300m": 16, "huge": 16},
     **{"giant": 16, "gigantic": 16, "giantopt": 16, "so400m": 16, "so150m": 14, "so150m2": 13},
 }
 MAX_NAME = 100  # characters; the patterns below take long for longer names
-FAMILIES = "vit|deit|deit3|flexivit|eva"
+FAMILIES = "vit|deit|deit3|flexivit|eva|eva02"
 PLAIN = (  # words after the size in the names of architectures that are plain ViTs
-    r"patch\d+|\d+|clip|quickgelu|siglip|gap|plus|dinov2|miil|distilled|reg\d+"
+    r"patch\d+|\d+|clip|quickgelu|siglip|gap|plus|dinov2|dinov3|qkvb|miil|distilled|reg\d+"
 )
-ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick", "silu": "silu"}
+NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
+    *("qkv_fused", "swiglu_mlp", "swiglu_align_to", "scale_mlp", "scale_attn_inner", "use_fc_norm"),
     *("qk_norm", "init_values", "class_token", "no_embed_class", "fc_norm"),
     *(
         "pre_norm",
@@ -53,22 +56,27 @@ SHOWN = {  # model_args that the names and shapes of parameters show, or that tr
     ),
     *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 }
-READ = {
-    "num_heads",
-    "reg_tokens",
-    "global_pool",
-    "act_layer",
-    "qkv_bias",
-}  # model_args that are read below
+READ = {  # model_args that are read below
+    *(
+        "num_heads",
+        "reg_tokens",
+        "num_reg_tokens",
+        "global_pool",
+        "act_layer",
+        "norm_layer",
+        "qkv_bias",
+    ),
+}
 TANH = (  # architectures with the tanh GELU
-    r"vit_(so400m|giantopt)_patch\d+_siglip_.*",
+    r"vit_(so400m|giantopt)_patch16_siglip_.*",
     r"vit_base_patch32_siglip_.*",
     r"vit_large_patch16_siglip_(gap_)?512",
 )
 QUICK = r"vit_.*_clip_quickgelu_.*"
 LEAST_CROP = 0.1  # smallest crop, as a share of the side of a resized image
 NO_QKV_BIAS = r"vit_(base_patch16_224_miil|(medium|betwixt)_patch16_gap_\d+)"
-CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
+LARGER_EPSILON = r"vit_.*_(clip|dinov3)(_.*)?"  # their layer norms have epsilon 1e-5
+OF_EVA = r"eva02_.*|eva_giant_.*|vit_.*_dinov3(_.*)?"  # of timm's models/eva.py
 PATCH_BIAS = "patches/embed/bias"
 
 BLOCK = r"blocks\.(\d+)"
@@ -80,11 +88,20 @@ PARAMETERS: dict[str, Layout] = {
     rf"norm_pre\.{PARAM}": norm("pre_norm"),
     rf"{BLOCK}\.norm([12])\.{PARAM}": norm(r"blocks/\1/norm\2"),
     rf"{BLOCK}\.attn\.qkv\.{PARAM}": inputs(r"blocks/\1/attention", "query", "key", "value"),
+    **{
+        rf"{BLOCK}\.attn\.{name[0]}_{param}": inputs(r"blocks/\1/attention", name)
+        for name in ("query", "key", "value")
+        for param in (rf"proj\.{PARAM}", "(bias)")
+    },
+    rf"{BLOCK}\.attn\.norm\.{PARAM}": norm(r"blocks/\1/attention/norm"),
     rf"{BLOCK}\.attn\.proj\.{PARAM}": output(r"blocks/\1/attention"),
-    rf"{BLOCK}\.ls1\.gamma": same(r"blocks/\1/attention/out/scale"),
+    rf"{BLOCK}\.(?:ls1\.gamma|gamma_1)": same(r"blocks/\1/attention/out/scale"),
     rf"{BLOCK}\.mlp\.fc1\.{PARAM}": linear(r"blocks/\1/mlp/up"),
     rf"{BLOCK}\.mlp\.fc2\.{PARAM}": linear(r"blocks/\1/mlp/down"),
-    rf"{BLOCK}\.ls2\.gamma": same(r"blocks/\1/mlp/down/scale"),
+    rf"{BLOCK}\.mlp\.fc1_g\.{PARAM}": half(r"blocks/\1/mlp/up", 0),
+    rf"{BLOCK}\.mlp\.fc1_x\.{PARAM}": half(r"blocks/\1/mlp/up", 1),
+    rf"{BLOCK}\.mlp\.norm\.{PARAM}": norm(r"blocks/\1/mlp/norm"),
+    rf"{BLOCK}\.(?:ls2\.gamma|gamma_2)": same(r"blocks/\1/mlp/down/scale"),
     rf"(?:fc_)?norm\.{PARAM}": norm("norm"),
     r"attn_pool\.latent": same("attention_pool/probe"),
     rf"attn_pool\.q\.{PARAM}": inputs("attention_pool/attention", "query"),
@@ -105,30 +122,44 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(
             f"{file.path}: model_args.{unknown[0]}={changes[unknown[0]]!r:.40} is not supported"
         )
-    if "pos_embed" not in file.infos:
+    pretrained = config.get("pretrained_cfg") or {}
+    rotary = _rotary(architecture, changes, pretrained)
+    if "pos_embed" not in file.infos and rotary.get("positions") != "none":
         raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
     activation = changes.get("act_layer")
     if activation is not None and activation not in ACTIVATIONS:
         problem = f"act_layer {activation!r:.40} cannot be represented; opened are"
         raise UsageError(f"{file.path}: {problem} {', '.join(ACTIVATIONS)}")
+    norm_layer = changes.get("norm_layer") or "layernorm"
+    if norm_layer not in NORMS:
+        problem = f"norm_layer {norm_layer!r:.40} cannot be represented; opened are"
+        raise UsageError(f"{file.path}: {problem} {', '.join(NORMS)}")
     registers = re.search(r"_reg(\d+)", architecture)
     given: dict[str, Any] = {
         "registers": changes.get("reg_tokens", int(registers[1]) if registers else 0),
-        "gelu": _gelu(architecture) if activation is None else ACTIVATIONS[activation],
-        "norm_epsilon": 1e-5 if re.fullmatch(CLIP, architecture) else 1e-6,
+        "gelu": _gelu(file, architecture) if activation is None else ACTIVATIONS[activation],
+        "norm": NORMS[norm_layer],
+        "norm_epsilon": 1e-5 if re.fullmatch(LARGER_EPSILON, architecture) else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
+        **rotary,
     }
-    pretrained = config.get("pretrained_cfg") or {}
-    pooling = changes.get("global_pool", config.get("global_pool", pretrained.get("global_pool")))
+    of_eva = re.fullmatch(OF_EVA, architecture)
+    pooling = pretrained.get(
+        "global_pool", "avg" if of_eva and "_clip_" not in architecture else None
+    )
+    pooling = changes.get("global_pool", config.get("global_pool", pooling))
     if pooling == "avg" and "cls_token" in file.infos:
         given["pooling"] = "patch_mean"
     elif pooling not in ("token", "avg", "map", None) and (pooling or "head.weight" in file.infos):
         problem = f"global_pool {pooling!r} cannot be represented; opened are"
         raise UsageError(f"{file.path}: {problem} token, avg, map")
-    if pooling == "token" and "cls_token" not in file.infos:
-        raise UsageError(f"{file.path}: cls_token is missing, and global_pool is 'token'")
+    if (pooling == "token" or of_eva) and "cls_token" not in file.infos:
+        raise UsageError(f"{file.path}: cls_token is missing, and global_pool is {pooling!r:.40}")
     qkv_bias = changes.get("qkv_bias", not re.fullmatch(NO_QKV_BIAS, architecture))
     left_out = () if qkv_bias else QKV_BIASES
+    if of_eva:
+        qkv_bias = changes.get("qkv_bias", not re.search("_dinov3(?!_qkvb)", architecture))
+        left_out = ("/key/bias",) if qkv_bias else QKV_BIASES
     if "norm_pre.weight" in file.infos:
         left_out += (PATCH_BIAS,)
     pixels = checked_pixels(*(pretrained.get(name, [0.5] * 3) for name in ("mean", "std")))
@@ -156,6 +187,8 @@ def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
         )
     if type(given) is int:
         return given
+    if "dinov3" in architecture:
+        return 20 if found[1] == "huge" else HEADS[found[1]]
     if "_plus_" in architecture:
         return 14
     if "base_patch16_gap" in architecture:
@@ -163,7 +196,26 @@ def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     return 24 if found[1] == "giant" and "dinov2" in architecture else HEADS[found[1]]
 
 
-def _gelu(architecture: str) -> str:
+def _rotary(
+    architecture: str, changes: Mapping[str, Any], pretrained: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of rotary positions (timm 1.0.31, models/eva.py)."""
+    if architecture.startswith("eva02_"):
+        return {"rotary": "grid", "rotary_period": 10_000.0, "rotary_side": 16}
+    if "_dinov3" not in architecture:
+        return {}
+    size = changes.get("img_size", pretrained.get("input_size", [3, 256, 256])[-1])
+    registers = changes.get("num_reg_tokens", 4)
+    fields = {"rotary": "centered", "rotary_period": 100.0, "positions": "none"}
+    return fields | {"image_size": side_of(size), "registers": registers}
+
+
+def _gelu(file: ArrayFile, architecture: str) -> str:
+    if "blocks.0.mlp.fc1_g.weight" in file.infos:
+        return "silu"
+    up, down = (file.infos.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    if up and down and up.shape[:1] == tuple(2 * x for x in down.shape[1:]):
+        return "silu"  # SwiGLUPacked
     if re.fullmatch(QUICK, architecture):
         return "quick"
     return "tanh" if any(re.fullmatch(each, architecture) for each in TANH) else "erf"

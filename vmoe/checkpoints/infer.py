@@ -26,6 +26,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
     if patches[0] != patches[1] or patches[2] != 3:
         raise UsageError(f"patches/embed/kernel has shape {patches}: patches are squares in RGB")
     depth = count_blocks(shapes)
+    mlp_dim = _mlp_dim(shapes, depth)
     layers = {
         i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/gate/kernel" in shapes
     }
@@ -37,7 +38,8 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         patch_size=patches[0],
         width=patches[3],
         depth=depth,
-        mlp_dim=_mlp_dim(shapes, depth),
+        mlp_dim=mlp_dim,
+        mlp=_mlp(shapes, mlp_dim),
         num_heads=query[1],
         num_classes=_shape(shapes, "head/classes/kernel", 2)[1]
         if "head/classes/kernel" in shapes
@@ -48,6 +50,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         pooling=pooling,
         registers=_shape(shapes, "registers", 3)[1] if "registers" in shapes else 0,
         pre_norm="pre_norm/scale" in shapes,
+        attention_norm="blocks/0/attention/norm/scale" in shapes,
         qk_norm="blocks/0/attention/query_ln/scale" in shapes,
         sparse_blocks=tuple(layers),
         moe=distinct.pop() if len(distinct) == 1 else tuple(layers.values()) or moe,
@@ -79,16 +82,25 @@ def _mlp_dim(shapes: Shapes, depth: int) -> int:
     """The hidden width, which all blocks must share."""
     found = {}
     for i in range(depth):
-        for layer, axes in (("mlp/up", 2), ("mlp/experts/up", 3)):
+        for layer, axes in (("mlp/down", 2), ("mlp/experts/down", 3)):
             name = f"blocks/{i}/{layer}/kernel"
             if name in shapes:
-                found[_shape(shapes, name, axes)[-1]] = name
+                found[_shape(shapes, name, axes)[-2]] = name
     if not found:
-        raise UsageError("parameter blocks/0/mlp/up/kernel is missing")
+        raise UsageError("parameter blocks/0/mlp/down/kernel is missing")
     if len(found) > 1:
         names = ", ".join(f"{name} {dim}" for dim, name in found.items())
         raise UsageError(f"the blocks have MLPs of different hidden widths: {names}")
     return next(iter(found))
+
+
+def _mlp(shapes: Shapes, mlp_dim: int) -> str:
+    """The kind of the dense MLPs, by the first one; the shapes of all are checked later."""
+    blocks = [name.split("/")[1] for name in shapes if name.endswith("/mlp/up/kernel")]
+    first = f"blocks/{blocks[0]}/mlp" if blocks else ""
+    if f"{first}/norm/scale" in shapes:
+        return "gated_norm"
+    return "gated" if shapes.get(f"{first}/up/kernel", ())[-1:] == (2 * mlp_dim,) else "plain"
 
 
 def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:

@@ -27,6 +27,12 @@ def linear(path: str) -> Layout:
     return _layer(path, "kernel", "y x -> x y")
 
 
+def half(path: str, i: int) -> Layout:
+    """The first (0) or the second (1) half of the outputs of a linear layer; see ``Rename``."""
+    whole = linear(path)
+    return lambda found, heads: {f"{p}/{i}": make for p, make in whole(found, heads).items()}
+
+
 def norm(path: str) -> Layout:
     """A layer norm."""
     return _layer(path, "scale", "d -> d", bias_axes="d -> d")

@@ -2,14 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.positions import rotate
 
 
 class Attention(nnx.MultiHeadAttention):
     """Multi-head attention from queries to tokens; self-attention if only one of the two is given.
+
+    Queries and keys can be rotated (``vmoe.nn.positions``), the outputs of the heads normalized.
 
     Dropout masks are independent for each image and head, as in the published model.
     Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
@@ -22,6 +26,8 @@ class Attention(nnx.MultiHeadAttention):
         *,
         dropout: float = 0.0,
         qk_norm: bool = False,
+        rotary: str = "none",
+        norm: nnx.Module | None = None,
         dtype: jax.typing.DTypeLike | None,
         rngs: Rngs,
     ):
@@ -37,6 +43,8 @@ class Attention(nnx.MultiHeadAttention):
             keep_rngs=False,
             rngs=rngs,
         )
+        self.rotary = rotary
+        self.norm = norm
 
     @jax.named_scope("attention")
     def __call__(
@@ -46,24 +54,57 @@ class Attention(nnx.MultiHeadAttention):
         *,
         key: MaybeKey = None,
         mask: Bool[Array, "b 1 q n"] | None = None,
+        rotation: Float[Array, "2 n z"] | None = None,
     ) -> Float[Array, "b q d"]:
         """The outputs for the queries.
 
         Args:
             mask: True where a query may attend to a token; everywhere if None.
+            rotation: of the tokens, of which the queries are the first.
         """
         rngs = None if key is None else nnx.Rngs(dropout=key)
+        if rotation is not None or self.norm is not None:
+            tokens = queries if tokens is None else tokens
+            heads = nnx.dot_product_attention(
+                *self._queries_and_keys(queries, tokens, rotation),
+                self.value(tokens),
+                mask=mask,
+                dropout_rng=key,
+                dropout_rate=self.dropout_rate,
+                broadcast_dropout=False,
+                deterministic=key is None,
+                dtype=self.dtype,
+            )
+            if self.norm is not None:
+                flat = self.norm(rearrange(heads, "b q a z -> b q (a z)"))
+                heads = rearrange(flat, "b q (a z) -> b q a z", a=self.num_heads)
+            return self.out(heads)
         return super().__call__(queries, tokens, mask=mask, deterministic=key is None, rngs=rngs)
 
     def weights(
-        self, queries: Float[Array, "b q d"], tokens: Float[Array, "b n d"] | None = None
+        self,
+        queries: Float[Array, "b q d"],
+        tokens: Float[Array, "b n d"] | None = None,
+        rotation: Float[Array, "2 n z"] | None = None,
     ) -> Float[Array, "b a q n"]:
         """The attention weights by head: float32, sum to 1 over the tokens.
 
         A call of the module does not compute them if it uses a fused kernel.
         """
-        query, key = self.query(queries), self.key(queries if tokens is None else tokens)
-        if self.normalize_qk:
-            query, key = self.query_ln(query), self.key_ln(key)
+        tokens = queries if tokens is None else tokens
+        query, key = self._queries_and_keys(queries, tokens, rotation)
         logits = jnp.einsum("bqaz,bnaz->baqn", query, key, preferred_element_type=jnp.float32)
         return jax.nn.softmax(logits / query.shape[-1] ** 0.5)
+
+    def _queries_and_keys(
+        self,
+        queries: Float[Array, "b q d"],
+        tokens: Float[Array, "b n d"],
+        rotation: Float[Array, "2 n z"] | None,
+    ) -> tuple[Float[Array, "b q a z"], Float[Array, "b n a z"]]:
+        query, key = self.query(queries), self.key(tokens)
+        if self.normalize_qk:
+            query, key = self.query_ln(query), self.key_ln(key)
+        if rotation is not None:
+            query, key = (rotate(each, rotation, self.rotary) for each in (query, key))
+        return query, key

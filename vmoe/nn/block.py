@@ -13,7 +13,7 @@ from vmoe.config import ViTConfig
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.nn.mlp import Hidden, Mlp, layer_norm
+from vmoe.nn.mlp import Hidden, Mlp, make_norm
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import num_tokens
 from vmoe.sharding import ONE_DEVICE, Placement
@@ -42,21 +42,25 @@ class Block(nnx.Module):
         self, config: ViTConfig, index: int, *, placement: Placement = ONE_DEVICE, rngs: Rngs
     ):
         width, dtype = config.width, jnp.dtype(config.dtype)
-        self.norm1 = layer_norm(config, rngs=rngs)
+        self.norm1 = make_norm(config, rngs=rngs)
         self.attention = Attention(
             width,
             config.num_heads,
             dropout=config.attention_dropout,
             qk_norm=config.qk_norm,
+            rotary=config.rotary,
+            norm=make_norm(config, rngs=rngs) if config.attention_norm else None,
             dtype=dtype,
             rngs=rngs,
         )
         self.dropout = nnx.Dropout(config.dropout)
-        self.norm2 = layer_norm(config, rngs=rngs)
+        self.norm2 = make_norm(config, rngs=rngs)
         moe = config.moe_of(index)
         if moe is None:
-            hidden = Hidden(config.gelu, config.dropout)
-            self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)
+            hidden = Hidden(config.gelu, config.dropout, gated=config.mlp != "plain")
+            inner = config.mlp == "gated_norm"
+            norm = make_norm(config, config.mlp_dim, rngs=rngs) if inner else None
+            self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, norm=norm, dtype=dtype, rngs=rngs)
         else:
             self.mlp = MoE.from_config(
                 moe,
@@ -74,6 +78,7 @@ class Block(nnx.Module):
         tokens: Float[Array, "b n d"],
         valid: Bool[Array, "b"],
         key: MaybeKey = None,
+        rotation: Float[Array, "2 n z"] | None = None,
         *,
         class_token_only: bool = False,
         decide: Route | None = None,
@@ -82,6 +87,7 @@ class Block(nnx.Module):
 
         Args:
             valid: False for images that only pad the batch.
+            rotation: of rotary positions; see ``ViT.rotation``.
             class_token_only: return only the first token of each image, and skip work that cannot
                 change it. In a sparse block all tokens attend, since all are routed.
             decide: replaces the router of a sparse block.
@@ -90,7 +96,8 @@ class Block(nnx.Module):
         normed = self.norm1(tokens)
         if class_token_only and not isinstance(self.mlp, MoE):
             tokens = tokens[:, :1]
-        attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
+        queries = normed[:, : tokens.shape[1]]
+        attended = self.attention(queries, normed, key=attention_key, rotation=rotation)
         tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
         normed, record = self.norm2(tokens), None
         if isinstance(self.mlp, MoE):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from vmoe.config import ViTConfig
 from vmoe.nn.attention import Attention
 from vmoe.nn.keys import Rngs
-from vmoe.nn.mlp import Hidden, Mlp, layer_norm
+from vmoe.nn.mlp import Hidden, Mlp, make_norm
 
 
 class AttentionPool(nnx.Module):
@@ -20,7 +20,7 @@ class AttentionPool(nnx.Module):
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
         self.attention = Attention(width, num_heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(config, rngs=rngs)
+        self.norm = make_norm(config, rngs=rngs)
         hidden = Hidden(config.gelu)
         self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""The layer norm and the dense MLP of a block, and what that MLP shares with the experts."""
+"""The norms and the dense MLP of a block, and what that MLP shares with the experts."""
 
 import functools
 from collections.abc import Callable
@@ -62,14 +62,17 @@ class Hidden(NamedTuple):
 TANH = Hidden()
 
 
-def layer_norm(config: ViTConfig, *, rngs: Rngs) -> nnx.LayerNorm:
-    """A layer norm over the width of the tokens, with the config's epsilon and dtype."""
+def make_norm(
+    config: ViTConfig, width: int | None = None, *, rngs: Rngs
+) -> nnx.LayerNorm | nnx.RMSNorm:
+    """A norm over the width of the tokens, or another one, with the config's epsilon and dtype."""
+    norm = nnx.LayerNorm if config.norm == "layer" else nnx.RMSNorm
     dtype = jnp.dtype(config.dtype)
-    return nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    return norm(width or config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
 
 
 class Mlp(nnx.Module):
-    """Two linear layers, ``up`` and ``down``, with an activation between them."""
+    """Two linear layers, ``up`` and ``down``, with an activation and maybe a norm between them."""
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Mlp(nnx.Module):
         mlp_dim: int,
         *,
         hidden: Hidden = TANH,
+        norm: nnx.Module | None = None,
         dtype: jax.typing.DTypeLike | None = None,
         rngs: Rngs,
     ):
@@ -84,7 +88,10 @@ class Mlp(nnx.Module):
         self.up = nnx.Linear(width, 2 * mlp_dim if hidden.gated else mlp_dim, **init)
         self.down = nnx.Linear(mlp_dim, width, **init)
         self.hidden = hidden
+        self.norm = norm
 
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "*b d"], key: MaybeKey = None) -> Float[Array, "*b d"]:
-        return self.hidden(self.up(x), self.down, key)
+        if self.norm is None:
+            return self.hidden(self.up(x), self.down, key)
+        return self.hidden(self.up(x), lambda hidden: self.down(self.norm(hidden)), key)

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe.config import ViTConfig
 from vmoe.nn.keys import Rngs
 
 
@@ -70,6 +71,43 @@ class SinCosPositions(nnx.Module):
         y, x = (indices.reshape(-1, 1) * frequency for indices in jnp.mgrid[:i, :j])
         table = jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)
         return jnp.pad(table, ((int(self.class_token), 0), (0, 0)))[None]
+
+
+def rotation(config: ViTConfig, i: int, j: int) -> Float[Array, "2 n z"]:
+    """Cosines and sines of the angles by which rotary positions rotate the tokens of an image.
+
+    Angle k of the z / 4 for a row, and of the z / 4 for a column, is c / period ** (4 k / z). For
+    ``centered`` positions c = 2 pi (2 (y + 1/2) / i - 1) for row y of i, and the pairs that are
+    rotated are (k, k + z / 2); for ``grid`` c = y / i * side, and they are (2 k, 2 k + 1). Tokens
+    before the patches have angle 0.
+
+    Sources: DINOv3 (arXiv 2508.10104; RopePositionEmbedding of its code) and EVA-02 (arXiv
+    2303.11331), as in timm 1.0.31, layers/pos_embed_sincos.py.
+    """
+    z = config.width // config.num_heads
+    bands = config.rotary_period ** -(np.arange(z // 4) * 4 / z)
+    if config.rotary == "centered":
+        axes = [2 * np.pi * (2 * (np.arange(n) + 0.5) / n - 1) for n in (i, j)]
+    else:
+        axes = [np.arange(n) / n * config.rotary_side for n in (i, j)]
+    y, x = (each.reshape(-1, 1) * bands for each in np.meshgrid(*axes, indexing="ij"))
+    angles = np.concatenate([y, x], axis=1)
+    angles = np.tile(angles, 2) if config.rotary == "centered" else angles.repeat(2, axis=1)
+    angles = np.pad(angles, ((config.prefix_tokens, 0), (0, 0)))
+    return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)]), jnp.float32)
+
+
+def rotate(
+    heads: Float[Array, "b n a z"], table: Float[Array, "2 m z"], kind: str
+) -> Float[Array, "b n a z"]:
+    """Rotates pairs of values of the first n tokens; see ``rotation``, which makes the table."""
+    cos, sin = table[:, : heads.shape[1], None]
+    if kind == "centered":
+        first, second = jnp.split(heads, 2, axis=-1)
+        turned = jnp.concatenate([-second, first], axis=-1)
+    else:
+        turned = jnp.stack([-heads[..., 1::2], heads[..., ::2]], axis=-1).reshape(heads.shape)
+    return (heads * cos + turned * sin).astype(heads.dtype)
 
 
 class NoPositions(nnx.Module):

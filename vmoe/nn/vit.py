@@ -19,10 +19,10 @@ from vmoe.nn.block import Block, BlockOutputs, rematerialized
 from vmoe.nn.heads import AttentionPool, Head
 from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.nn.mlp import layer_norm
+from vmoe.nn.mlp import make_norm
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import Patches
-from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
+from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions, rotation
 from vmoe.sharding import ONE_DEVICE, Placement
 
 
@@ -61,11 +61,11 @@ class ViT(nnx.Module):
             case "none":
                 self.positions = NoPositions()
         self.dropout = nnx.Dropout(config.dropout)
-        self.pre_norm = layer_norm(config, rngs=rngs) if config.pre_norm else None
+        self.pre_norm = make_norm(config, rngs=rngs) if config.pre_norm else None
         self.blocks = nnx.List(
             [Block(config, i, placement=placement, rngs=rngs) for i in range(config.depth)]
         )
-        self.norm = layer_norm(config, rngs=rngs)
+        self.norm = make_norm(config, rngs=rngs)
         self.attention_pool = (
             AttentionPool(config, dtype=dtype, rngs=rngs) if config.pooling == "attention" else None
         )
@@ -129,7 +129,12 @@ class ViT(nnx.Module):
         tokens = self.embed(images, embed_key)
         class_token_only = self.config.pooling == "class_token" and not self.config.full_last_block
         tokens, records = self.encode(
-            tokens, valid, blocks_key, class_token_only=class_token_only, decide=decide
+            tokens,
+            valid,
+            blocks_key,
+            rotation=self.rotation(images),
+            class_token_only=class_token_only,
+            decide=decide,
         )
         return self.head(self.pool(tokens)), records
 
@@ -170,12 +175,25 @@ class ViT(nnx.Module):
         tokens = self.dropout(tokens, deterministic=key is None, rngs=key)
         return tokens if self.pre_norm is None else self.pre_norm(tokens)
 
+    def rotation(self, images: Images | None = None) -> Float[Array, "2 n z"] | None:
+        """What rotary positions need for images of this size; None without them.
+
+        Args:
+            images: if None, images of the config's size.
+        """
+        if self.config.rotary == "none":
+            return None
+        side = self.config.image_size
+        h, w = (side, side) if images is None else images.shape[1:3]
+        return rotation(self.config, h // self.config.patch_size, w // self.config.patch_size)
+
     def encode(
         self,
         tokens: Float[Array, "b n d"],
         valid: Bool[Array, "b"],
         key: MaybeKey = None,
         *,
+        rotation: Float[Array, "2 n z"] | None = None,
         class_token_only: bool = False,
         decide: Mapping[int, Route] | None = None,
     ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
@@ -185,6 +203,7 @@ class ViT(nnx.Module):
             the tokens, and records by block.
 
         Args:
+            rotation: of the tokens, which rotary positions need.
             class_token_only: return only the first token of each image, and skip work in the last
                 block that cannot change it. Its values are the same, except for the random draws
                 of dropout.
@@ -192,7 +211,12 @@ class ViT(nnx.Module):
         """
         records = {}
         every = self.run_blocks(
-            tokens, valid, key, class_token_only=class_token_only, decide=decide
+            tokens,
+            valid,
+            key,
+            rotation=rotation,
+            class_token_only=class_token_only,
+            decide=decide,
         )
         for i, outputs in enumerate(every):
             tokens = outputs.tokens
@@ -206,6 +230,7 @@ class ViT(nnx.Module):
         valid: Bool[Array, "b"],
         key: MaybeKey = None,
         *,
+        rotation: Float[Array, "2 n z"] | None = None,
         class_token_only: bool = False,
         decide: Mapping[int, Route] | None = None,
     ) -> Iterator[BlockOutputs]:
@@ -224,7 +249,9 @@ class ViT(nnx.Module):
             )
             run = functools.partial(rematerialized, run) if self.config.remat else run
             with jax.named_scope(f"block{i}"):
-                outputs = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
+                outputs = run(
+                    self.blocks[i], self.placement.images(tokens), valid, block_key, rotation
+                )
             tokens = outputs.tokens
             yield outputs
 
@@ -244,7 +271,8 @@ class ViT(nnx.Module):
         """The tokens before pooling: class token, registers, patches, as in timm."""
         check_images(images)
         self.placement.check_batch(len(images))
-        return self.encode(self.embed(images), jnp.ones(len(images), bool))[0]
+        valid = jnp.ones(len(images), bool)
+        return self.encode(self.embed(images), valid, rotation=self.rotation(images))[0]
 
     def forward_head(
         self, tokens: Float[Array, "b n d"], *, pre_logits: bool = False
@@ -282,7 +310,8 @@ class ViT(nnx.Module):
         outputs = {}
         normalize = norm and not self.config.fc_norm
         valid = jnp.ones(len(images), bool)
-        for i, (tokens, *_) in enumerate(self.run_blocks(self.embed(images), valid)):
+        every = self.run_blocks(self.embed(images), valid, rotation=self.rotation(images))
+        for i, (tokens, *_) in enumerate(every):
             if i in chosen:
                 tokens = (self.norm(tokens) if normalize else tokens)[:, first:]
                 outputs[i] = (

@@ -69,7 +69,8 @@ def _block_segment(
 
     def forward(params: Params, inputs: Inputs) -> tuple[Float[Array, "b x d"], list[Array]]:
         vit: ViT = nnx.merge(graph, params, rest)
-        tokens, records = vit.encode(**inputs, class_token_only=kind.class_token_only)
+        only = kind.class_token_only
+        tokens, records = vit.encode(**inputs, rotation=vit.rotation(), class_token_only=only)
         return tokens, [record.aux_loss for record in records.values()]
 
     b, n = config.batch_size // config.accumulate, num_tokens(model)

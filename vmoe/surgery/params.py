@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vmoe import models
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.experts import Expert, MlpExpert
+from vmoe.config.experts import Expert, GatedMlpExpert, MlpExpert
 from vmoe.trees import nested
 
 Params = dict[Any, Any]
@@ -76,7 +76,8 @@ def with_sparse_blocks(config: ViTConfig, layers: Mapping[int, MoEConfig]) -> Vi
 def is_mlp_of(config: ViTConfig, experts: Expert) -> bool:
     """Whether experts are MLPs like the dense ones of the model."""
     return (
-        isinstance(experts, MlpExpert)
+        isinstance(experts, MlpExpert if config.mlp == "plain" else GatedMlpExpert)
+        and config.mlp != "gated_norm"
         and experts.mlp_dim in (None, config.mlp_dim)
         and experts.activation in (None, config.gelu)
     )

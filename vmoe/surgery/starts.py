@@ -8,7 +8,7 @@ out.
 
 import dataclasses
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,11 @@ class UpcyclingStart(Checked):
 
     Attributes:
         reads_tokens: whether it needs inputs of the MLP.
+        takes: the kinds of dense MLPs that it makes experts of; see ``ViTConfig.mlp``.
     """
 
     reads_tokens = False
+    takes: ClassVar[tuple[str, ...]] = ("plain",)
 
     def fields(self, dense: ViTConfig, moe: MoEConfig) -> dict[str, Any]:
         """The fields of the layer's config that this start needs to differ from the defaults."""
@@ -43,9 +45,10 @@ class UpcyclingStart(Checked):
 
     def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
         """Checks that a layer can start this way."""
+        kind = "mlp" if dense.mlp == "plain" else "gated_mlp"
         require(
             is_mlp_of(dense, moe.experts),
-            "the experts start as copies of MLPs: use mlp, with the hidden width and the "
+            f"the experts start as copies of MLPs: use {kind}, with the hidden width and the "
             "activation of the model",
             **{"experts.kind": moe.experts.kind},
         )
@@ -104,6 +107,8 @@ class Copies(UpcyclingStart):
     2212.05055).
     """
 
+    takes = ("plain", "gated")
+
     def params(
         self, mlp: Params, moe: MoEConfig, key: jax.Array, tokens: Float[np.ndarray, "r d"] | None
     ) -> Params:
@@ -146,6 +151,8 @@ class Drop(Copies):
     Source: Drop-Upcycling (arXiv 2502.19261), by the authors' code (``drop_upcycling.py``), which
     chooses units for each kernel separately.
     """
+
+    takes = ("plain",)
 
     drop_ratio: Annotated[float, more_than(0), at_most(1)] = 0.5
     """Share of the hidden units whose weights are drawn anew, rounded down to whole units."""

@@ -18,7 +18,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vmoe import models, passes
-from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    GatedMlpExpert,
+    MlpExpert,
+    MoEConfig,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
+from vmoe.config.experts import Expert
 from vmoe.data.pipeline import Batch
 from vmoe.errors import require
 from vmoe.fields import NOT_EMPTY
@@ -86,7 +94,10 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
     router = TokenChoice(normalize_weights=True, dropless=not limited)
-    layer = MoEConfig(router=router, experts=MlpExpert(dropout=dense.dropout))
+    experts: Expert = MlpExpert(dropout=dense.dropout)
+    if dense.mlp != "plain":
+        experts = GatedMlpExpert(dropout=dense.dropout, activation=dense.gelu)
+    layer = MoEConfig(router=router, experts=experts)
     layer = replace(layer, **start.fields(dense, replace(layer, **fields)))
     return replace(layer, **fields)
 
@@ -109,6 +120,8 @@ def upcycle_params(
         initial: a tree of the new model to take the routers from, instead of the seed; zeros for
             the moments of an optimizer.
     """
+    kinds = f"this start makes experts of MLPs that are {' or '.join(start.takes)}; use vmoe.moefy"
+    require(config.mlp in start.takes, kinds, **{"model.mlp": config.mlp})
     start.check(config, moe)
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))

@@ -23,6 +23,7 @@ and of transformers' image processors (``tests/golden/preprocess``, ``oracles/im
 
 import argparse
 import importlib.metadata
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from scripts.maintain.oracles.libraries import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     hf_dinov2,
+    hf_dinov3,
     hf_pooler,
     hf_vit,
     timm_model,
@@ -77,7 +79,8 @@ class Oracle:
 
 
 def of_timm(note: str, architecture: str, gelu: str = "erf", **options: object) -> Oracle:
-    epsilon = 1e-5 if "clip" in architecture else 1e-6
+    larger = re.match("vit_.*(clip|dinov3)", architecture)
+    epsilon = 1e-5 if larger else 1e-6
     return Oracle(note, gelu, epsilon, timm_model, (architecture,), options)
 
 
@@ -170,6 +173,54 @@ ORACLES = {
         "vit_wee_patch16_reg1_gap_256",
         embed_dim=16,
     ),
+    "timm_gated": of_timm(
+        "a gated MLP, as in DINOv2's giant: `SwiGLUPacked`; 24 heads",
+        "vit_giant_patch14_reg4_dinov2",
+        gelu="silu",
+        embed_dim=24,
+        init_values=1e-5,
+    ),
+    "timm_rms": of_timm(
+        "RMSNorm: `norm_layer` in `model_args`",
+        "vit_small_patch16_224",
+        num_heads=2,
+        norm_layer="rmsnorm",
+    ),
+    "timm_dinov3": of_timm(
+        "rotary positions only, 4 registers, layer scale, no bias of queries, keys and values",
+        "vit_small_patch16_dinov3",
+        num_heads=2,
+        global_pool="token",
+    ),
+    "timm_dinov3_gated": of_timm(
+        "as `timm_dinov3`, gated, with biases of queries and values; mean of the patches",
+        "vit_huge_plus_patch16_dinov3_qkvb",
+        gelu="silu",
+        num_heads=2,
+    ),
+    "timm_eva02": of_timm(
+        "rotary positions in a grid of 16, learned ones, packed gated MLP, `q_bias`, `v_bias`",
+        "eva02_tiny_patch14_224",
+        gelu="silu",
+        embed_dim=24,
+    ),
+    "timm_eva02_norm": of_timm(
+        "as `timm_eva02`, MLP with an inner norm and separate arrays; `q_proj`, `k_proj`, `v_proj`",
+        "eva02_base_patch14_224",
+        gelu="silu",
+        num_heads=2,
+    ),
+    "timm_eva02_clip": of_timm(
+        "as `timm_eva02_norm`, with a norm of the attention's heads and the class token",
+        "eva02_base_patch16_clip_224",
+        gelu="silu",
+        num_heads=2,
+    ),
+    "timm_eva": of_timm(
+        "`Eva` without rotary positions: `q_bias`, `v_bias`; 16 heads",
+        "eva_giant_patch14_224",
+        embed_dim=32,
+    ),
     "hf_vit": Oracle("class token; `id2label`", "erf", 1e-12, hf_vit),
     "hf_vit_shards": Oracle(SHARDS, "erf", 1e-12, hf_vit, options={"max_shard_size": "20KB"}),
     "hf_vit_new_names": Oracle(
@@ -200,6 +251,33 @@ ORACLES = {
         1e-6,
         hf_dinov2,
         options={"registers": 4},
+    ),
+    "hf_dinov2_gated": Oracle(
+        "as `hf_dinov2`, with a gated MLP: `use_swiglu_ffn`",
+        "silu",
+        1e-6,
+        hf_dinov2,
+        options={"use_swiglu_ffn": True},
+    ),
+    "hf_dinov2_gated_new_names": Oracle(
+        "as `hf_dinov2_gated`, `save_original_format=False`: `gate_proj`, `up_proj`",
+        "silu",
+        1e-6,
+        hf_dinov2,
+        options={"use_swiglu_ffn": True, "save_original_format": False},
+    ),
+    "hf_dinov3": Oracle(
+        "`DINOv3ViTModel`: rotary positions only, 4 registers, layer scale, no bias of keys",
+        "erf",
+        1e-5,
+        hf_dinov3,
+    ),
+    "hf_dinov3_gated": Oracle(
+        "as `hf_dinov3`, with a gated MLP: `gate_proj`, `up_proj`",
+        "silu",
+        1e-5,
+        hf_dinov3,
+        options={"use_gated_mlp": True, "hidden_act": "silu"},
     ),
     "augreg": of_npz("AugReg's names, no pre-logits", "token", "with_class", original),
     "augreg_eps": of_npz("as `augreg`, small tokens", "token", "with_class", original, small=True),
@@ -253,9 +331,9 @@ class Sensitivity(NamedTuple):
 
     def suits(self, name: str) -> bool:
         """Whether other GELUs (and epsilons) show, but rounding errors, also amplified, do not."""
-        near = self.gelu < 3e-3 or "clip" in name
+        near = self.gelu < 3e-3 or re.search("clip|gated|eva02", name)
         seen = self.gelu > 1e-3 and (self.epsilon > 1e-3 or not name.endswith("_eps"))
-        return seen and near and self.rounding < 2e-6
+        return seen and bool(near) and self.rounding < 2e-6
 
 
 def sensitivity(model: Model, oracle: Oracle, images: np.ndarray) -> Sensitivity:

@@ -1,6 +1,7 @@
 """Models of timm and transformers; these libraries save them and compute their outputs."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -34,6 +37,7 @@ GELUS: dict[str, Callable[[], torch.nn.Module]] = {
     "erf": torch.nn.GELU,
     "tanh": partial(torch.nn.GELU, approximate="tanh"),
     "quick": timm.layers.QuickGELU,
+    "silu": torch.nn.SiLU,
 }
 HF_SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16)
 HF_VIT_SIZES = HF_SIZES | dict(patch_size=4, intermediate_size=32)
@@ -70,10 +74,10 @@ def changed(module: torch.nn.Module, gelu: str | None, epsilon: float | None) ->
     """A copy with another GELU or epsilon."""
     module = copy.deepcopy(module)
     for part in list(module.modules()):
-        if epsilon is not None and isinstance(part, torch.nn.LayerNorm):
+        if epsilon is not None and isinstance(part, torch.nn.LayerNorm | timm.layers.RmsNorm):
             part.eps = epsilon
         for name, child in list(part.named_children()):
-            if gelu is not None and "GELU" in type(child).__name__:
+            if gelu is not None and re.search("GELU|SiLU", type(child).__name__):
                 setattr(part, name, GELUS[gelu]())
     return module
 
@@ -126,18 +130,32 @@ def hf_pooler(seed: int) -> TorchModel:
     return hf_model(seed, ViTModel(ViTConfig(**HF_VIT_SIZES)), processor)
 
 
-def hf_dinov2(seed: int, registers: int = 0) -> TorchModel:
+def hf_dinov2(
+    seed: int, registers: int = 0, save_original_format: bool = True, **changes: object
+) -> TorchModel:
+    saving = {} if save_original_format else {"save_original_format": False}
     processor = BitImageProcessor(
         size={"shortest_edge": 18},
         crop_size={"height": 16, "width": 16},
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
     )
-    sizes = HF_SIZES | dict(patch_size=4, mlp_ratio=2)
+    sizes = HF_SIZES | dict(patch_size=4, mlp_ratio=2) | changes
     if registers:
         config = Dinov2WithRegistersConfig(**sizes, num_register_tokens=registers)
         return hf_model(seed, Dinov2WithRegistersModel(config), processor)
-    return hf_model(seed, Dinov2Model(Dinov2Config(**sizes)), processor)
+    return hf_model(seed, Dinov2Model(Dinov2Config(**sizes)), processor, **saving)
+
+
+def hf_dinov3(seed: int, **changes: object) -> TorchModel:
+    sizes = HF_SIZES | dict(patch_size=4, intermediate_size=32, num_register_tokens=4) | changes
+    processor = BitImageProcessor(
+        size={"height": 16, "width": 16},
+        do_center_crop=False,
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+    )
+    return hf_model(seed, DINOv3ViTModel(DINOv3ViTConfig(**sizes)), processor)
 
 
 def hf_model(

@@ -18,10 +18,10 @@ LABELS = ("plum", "pear", "fig", "lime", "kiwi", "date", "sloe", "nut", "hop", "
 # GELUs are small and their differences large.
 DRAWS = (
     (r"norm\w*\.weight$|/scale$|gamma$|lambda1$", 1.0, 0.3),
-    (r"(fc1\.bias|Dense_0/bias)$", -2.5, 0.6),
+    (r"((fc1|up_proj)\.bias|Dense_0/bias)$", -2.5, 0.6),
     (r"bias$|token|cls$|pos|latent|probe", 0.0, 0.5),
-    (r"(fc1\.weight|Dense_0/kernel)$", 0.0, 0.8),
-    (r"(fc2\.weight|Dense_1/kernel)$", 0.0, 20.0),
+    (r"((fc1|up_proj)\.weight|Dense_0/kernel)$", 0.0, 0.8),
+    (r"((fc2|down_proj)\.weight|Dense_1/kernel)$", 0.0, 20.0),
     (r"", 0.0, 1.5),
 )
 # Parameters that scale the contributions of the patches and the blocks to the tokens.

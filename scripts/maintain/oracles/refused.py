@@ -12,7 +12,6 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
-    Dinov2Model,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -84,10 +83,6 @@ REFUSED = {
     "hf_dinov2_classifier": Refused(
         "the classifier reads the class token and the mean of the patches",
         of_hf(Dinov2ForImageClassification, Dinov2Config, **DINOV2_SIZES),
-    ),
-    "hf_dinov2_swiglu": Refused(
-        "a gated MLP",
-        of_hf(Dinov2Model, Dinov2Config, use_swiglu_ffn=True, **DINOV2_SIZES),
     ),
     "npz_hybrid": Refused("conv_root, gn_root: a ResNet before the transformer", hybrid),
 }

@@ -36,7 +36,10 @@ from vmoe.signals import unfinished
 from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
 
-PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm": False}
+PUBLISHED = {
+    **{"gelu": "tanh", "mlp": "plain", "norm": "layer", "norm_epsilon": 1e-6},
+    **{"fc_norm": False, "pre_norm": False, "rotary": "none"},
+}
 NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
 

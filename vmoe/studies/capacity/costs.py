@@ -107,7 +107,7 @@ def time_costs(
     images, valid = model.placement.make_global_array((images, np.ones(len(images), bool)))
     tried = dict(zip(config.sparse_blocks, levels, strict=True))
     (whole,) = least_seconds([functools.partial(_forward(model), images)])
-    tokens, changes = model.embed(images), []
+    tokens, rotation, changes = model.embed(images), model.rotation(images), []
     for i, block in enumerate(model.blocks):
         if (moe := config.moe_of(i)) is not None:
             only = _reads_class_tokens_only(config, i)
@@ -121,12 +121,12 @@ def time_costs(
             for layer in (moe, *layers.values()):
                 changed = nnx.clone(block)
                 changed.mlp.router = layer.router
-                runs.append(functools.partial(_block(changed, only), tokens, valid))
+                runs.append(functools.partial(_block(changed, only), tokens, valid, rotation))
             trained, *seconds = least_seconds(runs)
             changes.append(_monotone(dict(zip(layers, seconds, strict=True)), trained, whole))
             on_step()
         if i < config.sparse_blocks[-1]:
-            tokens = _block(block, False)(tokens, valid)
+            tokens = _block(block, False)(tokens, valid, rotation)
     return Costs(tuple(changes))
 
 
@@ -161,9 +161,13 @@ def _forward(model: ViT, images: jax.Array) -> jax.Array:
 
 @models.compiled
 def _block(
-    block: Block, class_token_only: bool, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"]
+    block: Block,
+    class_token_only: bool,
+    tokens: Float[Array, "b n d"],
+    valid: Bool[Array, "b"],
+    rotation: Float[Array, "2 n z"] | None,
 ) -> Float[Array, "b x d"]:
-    return block(tokens, valid, class_token_only=class_token_only)[0]
+    return block(tokens, valid, rotation=rotation, class_token_only=class_token_only)[0]
 
 
 def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"]) -> float:
