@@ -96,10 +96,11 @@ def _curves(ax: Any, rows: Rows, pair: str) -> None:
 
 
 def _differences(ax: Any, rows: Rows) -> None:
-    """The main tasks' AUCs minus MMoE's, with 95% intervals."""
+    """The main tasks' AUCs minus MMoE's, with 95% intervals; the legend has a line of its own."""
+    models = [model for model in reversed(LABELS) if model != "mmoe"]
     for color, pair, offset in zip(COLORS, PAIRS, (-0.12, 0.12), strict=False):
         found = {of: x for of, x in census_differences(rows, pair).items() if of[1] == pair}
-        places = [list(reversed(LABELS)).index(model) - offset for model, _ in found]
+        places = [models.index(model) - offset for model, _ in found]
         ax.errorbar(
             [each.mean for each in found.values()],
             places,
@@ -109,12 +110,12 @@ def _differences(ax: Any, rows: Rows) -> None:
             label=pair,
         )
     ax.axvline(0, color="gray", linewidth=1)
-    ax.set_yticks(range(len(LABELS)), list(reversed(LABELS.values())))
-    ax.set(xlabel="AUC minus that of MMoE")
+    ax.set_yticks(range(len(models)), [LABELS[model] for model in models])
+    ax.set(xlabel="AUC minus that of MMoE", ylim=(-0.5, len(models) + 0.2))
     ax.set_title("census: differences, 95% intervals", fontsize=10)
     ax.locator_params(axis="x", nbins=4)
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="upper center", ncols=2)
 
 
 def _drawings(ax: Any, rows: Rows) -> None:
