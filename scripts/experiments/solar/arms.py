@@ -32,6 +32,7 @@ from vmoe.nn.block import Block
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
+from vmoe.surgery.starts import UpcyclingStart
 
 EXPERTS, K = 4, 2
 BATCH, PATCHES = 32, 32  # images of a step, and patches of each
@@ -99,14 +100,14 @@ def dense(times: int) -> Start:
     return start
 
 
-def moe(**start: Any) -> Start:
+def moe(how: UpcyclingStart) -> Start:
     """The block with experts, of which each token uses ``K``, by ``surgery.upcycle``."""
 
     def make(model: ViT, seed: int, implementation: str) -> Block:
         last = model.config.depth - 1
         fields = dict(router=dict(k=K), experts=dict(implementation=implementation))
         sparse = surgery.upcycle(
-            model, blocks=(last,), num_experts=EXPERTS, seed=seed, **start, **fields
+            model, blocks=(last,), num_experts=EXPERTS, start=how, seed=seed, **fields
         )
         return sparse.blocks[last]
 
@@ -117,8 +118,10 @@ BLOCKS: Mapping[str, Start] = {
     "dense": dense(1),
     "dense_active": dense(K),
     "dense_total": dense(EXPERTS),
-    "moe_copies": moe(),
-    "moe_noise": moe(noise_std=0.1),
+    "moe_copies": moe(surgery.Copies()),
+    "moe_noise": moe(surgery.Noise(0.1)),
+    "moe_drop": moe(surgery.Drop(0.5)),
+    "moe_split": moe(surgery.Split()),
 }
 """The last block of each arm."""
 ON_FEATURES = ("probe", "mixture", "shared_bottom", "mmoe")

@@ -50,6 +50,8 @@ ARMS = {
     "dense_total": "dense, the total size",
     "moe_copies": "MoE, copies",
     "moe_noise": "MoE, copies with noise",
+    "moe_drop": "MoE, copies with half of the units drawn again",
+    "moe_split": "MoE, groups of the MLP's hidden units",
     "mixture": "classic mixture of the features",
     "shared_bottom": "two tasks, shared bottom",
     "mmoe": "two tasks, MMoE",
