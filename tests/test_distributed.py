@@ -87,8 +87,8 @@ def test_processes_that_differ_report_how_and_know_the_checkpoints_that_the_prim
         assert first == other and status == 2 and message.startswith(case.message), name
     assert not (tmp_path / "run").exists() and not (tmp_path / "host1" / "here").exists()
     assert not (tmp_path / "host0" / "behind" / "config.json").exists()
-    # The checkpoints, whether 1 is the best, and the processes on the same cores.
-    assert last == ("[[1], true, 2]", "[[1], true, 2]")
+    # The checkpoints, whether 1 is the best, and the processes of the host with the cores of each.
+    assert last == ("[[1], true, [2, 4], [2, 4], [2, 4]]", "[[1], true, [2, 4], [2, 4], [2, 2]]")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 ``python -m tests.two_hosts`` prints a line for each case: the exit status and the message of the
 error that ``train`` raises. Then it prints the checkpoints of a folder that the second process sees
-in an earlier state, and how many processes share its cores.
+in an earlier state, and its share of its cores where both may run on the same cores, on others, and
+where the second may run on some of the first.
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +135,17 @@ def catch_up(workdir: str) -> None:
         Path("new").symlink_to("../host0/new")
 
 
+def shares() -> list[tuple[int, int]]:
+    first = distributed.is_primary()
+    distributed.quota = lambda: math.inf
+    found = []
+    for cores in (range(8), range(4) if first else range(4, 8), range(8) if first else range(2)):
+        distributed.core_numbers = lambda cores=cores: list(cores)
+        distributed.cores = lambda cores=cores: len(cores)
+        found.append(distributed.share_of_host())
+    return found
+
+
 def main() -> None:
     distributed.initialize()
     tiny = replace(
@@ -152,7 +165,7 @@ def main() -> None:
         except VmoeError as error:
             print(json.dumps([error.status, str(error)]))
     with Checkpoints(Path("cached"), every=1, keep_latest=1) as checkpoints:
-        print(json.dumps([checkpoints.steps, checkpoints.is_best(1), distributed.sharing_cores()]))
+        print(json.dumps([checkpoints.steps, checkpoints.is_best(1), *shares()]))
 
 
 if __name__ == "__main__":

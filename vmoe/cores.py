@@ -1,5 +1,6 @@
 """The processor cores of this process."""
 
+import math
 import os
 from pathlib import Path
 
@@ -18,10 +19,15 @@ def cores() -> int:
     return len(core_numbers())
 
 
-def usable_cores() -> int:
-    """The number of cores that this process can keep busy: a container may have a limit of time."""
+def quota() -> float:
+    """The number of cores that a container may keep busy; infinite if there is no limit of time."""
     try:
         time, period = QUOTA.read_text().split()
-        return max(1, min(cores(), int(time) // int(period)))
+        return int(time) / int(period)
     except (OSError, ValueError):  # there is none
-        return cores()
+        return math.inf
+
+
+def usable_cores() -> int:
+    """The number of cores that this process can keep busy, if it is alone."""
+    return max(1, int(min(cores(), quota())))

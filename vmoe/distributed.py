@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from vmoe import signals
-from vmoe.cores import core_numbers
+from vmoe.cores import core_numbers, cores, quota
 from vmoe.errors import (
     OUT_OF_MEMORY,
     Failure,
@@ -148,10 +148,16 @@ def gather(text: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
 
-def sharing_cores() -> int:
-    """The number of processes that run on the cores of this one, itself included; a collective."""
-    mine = f"{platform.node()} {core_numbers()}"
-    return gather(mine).count(mine)
+def share_of_host() -> tuple[int, int]:
+    """The number of processes on this host, and that of cores for each of them; a collective.
+
+    Processes that may run on the same cores have equal parts of them.
+    """
+    node = platform.node()
+    found = [json.loads(each) for each in gather(json.dumps([node, core_numbers()]))]
+    here = [numbers for name, numbers in found if name == node]
+    together = min(len(set().union(*here)), quota())
+    return len(here), max(1, min(cores(), int(together / len(here))))
 
 
 def first_message(message: str) -> str:

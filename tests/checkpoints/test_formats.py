@@ -207,9 +207,9 @@ def test_inspect_lists_every_array_and_the_model() -> None:
 
 
 def test_inspect_names_what_cannot_be_represented(tmp_path: Path) -> None:
-    result = vmoe("inspect", GOLDEN / "weights" / "refused" / "timm_registers")
+    result = vmoe("inspect", GOLDEN / "weights" / "refused" / "timm_distilled")
     assert result.returncode == 0, result.stderr
-    assert "unknown" in result.stdout and "it has reg_token" in result.stdout
+    assert "unknown" in result.stdout and "it has dist_token" in result.stdout
 
 
 def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path) -> None:

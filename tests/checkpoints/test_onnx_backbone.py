@@ -84,6 +84,18 @@ def test_an_export_that_is_damaged_or_another_model_is_refused_by_name(
     assert str(caught.value).startswith(str(file)) and reason in str(caught.value)
 
 
+def test_a_file_that_would_take_many_times_its_size_in_memory_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_bytes(dinov2(DINOV2, size=80))
+    with pytest.raises(Failure, match="16 positions are resized to 20 x 20"):
+        vmoe.load(file)
+    monkeypatch.setattr("vmoe.checkpoints.onnx_graph.MOST_FIELDS", 1_000)
+    file.write_bytes(dinov2(DINOV2, size=16) + field(2, "") * 1_000)
+    with pytest.raises(Failure, match="a message has more than 1,000 fields"):
+        vmoe.load(file)
+
+
 def test_heads_of_another_width_than_dinov2s_need_the_config(file: Path) -> None:
     (file.parent / "config.json").unlink()
     with pytest.raises(UsageError, match=r"width 16 .* put the model's config.json next to the"):

@@ -265,15 +265,18 @@ def test_workers_are_one_fewer_than_the_cores_where_threads_are_not_as_fast(
     files = Files((str(tmp_path / "0.png"),))
 
     def count(
-        cores: int, images: int = 1_000, part: int = 1 << 10, processes: int = 1
+        cores: int,
+        images: int = 1_000,
+        part: int = 1 << 10,
+        share: tuple[int, int] | None = None,
     ) -> list[int]:
         monkeypatch.setattr("vmoe.data.workers.usable_cores", lambda: cores)
-        counts = functools.partial(count_workers, processes=processes)
+        counts = functools.partial(count_workers, share=share)
         return [counts(None, source, images, part) for source in (files, pixels)]
 
     assert [count(n) for n in (1, 2, 3, 16, 200)] == [[0, 0], [0, 0], [2, 0], [15, 0], [32, 0]]
     assert MOST_WORKERS == 32 and count(16, 999) == [0, 0]
-    assert count(16, processes=4) == [3, 0] and count(16, processes=8) == [0, 0]
+    assert count(16, share=(4, 4)) == [3, 0] and count(16, share=(8, 2)) == [0, 0]
     assert count(16, part=1 << 60) == [0, 0]  # nothing of that size fits the shared memory
 
 

@@ -457,7 +457,7 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
         ),
         (
             dict(registers=1, moe=dict(experts=CnnExpert())),
-            "model.registers=1: cnn experts need a grid of patches, without registers",
+            "model.registers=1 with model.moe.experts.kind=cnn: cnn experts need a grid of patches",
         ),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
         (

@@ -118,7 +118,13 @@ def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> No
     child = vmoe.upcycle(parent, blocks=(0,))
     assert child.config.moe.experts == GatedMlpExpert(activation="silu")
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
-    with pytest.raises(UsageError, match=r"model.mlp=gated_norm: .* that are plain or gated"):
+    with pytest.raises(
+        UsageError, match=r"model.mlp=gated: Split makes .* use the start copies or"
+    ):
+        vmoe.upcycle(parent, blocks=(0,), start=Split())
+    with pytest.raises(
+        UsageError, match=r"model.mlp=gated_norm: .* plain or gated; use vmoe.moefy"
+    ):
         vmoe.upcycle(models.build_abstract(replace(config, mlp="gated_norm")), blocks=(0,))
 
 
@@ -232,7 +238,7 @@ def test_split_experts_add_the_hidden_units_nearest_in_direction() -> None:
 
 
 def test_the_router_of_clusters_has_the_mean_directions_of_its_tokens_as_columns() -> None:
-    parent, images = dense(), random_images(32, 6)
+    parent, images = dense(replace(TINY, rotary="centered")), random_images(32, 6)
     names = ["blocks.1.mlp"]
     captured = vmoe.analysis.capture_features(parent, jnp.asarray(images), names).features
     rows = mlp_inputs(parent, in_batches(images, batch_size=4), (1,))[1]

@@ -20,6 +20,7 @@ from vmoe.errors import UsageError
 CLASS = "embeddings.cls_token"
 HEAD_WIDTH = 64  # channels of an attention head, in every DINOv2
 LARGEST = 256  # patches along a side
+MOST_TIMES = 4  # as many patches along a side after resampling
 BICUBIC = {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"}  # as PyTorch's
 
 
@@ -46,7 +47,11 @@ def family(path: Path) -> Family:
     infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
     file = ArrayFile(path, infos, lambda names: ((x, arrays[x]) for x in infos if x in names))
     with corrupt_if_wrong(place):
-        given = config or {"model_type": "dinov2", "num_attention_heads": heads}
+        given = config or {
+            "model_type": "dinov2",
+            "num_attention_heads": heads,
+            "use_swiglu_ffn": any(name.endswith("mlp.weights_in.weight") for name in arrays),
+        }
         found = from_hugging_face.family(file, given)
 
     def rename(name: str, shape: tuple[int, ...]) -> Mapping[str, Transform]:
@@ -74,6 +79,8 @@ def _arrays(graph: Graph, prefix: str) -> dict[str, np.ndarray]:
             if f"::{node.kind}" not in name or not module.startswith(prefix) or name not in arrays:
                 continue
             if node.kind == "MatMul":
+                if f"{module}.weight" in arrays:
+                    raise ValueError(f"two arrays are {module}.weight")
                 arrays[f"{module}.weight"] = arrays.pop(name).T
             elif module == f"{prefix}embeddings":
                 embeddings[node.kind] = arrays.pop(name)
@@ -104,6 +111,8 @@ def _resized(positions: np.ndarray, side: int | None, settings: Mapping[str, str
     old = math.isqrt(patches)
     if side is None or side == old:
         return positions
+    if side > MOST_TIMES * old:
+        raise ValueError(f"{patches:,} positions are resized to {side} x {side}")
     if settings != {**settings, **BICUBIC, "factor": ""}:
         raise ValueError(f"positions are resized by {settings!r:.200}, not bicubically to a size")
     import cv2

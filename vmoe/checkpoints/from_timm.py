@@ -130,16 +130,18 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     if activation is not None and activation not in ACTIVATIONS:
         problem = f"act_layer {activation!r:.40} cannot be represented; opened are"
         raise UsageError(f"{file.path}: {problem} {', '.join(ACTIVATIONS)}")
-    norm_layer = changes.get("norm_layer") or "layernorm"
+    given_norm = changes.get("norm_layer")
+    norm_layer = given_norm or "layernorm"
     if norm_layer not in NORMS:
         problem = f"norm_layer {norm_layer!r:.40} cannot be represented; opened are"
         raise UsageError(f"{file.path}: {problem} {', '.join(NORMS)}")
     registers = re.search(r"_reg(\d+)", architecture)
+    larger = re.fullmatch(LARGER_EPSILON, architecture)
     given: dict[str, Any] = {
         "registers": changes.get("reg_tokens", int(registers[1]) if registers else 0),
         "gelu": _gelu(file, architecture) if activation is None else ACTIVATIONS[activation],
         "norm": NORMS[norm_layer],
-        "norm_epsilon": 1e-5 if re.fullmatch(LARGER_EPSILON, architecture) else 1e-6,
+        "norm_epsilon": 1e-5 if not given_norm and larger else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
         **rotary,
     }

@@ -17,6 +17,7 @@ from vmoe.retry import read_regular, retried
 DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}  # those of parameters
 VARINT, BYTES = 0, 2  # kinds of a field
 FIXED = {1: 8, 5: 4}  # the bytes of other kinds
+MOST_FIELDS = 1 << 20  # of a message; each takes some 200 bytes here
 
 
 class Node(NamedTuple):
@@ -64,8 +65,10 @@ class _Message:
 
     def __init__(self, data: memoryview) -> None:
         self.fields: dict[int, list[int | memoryview]] = defaultdict(list)
-        at = 0
+        at = count = 0
         while at < len(data):
+            if (count := count + 1) > MOST_FIELDS:
+                raise ValueError(f"a message has more than {MOST_FIELDS:,} fields")
             tag, at = _varint(data, at)
             kind = tag & 7
             if kind == VARINT:
@@ -135,7 +138,8 @@ def _array(tensor: _Message) -> tuple[str, np.ndarray] | None:
         return None
     if any(tensor.integers(14)):
         raise ValueError(f"{name!r:.80} lies in another file, which is not read")
-    info, values = array_info(tensor.integers(1), DTYPES[kind[0]]), b"".join(tensor.parts(9))
+    info, parts = array_info(tensor.integers(1), DTYPES[kind[0]]), tensor.parts(9)
+    values = parts[0] if len(parts) == 1 else b"".join(parts)
     if len(values) != info.nbytes:
         raise ValueError(f"{name!r:.80} has shape {info.shape} and {len(values):,} bytes")
     return name, np.frombuffer(values, info.dtype).reshape(info.shape)

@@ -147,7 +147,7 @@ class ViTConfig(Checked):
     """How tokens are pooled. class_token: the class token; mean: the mean of the patch tokens,
     without a class token; attention: attention pooling of the patch tokens, without a class token;
     patch_mean: the mean of the patch tokens, with a class token that is not pooled."""
-    registers: Annotated[int, at_least(0)] = 0
+    registers: Annotated[int, at_least(0), at_most(LARGEST_COUNT)] = 0
     """Learned tokens between the class token and the patches, which have no positions and are not
     pooled ("Vision Transformers Need Registers", arXiv 2309.16588)."""
     positions: Literal["learned", "sincos2d", "none"] = "learned"
@@ -227,9 +227,10 @@ class ViTConfig(Checked):
 
         for moe in self.moe_blocks.values():
             for expert in moe.experts.members:
-                of_grid = isinstance(expert, CnnExpert) and self.registers > 0
-                needs = "cnn experts need a grid of patches, without registers: use other experts"
-                self.require(not of_grid, needs, "registers")
+                if isinstance(expert, CnnExpert) and self.registers:
+                    fields = {"model.registers": self.registers, "model.moe.experts.kind": "cnn"}
+                    needs = "cnn experts need a grid of patches: use no registers, or other experts"
+                    raise UsageError(needs, **fields)
                 heads = expert.num_heads if isinstance(expert, AttentionExpert) else 1
                 if self.width % heads:
                     fields = {"model.moe.experts.num_heads": heads, "model.width": self.width}

@@ -125,7 +125,12 @@ def reader_of(batches: Batches[T_co]) -> Callable[[int], T_co]:
 
 
 def count_workers(
-    asked: int | None, source: Source, images: int, part_bytes: int, *, processes: int = 1
+    asked: int | None,
+    source: Source,
+    images: int,
+    part_bytes: int,
+    *,
+    share: tuple[int, int] | None = None,
 ) -> int:
     """The number of workers that read a source.
 
@@ -136,17 +141,19 @@ def count_workers(
             a pool.
         images: the number of images to read.
         part_bytes: of the largest part of a batch.
-        processes: those that share the cores and the memory, each with workers of its own.
+        share: the processes on this host, each with workers of its own, and the cores of each; if
+            None, this process has all.
 
     Raises:
         UsageError: the number is negative, or the shared memory is too small for so many.
     """
     at_least(0).check(num_workers=asked or 0)
+    processes, cores = share or (1, usable_cores())
     # A worker that meets a larger part gets new memory while the old one is still there.
     each = 2 * part_bytes * processes
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
     if asked is None:
-        count = min(usable_cores() // processes - 1, MOST_WORKERS, free // each)
+        count = min(cores - 1, MOST_WORKERS, free // each)
         may = images >= WORTH_WORKERS and not multiprocessing.current_process().daemon
         worth = count > 1 and may and not isinstance(_first_image(source), np.ndarray)
         return count if worth else 0

@@ -6,6 +6,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vmoe.errors import UsageError
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.positions import rotate
 
@@ -63,7 +64,7 @@ class Attention(nnx.MultiHeadAttention):
             rotation: of the tokens, of which the queries are the first.
         """
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        if rotation is not None or self.norm is not None:
+        if self.rotary != "none" or self.norm is not None:
             tokens = queries if tokens is None else tokens
             heads = nnx.dot_product_attention(
                 *self._queries_and_keys(queries, tokens, rotation),
@@ -105,6 +106,8 @@ class Attention(nnx.MultiHeadAttention):
         query, key = self.query(queries), self.key(tokens)
         if self.normalize_qk:
             query, key = self.query_ln(query), self.key_ln(key)
-        if rotation is not None:
+        if self.rotary != "none":
+            if rotation is None:
+                raise UsageError("rotary positions need rotation=model.rotation(images)")
             query, key = (rotate(each, rotation, self.rotary) for each in (query, key))
         return query, key

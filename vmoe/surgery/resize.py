@@ -24,11 +24,21 @@ Method = Literal["aligned_corners", "half_pixel"]
 as in the published fine-tuning of V-MoE, or with the outer edges aligned, as images are usually
 resized."""
 
-ARITHMETIC = (*("gelu", "norm", "norm_epsilon", "rotary", "rotary_period", "rotary_side"),)
+ARITHMETIC = ("gelu", "norm", "norm_epsilon", "rotary", "rotary_period", "rotary_side")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
 """Fields of the config that training depends on and that the shapes of parameters do not show."""
 
-SIZES = ("patch_size", "depth", "width", "mlp_dim", "num_heads", "mlp", "sparse_blocks")
+SIZES = (
+    "patch_size",
+    "depth",
+    "width",
+    "mlp_dim",
+    "num_heads",
+    "registers",
+    "mlp",
+    "attention_norm",
+    "sparse_blocks",
+)
 """Fields of the config that the shapes of parameters show, named where parameters do not fit."""
 
 NAMED = 2  # parameters of a kind in an error

@@ -40,7 +40,11 @@ class UpcyclingStart(Checked):
     takes: ClassVar[tuple[str, ...]] = ("plain",)
 
     def fields(self, dense: ViTConfig, moe: MoEConfig) -> dict[str, Any]:
-        """The fields of the layer's config that this start needs to differ from the defaults."""
+        """The fields of the layer's config that this start needs to differ from the defaults.
+
+        Args:
+            moe: the layer as far as ``num_experts`` and ``router`` say.
+        """
         return {}
 
     def check(self, dense: ViTConfig, moe: MoEConfig) -> None:

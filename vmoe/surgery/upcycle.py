@@ -32,7 +32,7 @@ from vmoe.errors import require
 from vmoe.fields import NOT_EMPTY
 from vmoe.nn.vit import ViT
 from vmoe.surgery.params import Params, initial_values, wanted_shapes, with_sparse_blocks
-from vmoe.surgery.starts import COPIES, UpcyclingStart
+from vmoe.surgery.starts import COPIES, STARTS, UpcyclingStart
 
 Blocks = str | Iterable[int]
 """Blocks of a model: their numbers, or a name such as "every2" or "last2"."""
@@ -71,13 +71,14 @@ def upcycle(
     unread = f"{type(start).__name__} reads no images: leave them out"
     require(images is None or start.reads_tokens, unread)
     batches = () if images is None else passes.in_batches(np.asarray(images))
+    chosen = _dense_blocks(model.config, blocks)
     config, params = upcycle_params(
         model.config,
         models.params_of(model),
-        blocks=blocks,
+        blocks=chosen,
         moe=upcycled_layer(model.config, start, num_experts=num_experts, **moe),
         start=start,
-        tokens=mlp_inputs(model, batches, blocks),
+        tokens=mlp_inputs(model, batches, chosen),
         seed=seed,
     )
     return models.with_params(config, params, placement=model.placement)
@@ -91,6 +92,10 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     the router have one. Several devices need a capacity; with a capacity factor of e / k no choice
     is dropped either. A start may need other defaults.
     """
+    others = [name for name, each in STARTS.items() if dense.mlp in each.takes]
+    kinds = f"{type(start).__name__} makes experts of MLPs that are {' or '.join(start.takes)}"
+    remedy = f"use the start {' or '.join(others)}" if others else "use vmoe.moefy"
+    require(dense.mlp in start.takes, f"{kinds}; {remedy}", **{"model.mlp": dense.mlp})
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
     router = TokenChoice(normalize_weights=True, dropless=not limited)
@@ -98,7 +103,8 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     if dense.mlp != "plain":
         experts = GatedMlpExpert(dropout=dense.dropout, activation=dense.gelu)
     layer = MoEConfig(router=router, experts=experts)
-    layer = replace(layer, **start.fields(dense, replace(layer, **fields)))
+    read = {name: fields[name] for name in ("num_experts", "router") if name in fields}
+    layer = replace(layer, **start.fields(dense, replace(layer, **read)))
     return replace(layer, **fields)
 
 
@@ -120,8 +126,6 @@ def upcycle_params(
         initial: a tree of the new model to take the routers from, instead of the seed; zeros for
             the moments of an optimizer.
     """
-    kinds = f"this start makes experts of MLPs that are {' or '.join(start.takes)}; use vmoe.moefy"
-    require(config.mlp in start.takes, kinds, **{"model.mlp": config.mlp})
     start.check(config, moe)
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
@@ -159,8 +163,9 @@ def mlp_inputs(
 def _mlp_inputs(
     model: ViT, blocks: tuple[int, ...], batch: Batch
 ) -> tuple[dict[int, Float[Array, "b n d"]], None]:
-    tokens, found = model.embed(jnp.asarray(batch.images)), {}
-    for i, outputs in enumerate(model.run_blocks(tokens, jnp.asarray(batch.valid))):
+    images, valid, found = jnp.asarray(batch.images), jnp.asarray(batch.valid), {}
+    tokens, rotation = model.embed(images), model.rotation(images)
+    for i, outputs in enumerate(model.run_blocks(tokens, valid, rotation=rotation)):
         if i in blocks:
             found[i] = model.blocks[i].norm2(tokens + outputs.attention)
         tokens = outputs.tokens

@@ -79,12 +79,17 @@ def open_data(config: TrainConfig) -> Data:
 
 
 def plan_program(
-    config: TrainConfig, data: Data, *, mesh: str, fsdp: bool, processes: int = 1
+    config: TrainConfig,
+    data: Data,
+    *,
+    mesh: str,
+    fsdp: bool,
+    share: tuple[int, int] | None = None,
 ) -> Program:
     """Traces the training step and the evaluations on shapes; uses no collective.
 
     Args:
-        processes: see ``count_workers``.
+        share: see ``count_workers``.
     """
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size, config.accumulate)
@@ -117,7 +122,7 @@ def plan_program(
     part = max(part_bytes(placement.round_up(size) // shards, own) for _, size, own in read)
     images = config.total_steps * config.batch_size // shards
     asked = config.data.num_workers
-    count = count_workers(asked, data.source, images, part, processes=processes)
+    count = count_workers(asked, data.source, images, part, share=share)
     threads = 0 if count else max(num_threads(x, part_bytes(1, own)) for x, _, own in read)
     return Program(placement, batches, train_step, shapes, count, threads)
 

