@@ -102,14 +102,23 @@ def read(
 
 
 def inputs(
-    model: ViT, source: Source, preprocessing: Preprocessing, reading: Reading = READING
+    model: ViT,
+    source: Source,
+    preprocessing: Preprocessing,
+    reading: Reading = READING,
+    *,
+    any_classes: bool = False,
 ) -> Iterator[Batch]:
     """The batches of a source with images as a model takes them, in [-1, 1]; see ``read``.
+
+    Args:
+        any_classes: the classes of the source need not be those of the model.
 
     Raises:
         UsageError: no image can be read, or the source has more classes than the model.
     """
-    check_classes(source, model.config.num_classes)
+    if not any_classes:
+        check_classes(source, model.config.num_classes)
     any_image = False
     for batch in read(source, preprocessing, reading, model.placement):
         any_image |= bool(batch.valid.any())

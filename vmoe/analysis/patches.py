@@ -30,7 +30,7 @@ def on_grid(
     """
     (b, h, w, _), n = images.shape, tokens.shape[1]
     _, i, j = like.foreground.shape
-    if len(tokens) != b or (h, w) != (i * patch_size, j * patch_size):
+    if len(tokens) != b or n < i * j or (h, w) != (i * patch_size, j * patch_size):
         raise UsageError(
             f"{b} images of {h} x {w} pixels do not have {len(tokens)} x {n} tokens; give the "
             "collected images and the model's patch size",

@@ -155,7 +155,7 @@ def _of_batch(
     by_patch = by_token[:, n - i * j :]
     positions = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
     shuffled = np.take_along_axis(by_patch, positions[..., None], axis=1)
-    # indices of KINDS; without a class token, no token is of the first kind
+    # indices of KINDS; tokens before the patches, if any, are of the first kind
     kinds = np.pad(1 + foreground.reshape(b, i * j).astype(int), ((0, 0), (n - i * j, 0)))
     sums = _totals(block) | dict(
         coactivation=any_of.T @ any_of,

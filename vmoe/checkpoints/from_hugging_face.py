@@ -33,7 +33,10 @@ from vmoe.errors import UsageError
 IMAGES = "preprocessor_config.json"
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 GELUS = {
-    **{"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"},
+    "gelu": "erf",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "quick_gelu": "quick",
     "silu": "silu",
 }
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

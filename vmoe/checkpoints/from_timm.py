@@ -57,15 +57,13 @@ SHOWN = {  # model_args that the names and shapes of parameters show, or that tr
     *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 }
 READ = {  # model_args that are read below
-    *(
-        "num_heads",
-        "reg_tokens",
-        "num_reg_tokens",
-        "global_pool",
-        "act_layer",
-        "norm_layer",
-        "qkv_bias",
-    ),
+    "num_heads",
+    "reg_tokens",
+    "num_reg_tokens",
+    "global_pool",
+    "act_layer",
+    "norm_layer",
+    "qkv_bias",
 }
 TANH = (  # architectures with the tanh GELU
     r"vit_(so400m|giantopt)_patch16_siglip_.*",

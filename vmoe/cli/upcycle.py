@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from vmoe.cli.arguments import parse
+from vmoe.cli.printing import print_messages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,18 +113,19 @@ def _tokens(
 ) -> "dict[int, np.ndarray]":
     """The inputs of the MLPs of the blocks, for a sample of data of any classes."""
     from vmoe.data.reading import Reading
-    from vmoe.data.sources import name_and_split, open_source, sample
-    from vmoe.evaluate.sample import data_of
+    from vmoe.data.sources import sample, skipped_messages
+    from vmoe.data.unreadable import Unreadable
+    from vmoe.evaluate.sample import open_any_classes
     from vmoe.fields import at_least
-    from vmoe.nn.inputs import to_float
-    from vmoe.passes import read
-    from vmoe.sharding import ONE_DEVICE
+    from vmoe.passes import inputs
     from vmoe.surgery.upcycle import mlp_inputs
 
     at_least(1).check(images=args.images)
-    name, split = name_and_split(args.data or data_of(stored))
-    source = sample(open_source(name, split or "train"), args.images)
-    reading = Reading(min(64, args.images))
-    batches = read(source, stored.preprocessing, reading, ONE_DEVICE)
-    pixels = (batch._replace(images=to_float(batch.images)) for batch in batches)
-    return mlp_inputs(stored.model(), pixels, blocks)
+    source, replace = open_any_classes(args.data, stored, split="train")
+    source, left_out = sample(source, args.images), Unreadable("left out")
+    reading = Reading(min(64, args.images), on_unreadable=left_out.add if replace else None)
+    model = stored.model()
+    batches = inputs(model, source, stored.preprocessing, reading, any_classes=True)
+    found = mlp_inputs(model, batches, blocks)
+    print_messages([*skipped_messages([source]), *left_out.news()])
+    return found

@@ -28,14 +28,26 @@ from vmoe.fields import at_least
 def open_data(
     data: str, trained: Loaded | StoredModel, *, split: str = "test"
 ) -> tuple[Source, bool]:
-    """A split with the classes of a model, and whether unreadable images are left out.
+    """``open_any_classes``, with the classes of the model.
+
+    Raises:
+        UsageError: there is no such data, or it has other classes.
+    """
+    source, replace = open_any_classes(data, trained, split=split)
+    return relabel(source, trained.class_names), replace
+
+
+def open_any_classes(
+    data: str, trained: Loaded | StoredModel, *, split: str
+) -> tuple[Source, bool]:
+    """A split, and whether unreadable images are left out, as in the model's run.
 
     Args:
         data: NAME[:SPLIT]; the data set of the model's run if empty.
         split: the split if ``data`` has none.
 
     Raises:
-        UsageError: there is no such data, or it has other classes.
+        UsageError: there is no such data.
     """
     data = data or data_of(trained)
     name, named = name_and_split(data)
@@ -46,7 +58,7 @@ def open_data(
         if named:
             raise
         raise _name_one(error, name, split) from None
-    return relabel(source, trained.class_names), checks.on_error == "replace"
+    return source, checks.on_error == "replace"
 
 
 def _name_one(error: NoSplit, name: str, split: str) -> UsageError:

@@ -141,9 +141,8 @@ def tokens(images: Images, loaded: Loaded, path: Path) -> Float[np.ndarray, "b n
 def _before_last(model: ViT, images: Array) -> Float[Array, "b n d"]:
     tokens = model.embed(images)
     valid, rotation = jnp.ones(len(images), bool), model.rotation(images)
-    for block in model.blocks[:-1]:
-        tokens = block(tokens, valid, rotation=rotation).tokens
-    return tokens
+    outputs = list(model.run_blocks(tokens, valid, rotation=rotation))
+    return outputs[-2].tokens
 
 
 def folds(images: Images, kind: str) -> np.ndarray:
