@@ -9,6 +9,7 @@ from vmoe.config.train import TrainConfig
 
 GROUPS = "where choices are dropped, later results are with other groups than earlier ones"
 ROUNDING = "the same steps may round differently"
+CHOSEN = "one L2 is chosen for all of them, so accuracies before and after may differ"
 UNREADABLE = "images that cannot be read are treated so from now on"
 MAY_CHANGE = {
     "log_every": "",
@@ -42,7 +43,7 @@ class Change(NamedTuple):
 
     Attributes:
         field: such as "evaluations.0.batch_size"; for an evaluation set that only one of the
-            configs has, "evaluations"; if only one of them has few-shot sets, "fewshot".
+            configs has, "evaluations"; if one of them has more few-shot sets, "fewshot".
         before: its value before; for such a set its name, or None; the names of few-shot sets.
         now: its value now.
     """
@@ -61,7 +62,8 @@ class Change(NamedTuple):
             return f"set {self.before or self.now!r} is {'added' if self.now else 'left out'}"
         if self.field == "fewshot":
             names = [", ".join(each) or "none" for each in (self.before, self.now)]
-            return f"few-shot sets {names[0]} -> {names[1]}"
+            line = f"few-shot sets {names[0]} -> {names[1]}"
+            return line + f": {CHOSEN}" * bool(self.before and self.now)
         effect = "the same images" if self.key in OF_IMAGES else MAY_CHANGE.get(self.key)
         return f"{self.field} {self.before} -> {self.now}" + (f": {effect}" if effect else "")
 
@@ -82,11 +84,15 @@ def changes(stored: TrainConfig, current: TrainConfig) -> list[Change]:
     for i, name in enumerate(now):
         if name in before:
             found += _differences(before[name], now[name], f"evaluations.{i}")
-    skip = ["evaluations", "steps"]
-    if bool(stored.fewshot.data) != bool(current.fewshot.data):
-        found.append(Change("fewshot", stored.fewshot.data, current.fewshot.data))
-        skip.append("fewshot")
-    return [*found, *_differences(stored, current, "", skip)]
+    sets = stored.fewshot.data, current.fewshot.data
+    if len(sets[0]) == len(sets[1]):
+        others = [[each for each in own if each not in there] for own, there in (sets, sets[::-1])]
+        found += (Change("fewshot.data", *pair) for pair in zip(*others, strict=True))
+    else:
+        found.append(Change("fewshot", *sets))
+    if bool(sets[0]) == bool(sets[1]):
+        found += _differences(stored.fewshot, current.fewshot, "fewshot", ["data"])
+    return [*found, *_differences(stored, current, "", ["evaluations", "fewshot", "steps"])]
 
 
 def _differences(

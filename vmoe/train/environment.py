@@ -13,6 +13,7 @@ import vmoe
 from vmoe.config.changes import Change
 from vmoe.cores import cores
 from vmoe.data.sources import Source
+from vmoe.data.sources.views import Subset
 from vmoe.sharding import Placement
 from vmoe.train.check import Data
 
@@ -25,7 +26,9 @@ COMPARED = ("devices", "mesh", "processes", "cores", *COMPUTING, *DECODING)
 def environment(data: Data, placement: Placement) -> dict[str, Any]:
     """Everything, apart from the config, that can change the result of a run."""
     measured = {each.name: own for each, own in data.evaluations}
-    measured |= {f"few-shot {own.name}": own for each in data.fewshot for own in each.sources}
+    for each in data.fewshot:  # whole splits: which images are drawn follows from them
+        splits = (own.source if isinstance(own, Subset) else own for own in each.sources)
+        measured |= zip(_few_shot(each.name), splits, strict=True)
     return {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -38,6 +41,11 @@ def environment(data: Data, placement: Placement) -> dict[str, Any]:
         **_data(data.source),
         "evaluations": {name: _data(each) for name, each in measured.items()},
     }
+
+
+def _few_shot(name: str) -> tuple[str, str]:
+    """The names of the two splits of a few-shot set."""
+    return f"few-shot {name}, train", f"few-shot {name}, test"
 
 
 def _data(source: Source) -> dict[str, Any]:
@@ -87,19 +95,21 @@ def same_images(change: Change, stored: dict[str, Any], current: dict[str, Any])
             return [environment]
         sets = environment.get("evaluations") or {}
         if change.key == "fewshot.data":
-            return [each for name, each in sets.items() if name.startswith("few-shot ")]
+            name = change.before if environment is stored else change.now
+            return [sets.get(each) for each in _few_shot(name)]
         name = list(current["evaluations"])[int(change.field.split(".")[1])]
         return [sets.get(name)]
 
-    before, now = images(stored), images(current)
-    return len(before) == len(now) and all(map(_same, before, now))
+    return all(map(_same, images(stored), images(current)))
 
 
 def with_new_sets(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """The environment of a run, with the data of the evaluation sets of now."""
+    """The environment of a run, with the data of all its evaluation sets.
+
+    Those of sets that are left out are kept, to compare them if the sets return.
+    """
     known = stored.get("evaluations") or {}
-    sets = {name: known.get(name, each) for name, each in current["evaluations"].items()}
-    return stored | {"evaluations": sets}
+    return stored | {"evaluations": current["evaluations"] | known}
 
 
 def _data_differences(what: str, stored: Any, current: dict[str, Any], so: str) -> Iterator[str]:

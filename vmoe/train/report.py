@@ -134,8 +134,9 @@ class Report:
         return {}
 
     def _sets(self) -> list[str]:
-        """The names of the evaluation sets."""
-        return [each.name for each in self._config.evaluations]
+        """The names of the evaluation sets and the few-shot sets."""
+        sets = [each.name for each in self._config.evaluations]
+        return sets + [f"few-shot {name}" for name in self._config.fewshot.data]
 
     def has(self, table: str, step: int) -> bool:
         """Whether a CSV file has the rows of a step; False in all but the primary process."""
