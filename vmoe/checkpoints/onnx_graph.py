@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vmoe.checkpoints.arrays import array_info, corrupt
-from vmoe.errors import Failure
+from vmoe.errors import Failure, UsageError
 from vmoe.retry import read_regular, retried
 
 DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}  # those of parameters
+RAW_DATA = 9  # the field of the bytes of an array
+PACKED = {"float32": 4, "float64": 10}  # fields with the same bytes
 VARINT, BYTES = 0, 2  # kinds of a field
 FIXED = {1: 8, 5: 4}  # the bytes of other kinds
 MOST_FIELDS = 1 << 20  # of a message; each takes some 200 bytes here
@@ -24,13 +26,13 @@ class Node(NamedTuple):
     """An operation, such as the Add whose name is ``/encoder/layer.0/norm1/Add``.
 
     Attributes:
-        settings: its attributes that are text.
+        settings: its attributes that are a text or a number; of others, the text is empty.
     """
 
     kind: str
     name: str
     inputs: list[str]
-    settings: dict[str, str]
+    settings: dict[str, str | float]
 
 
 class Graph(NamedTuple):
@@ -50,12 +52,15 @@ def read(path: Path) -> Graph:
     """Reads a file into memory.
 
     Raises:
-        Failure: the file cannot be read, is corrupt, or has its arrays in other files.
+        UsageError: the values of an array are not in the file, or not as bytes.
+        Failure: the file cannot be read or is corrupt.
     """
     try:
         return _graph(_Message(memoryview(retried(path, lambda: read_regular(path)))))
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     except ValueError as error:
         raise corrupt(path, error) from None
 
@@ -136,9 +141,19 @@ def _array(tensor: _Message) -> tuple[str, np.ndarray] | None:
     name, kind = tensor.text(8), tensor.integers(2)[-1:]
     if not kind or kind[0] not in DTYPES:
         return None
+    dtype = DTYPES[kind[0]]
     if any(tensor.integers(14)):
-        raise ValueError(f"{name!r:.80} lies in another file, which is not read")
-    info, parts = array_info(tensor.integers(1), DTYPES[kind[0]]), tensor.parts(9)
+        raise UsageError(
+            f"the values of {name!r:.80} lie in another file (external data): put them into this "
+            "one, onnx.save(onnx.load(FILE), NEW)"
+        )
+    if tensor.fields[5]:
+        raise UsageError(
+            f"the values of {name!r:.80} are in int32_data: store them as bytes, "
+            "array.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(array)))"
+        )
+    info = array_info(tensor.integers(1), dtype)
+    parts = tensor.parts(RAW_DATA) or tensor.parts(PACKED.get(dtype, RAW_DATA))
     values = parts[0] if len(parts) == 1 else b"".join(parts)
     if len(values) != info.nbytes:
         raise ValueError(f"{name!r:.80} has shape {info.shape} and {len(values):,} bytes")
@@ -147,8 +162,14 @@ def _array(tensor: _Message) -> tuple[str, np.ndarray] | None:
 
 def _node(node: _Message) -> Node:
     inputs = [str(part, "utf-8") for part in node.parts(1)]
-    settings = {each.text(1): each.text(4) for each in node.messages(5)}
+    settings = {each.text(1): _setting(each) for each in node.messages(5)}
     return Node(node.text(4), node.text(3), inputs, settings)
+
+
+def _setting(attribute: _Message) -> str | float:
+    if numbers := [*np.frombuffer(b"".join(attribute.parts(2)), "<f4"), *attribute.integers(3)]:
+        return float(numbers[-1])
+    return attribute.text(4)
 
 
 def _shape(inputs: list[_Message]) -> list[int | None]:
