@@ -115,13 +115,15 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
 def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> None:
     config = replace(ONE_BLOCK, mlp="gated", gelu="silu", rotary="centered", registers=1)
     parent, x = dense(config), random_images()
-    child = vmoe.upcycle(parent, blocks=(0,))
-    assert child.config.moe.experts == GatedMlpExpert(activation="silu")
-    np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
+    split = dict(start=Split(), num_experts=4, router=dict(k=4))
+    for moe, mlp_dim in ((dict(), None), (split, config.mlp_dim // 4)):
+        child = vmoe.upcycle(parent, blocks=(0,), **moe)
+        assert child.config.moe.experts == GatedMlpExpert(activation="silu", mlp_dim=mlp_dim)
+        np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
     with pytest.raises(
-        UsageError, match=r"model.mlp=gated: Split makes .* use the start copies or"
+        UsageError, match=r"model.mlp=gated: LowRank makes .* use the start copies or"
     ):
-        vmoe.upcycle(parent, blocks=(0,), start=Split())
+        vmoe.upcycle(parent, blocks=(0,), start=LowRank())
     with pytest.raises(
         UsageError, match=r"model.mlp=gated_norm: .* plain or gated; use vmoe.moefy"
     ):
@@ -136,7 +138,7 @@ def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> No
         (dict(router=dict(capacity_factor=0.5)), "dropped"),
         (dict(router=dict(capacity=8)), "dropped"),
         (dict(start=Noise(0.1)), "noise"),
-        (dict(start=Drop(0.1)), "drawn anew (drop_ratio=0.1)"),
+        (dict(start=Drop(0.1)), "re-initialized (drop_ratio=0.1)"),
         (dict(start=Split(), num_experts=4), "a token uses 2 of the 4 groups"),
         (dict(start=LowRank(), shared_gate=True), "a new gate"),
         (dict(transfer_dtype="bfloat16"), "bfloat16"),
@@ -184,17 +186,18 @@ def test_noise_has_the_given_standard_deviation_relative_to_each_kernel() -> Non
         np.testing.assert_array_equal(after.bias[...], np.stack([before.bias[...]] * 4))
 
 
-def test_dropped_units_are_drawn_with_the_mean_and_spread_of_those_they_replace() -> None:
-    config = replace(TINY, depth=1, width=64, mlp_dim=250)
-    params = random_params(config)
-    params["blocks"][0]["mlp"]["up"]["kernel"] += 2.0
-    parent = models.with_params(config, params)
-    child = vmoe.upcycle(parent, blocks=(0,), num_experts=3, start=Drop(0.3))
-    mlp, experts = parent.blocks[0].mlp, child.blocks[0].mlp.experts
-    for name, axis in (("up", 1), ("down", 0)):
-        old = np.moveaxis(np.asarray(getattr(mlp, name).kernel[...]), axis, 0)
-        chosen = []
-        for kernel in np.asarray(getattr(experts, name).kernel[...]):
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_dropped_units_get_the_mean_and_standard_deviation_of_those_they_replace(kind: str) -> None:
+    config = replace(TINY, depth=1, width=64, mlp_dim=250, mlp=kind)
+    mlp = random_params(config)["blocks"][0]["mlp"]
+    mlp["up"]["kernel"] += 2.0
+    moe = upcycled_layer(config, Drop(0.3), num_experts=3)
+    experts = Drop(0.3).params(mlp, moe, jax.random.key(0), None)["experts"]
+    kernels = [("up", 1, slice(i, i + 250)) for i in range(0, mlp["up"]["kernel"].shape[1], 250)]
+    chosen = []
+    for name, axis, part in [*kernels, ("down", 0, slice(None))]:
+        old = np.moveaxis(np.asarray(mlp[name]["kernel"][:, part]), axis, 0)
+        for kernel in np.asarray(experts[name]["kernel"][..., part]):
             new = np.moveaxis(kernel, axis, 0)
             differs = (new != old).any(-1)
             assert differs.sum() == int(0.3 * 250) and (new != old)[differs].all()
@@ -202,23 +205,25 @@ def test_dropped_units_are_drawn_with_the_mean_and_spread_of_those_they_replace(
                 expected = statistic(old[differs])
                 np.testing.assert_allclose(statistic(new[differs]), expected, atol=0.02)
             chosen.append(differs)
-        assert (chosen[0] != chosen[1]).any()  # each expert has units of its own
-        bias = getattr(mlp, name).bias[...]
-        np.testing.assert_array_equal(getattr(experts, name).bias[...], np.stack([bias] * 3))
+        bias = mlp[name]["bias"]
+        np.testing.assert_array_equal(experts[name]["bias"], np.stack([bias] * 3))
+    assert len(chosen) == 3 * (2 if kind == "plain" else 3)
+    assert len(np.unique(chosen, axis=0)) == len(chosen)  # each kernel has units of its own
 
 
-def test_split_experts_add_the_hidden_units_nearest_in_direction() -> None:
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_split_experts_add_the_hidden_units_nearest_in_direction(kind: str) -> None:
     """The oracle is the parent's MLP with the units of the chosen experts alone."""
-    parent = dense(ONE_BLOCK)
+    parent = dense(replace(ONE_BLOCK, mlp=kind))
     layer = vmoe.upcycle(parent, blocks=(0,), num_experts=4, start=Split()).blocks[0].mlp
     mlp = jax.tree.map(np.float64, params_of(parent.blocks[0].mlp))
     up, down = mlp["up"], mlp["down"]
-    by_unit = {tuple(np.float32(column)): i for i, column in enumerate(up["kernel"].T)}
-    parts = np.asarray(layer.experts.up.kernel[...])
-    units = np.array([[by_unit[tuple(column)] for column in part.T] for part in parts])
-    f = len(by_unit)
+    f = len(down["kernel"])
+    by_unit = {tuple(np.float32(column)): i for i, column in enumerate(down["kernel"])}
+    parts = np.asarray(layer.experts.down.kernel[...])
+    units = np.array([[by_unit[tuple(row)] for row in part] for part in parts])
     assert sorted(units.flat) == list(range(f)) and units.shape == (4, f // 4)
-    directions = up["kernel"].T / np.linalg.norm(up["kernel"].T, axis=1, keepdims=True)
+    directions = up["kernel"].T[:f] / np.linalg.norm(up["kernel"].T[:f], axis=1, keepdims=True)
     means = directions[units].mean(1)
     columns = means / np.linalg.norm(means, axis=1, keepdims=True)
     np.testing.assert_allclose(layer.gate.kernel[...].T, columns, atol=1e-6)
@@ -227,9 +232,11 @@ def test_split_experts_add_the_hidden_units_nearest_in_direction() -> None:
         assert gains[units[i]].max() <= gains[units[j]].min() + 1e-6
 
     tokens = np.random.default_rng(0).standard_normal((5, ONE_BLOCK.width)).astype(np.float32)
-    hidden = np.asarray(ACTIVATIONS[ONE_BLOCK.gelu](tokens @ up["kernel"] + up["bias"]))
+    hidden = tokens @ up["kernel"] + up["bias"]
+    active = np.asarray(ACTIVATIONS[ONE_BLOCK.gelu](hidden[:, :f]))
+    active = active if kind == "plain" else active * hidden[:, f:]
     expected = []
-    for row, logits in zip(hidden, tokens @ columns.T, strict=True):
+    for row, logits in zip(active, tokens @ columns.T, strict=True):
         chosen = np.argsort(-logits)[:2]
         weights = 2 * np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
         outputs = [row[units[i]] @ down["kernel"][units[i]] for i in chosen]
@@ -245,6 +252,11 @@ def test_the_router_of_clusters_has_the_mean_directions_of_its_tokens_as_columns
     mlp = parent.blocks[1].mlp
     expected = np.asarray(captured["blocks.1.mlp"]).reshape(rows.shape)
     np.testing.assert_allclose(mlp(jnp.asarray(rows)), expected, rtol=1e-4, atol=1e-4)
+
+    sample = mlp_inputs(parent, in_batches(images, batch_size=4), (1,), most=50)[1]
+    places = [np.flatnonzero((rows == row).all(1)) for row in sample]
+    assert len(places) == 50 and (np.diff(np.concatenate(places)) > 0).all()  # in their order
+    assert min(places) < len(rows) / 3 and max(places) >= len(rows) * 2 / 3  # of both batches
 
     child = vmoe.upcycle(parent, blocks=(1,), num_experts=3, start=Clusters(), images=images)
     columns = np.asarray(child.blocks[1].mlp.gate.kernel[...]).T
@@ -321,7 +333,7 @@ def test_experts_that_are_no_copies_of_the_mlps_are_refused() -> None:
         (dict(start=Split(), experts=GatedMlpExpert()), "groups of hidden units .* use mlp, with"),
         (dict(start=Split(), routed_scale=1.0), "routed_scale=1.0: use k"),
         (dict(start=Split(), gate=NoisyGate()), "gate.kind=noisy: .* a linear gate"),
-        (dict(start=Drop(0.001)), "drop_ratio=0.001: no hidden unit of 32 is drawn anew"),
+        (dict(start=Drop(0.001)), "drop_ratio=0.001: no hidden unit of 32 is re-init"),
         (dict(start=LowRank(4), shared_experts=2), "shared_experts=2: the shared expert is the"),
         (dict(start=LowRank(4), experts=MlpExpert(mlp_dim=8)), "with hidden width 4"),
         (dict(start=Clusters()), "start clusters reads tokens: give images"),

@@ -42,21 +42,22 @@ class UpcycleArgs:
     If None, the layers are dropless."""
     start: Literal["copies", "noise", "drop", "split", "clusters", "low_rank"] = "copies"
     """What the experts and the router start from. copies: each expert is a copy of the MLP; noise:
-    with noise on its kernels; drop: with some hidden units drawn anew (Drop-Upcycling, arXiv
-    2502.19261); split: each expert has a part of the MLP's hidden units (MoEfication, arXiv
+    with noise on its kernels; drop: with some hidden units re-initialized (Drop-Upcycling,
+    arXiv 2502.19261); split: each expert has a part of the MLP's hidden units (MoEfication, arXiv
     2110.01786); clusters: copies, and the router starts at clusters of tokens (arXiv 2604.13508);
     low_rank: the MLP stays as a shared expert, beside small experts (arXiv 2312.02923)."""
     noise_std: float | None = None
     """For noise: standard deviation of the noise, relative to the kernel's; 0.1 if None."""
     drop_ratio: float | None = None
-    """For drop: share of the hidden units that are drawn anew; 0.5 if None."""
+    """For drop: share of the hidden units that are re-initialized; 0.5 if None."""
     rank: int | None = None
     """For low_rank: hidden width of the routed experts; 8 if None."""
     data: str = ""
     """For clusters: NAME[:SPLIT] of the images, of any classes. If empty, the data set of the run;
     without a split, the training split."""
     images: int = 256
-    """For clusters: number of images, drawn at random; all their tokens are clustered."""
+    """For clusters: number of images, drawn at random, of whose tokens at most 16,384 of a block
+    are clustered."""
     seed: int = 0
     """Seed of the routers and of the start."""
     use_ema: bool = True
@@ -126,6 +127,6 @@ def _tokens(
     reading = Reading(min(64, args.images), on_unreadable=left_out.add if replace else None)
     model = stored.model()
     batches = inputs(model, source, stored.preprocessing, reading, any_classes=True)
-    found = mlp_inputs(model, batches, blocks)
+    found = mlp_inputs(model, batches, blocks, seed=args.seed)
     print_messages([*skipped_messages([source]), *left_out.news()])
     return found

@@ -37,6 +37,9 @@ from vmoe.surgery.starts import COPIES, STARTS, UpcyclingStart
 Blocks = str | Iterable[int]
 """Blocks of a model: their numbers, or a name such as "every2" or "last2"."""
 
+MOST_TOKENS = 1 << 14
+"""Inputs of an MLP that are kept for a start: 67 MB for tokens of width 1,024."""
+
 
 def upcycle(
     model: ViT,
@@ -78,7 +81,7 @@ def upcycle(
         blocks=chosen,
         moe=upcycled_layer(model.config, start, num_experts=num_experts, **moe),
         start=start,
-        tokens=mlp_inputs(model, batches, chosen),
+        tokens=mlp_inputs(model, batches, chosen, seed=seed),
         seed=seed,
     )
     return models.with_params(config, params, placement=model.placement)
@@ -144,19 +147,35 @@ def upcycle_params(
 
 
 def mlp_inputs(
-    model: ViT, batches: Iterable[Batch], blocks: Blocks
+    model: ViT,
+    batches: Iterable[Batch],
+    blocks: Blocks,
+    *,
+    most: int = MOST_TOKENS,
+    seed: int = 0,
 ) -> dict[int, Float[np.ndarray, "r d"]]:
-    """The inputs of the MLPs of some blocks, for all tokens of images; empty without batches.
+    """Inputs of the MLPs of some blocks, for tokens of images; empty without batches.
 
     Args:
         batches: images in [-1, 1]; see ``vmoe.passes``.
+        most: number of tokens to keep, beside those of one batch: if there are more, a sample, the
+            same in each block.
+        seed: seed of the sample.
     """
     program = _mlp_inputs(model, _dense_blocks(model.config, blocks))
-    parts = [part.outputs for part in passes.run(program, batches, model.placement)]
-    return {
-        block: rearrange(np.concatenate([part[block] for part in parts]), "b n d -> (b n) d")
-        for block in (parts[0] if parts else ())
-    }
+    random = np.random.default_rng(seed)
+    kept: dict[int, Float[np.ndarray, "r d"]] = {}
+    ranks = np.empty(0)  # the tokens with the smallest random numbers are the sample
+    for part in passes.run(program, batches, model.placement):
+        rows = {i: rearrange(x, "b n d -> (b n) d") for i, x in part.outputs.items()}
+        old, new = len(ranks), len(next(iter(rows.values())))
+        ranks = np.concatenate([ranks, random.random(new)])
+        chosen = np.sort(np.argsort(ranks)[:most])
+        ranks, first = ranks[chosen], chosen[chosen < old]
+        for i, x in rows.items():
+            added = x[chosen[len(first) :] - old]
+            kept[i] = np.concatenate([kept[i][first], added]) if old else added
+    return kept
 
 
 @models.compiled
