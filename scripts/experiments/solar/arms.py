@@ -1,10 +1,13 @@
-"""What is trained on the tokens before the last block.
+"""What is trained on the tokens of the last block, after its attention.
 
-All arms start from the features of the same last block, pooled over the patches, and from the
-logistic regression of these that is best on validation. The head of a block starts as that
-regression, so the start that is a regression and those that keep the block's outputs predict the
-same. A step reads some patches of an image, drawn anew, of those whose mean are its features; each
-attends to all tokens. The best epoch on validation counts, the start included.
+An arm is the MLP of the last block, or experts in its place, with a head on the mean of the
+patches; or a model of the features, which are that mean with the MLP of the trunk. All arms start
+from the same trunk. Its attention stays as it is, in all arms; the MLP or the experts, both norms
+and the head are trained. The head starts as the logistic regression of the arm's own features that
+is best on validation, so a start that keeps the MLP's outputs predicts what the linear probe does.
+
+A step reads some patches of an image, drawn anew. Training runs once with each of ``RATES``; the
+rate and the epoch that are best on validation count, the start included.
 """
 
 import functools
@@ -23,201 +26,189 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from scripts.experiments.solar.data import Split
-from vmoe import surgery
+from scripts.experiments.solar.data import SplitIndices
+from vmoe import models, surgery
 from vmoe.classic import MixtureOfExpertsClassifier
+from vmoe.config import replace
 from vmoe.costs.flops import count_flops
 from vmoe.multitask import MultiTaskClassifier
-from vmoe.nn.block import Block
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
 from vmoe.surgery.starts import UpcyclingStart
+from vmoe.surgery.upcycle import upcycle_params, upcycled_layer
 
 EXPERTS, K = 4, 2
-BATCH, PATCHES = 32, 32  # images of a step, and patches of each
+RANK = 8  # hidden units of a low-rank expert
+BATCH, PATCHES = 32, 16  # images of a step, and patches of each
 RATES = (1e-4, 3e-4, 1e-3)
-PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
+INVERSE_REGULARIZATION = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
 UNSEEN = 3.0  # how much lower the bias of a class is that no training image has
 COMPONENTS = 16  # of the features, for the classic mixture
-MIXED = (2, 3, 4)  # experts of the classic mixture that are tried
-
-
-class Last(nnx.Module):
-    """The last block of a ViT, and a head on the mean of its patches."""
-
-    def __init__(self, model: ViT, block: Block, classes: int):
-        width = model.config.width
-        self.block, self.norm = block, model.norm
-        self.head = nnx.Linear(width, classes, rngs=nnx.Rngs(0))
-
-    def features(
-        self, tokens: Float[Array, "b n d"], patches: Int[Array, "b q"], key: Any = None
-    ) -> tuple[Float[Array, "b d"], Float[Array, ""]]:
-        """The mean of some patches after the block, and the auxiliary loss."""
-        normed = self.block.norm1(tokens)
-        own, queries = (jnp.take_along_axis(x, patches[..., None], 1) for x in (tokens, normed))
-        own += self.block.attention(queries, normed)
-        change, loss = self.block.norm2(own), jnp.zeros(())
-        if isinstance(self.block.mlp, MoE):
-            change, record = self.block.mlp.forward(change, key=key)
-            loss = record.aux_loss
-        else:
-            change = self.block.mlp(change, key)
-        return self.norm(own + change).mean(1), loss
-
-    def __call__(
-        self, tokens: Float[Array, "b n d"], patches: Int[Array, "b q"], key: Any = None
-    ) -> tuple[Float[Array, "b y"], Float[Array, ""]]:
-        """Logits, and the auxiliary loss."""
-        pooled, loss = self.features(tokens, patches, key)
-        return self.head(pooled), loss
-
-
-Start = Callable[[ViT, int, str], Block]
-"""The last block for a trunk, a seed and an implementation of the experts."""
-
-
-def dense(times: int) -> Start:
-    """The block with an MLP of that many times the hidden units; the new ones start as no change.
-
-    Their inputs are random, as in a new layer, and their outputs zero.
-    """
-
-    def start(model: ViT, seed: int, _: str) -> Block:
-        block: Block = nnx.merge(*nnx.split(model.blocks[-1]))
-        width, hidden, old = model.config.width, model.config.mlp_dim, block.mlp
-        if times > 1:
-            wide = Mlp(width, times * hidden, hidden=old.hidden, rngs=nnx.Rngs(seed))
-            wide.up.kernel[...] = wide.up.kernel[...].at[:, :hidden].set(old.up.kernel[...])
-            wide.up.bias[...] = jnp.zeros(times * hidden).at[:hidden].set(old.up.bias[...])
-            down = jnp.zeros((times * hidden, width))
-            wide.down.kernel[...] = down.at[:hidden].set(old.down.kernel[...])
-            wide.down.bias[...] = old.down.bias[...]
-            block.mlp = wide
-        return block
-
-    return start
-
-
-def moe(how: UpcyclingStart) -> Start:
-    """The block with experts, of which each token uses ``K``, by ``surgery.upcycle``."""
-
-    def make(model: ViT, seed: int, implementation: str) -> Block:
-        last = model.config.depth - 1
-        fields = dict(router=dict(k=K), experts=dict(implementation=implementation))
-        sparse = surgery.upcycle(
-            model, blocks=(last,), num_experts=EXPERTS, start=how, seed=seed, **fields
-        )
-        return sparse.blocks[last]
-
-    return make
-
-
-BLOCKS: Mapping[str, Start] = {
-    "dense": dense(1),
-    "dense_active": dense(K),
-    "dense_total": dense(EXPERTS),
-    "moe_copies": moe(surgery.Copies()),
-    "moe_noise": moe(surgery.Noise(0.1)),
-    "moe_drop": moe(surgery.Drop(0.5)),
-    "moe_split": moe(surgery.Split()),
-}
-"""The last block of each arm."""
-ON_FEATURES = ("probe", "mixture", "shared_bottom", "mmoe")
-"""Arms on the features of the frozen block; the last two learn defect and crystal."""
-
-
+NUMBERS_OF_EXPERTS = (2, 3, 4)  # those that models of the features try
+CLUSTERED = 256  # training images whose tokens make clusters
 DEFECTIVE = 2  # the first of the levels above an even chance of a defect
 
 
-class Data(NamedTuple):
-    """A split of images.
+class TokenDataset(NamedTuple):
+    """Images as tokens, and which of them train, validate and test.
 
     Attributes:
-        tokens: before the last block.
+        tokens: of the last block, after its attention.
         crystals: a second task; empty if there is none.
     """
 
     tokens: Float[np.ndarray, "b n d"]
     labels: Int[np.ndarray, "b"]
     crystals: np.ndarray
-    split: Split
+    split: SplitIndices
 
     @property
     def classes(self) -> int:
         return int(self.labels.max()) + 1
 
 
-def measure(
-    model: ViT, arm: str, data: Data, *, rate: float, epochs: int, seed: int
-) -> dict[str, Any]:
+class Tail(nnx.Module):
+    """What follows the attention of the last block, with a head on the mean of the patches."""
+
+    def __init__(self, trunk: ViT, mlp: Mlp | MoE, classes: int):
+        self.norm2, self.mlp, self.norm = trunk.blocks[-1].norm2, mlp, trunk.norm
+        self.head = nnx.Linear(trunk.config.width, classes, rngs=nnx.Rngs(0))
+
+    def features(
+        self, tokens: Float[Array, "b n d"], key: Array | None = None
+    ) -> tuple[Float[Array, "b d"], Float[Array, ""]]:
+        """The mean of the patches, and the auxiliary loss."""
+        change, loss = _changed(self.mlp, self.norm2(tokens), key)
+        return self.norm(tokens + change).mean(1), loss
+
+
+def _changed(mlp: Mlp | MoE, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+    """The outputs of an MLP or of experts, and the auxiliary loss."""
+    if isinstance(mlp, MoE):
+        outputs, record = mlp.forward(x, key=key)
+        return outputs, record.aux_loss
+    return mlp(x, key), jnp.zeros(())
+
+
+Start = Callable[[ViT, Float[np.ndarray, "r d"], int, str], Mlp | MoE]
+"""The MLP or the experts for a trunk, inputs of its last MLP, a seed, and an implementation."""
+
+
+def dense(share: float) -> Start:
+    """The MLP with that many times its hidden units.
+
+    If these are fewer, the ones with the largest weights stay: the product of the norms of those
+    that go in and out. New units have random inputs, as in a new layer, and no outputs.
+    """
+
+    def start(trunk: ViT, _: np.ndarray, seed: int, __: str) -> Mlp:
+        old = trunk.blocks[-1].mlp
+        (up, bias), down = (old.up.kernel[...], old.up.bias[...]), old.down.kernel[...]
+        number = int(share * len(bias))
+        largest = jnp.argsort(-jnp.linalg.norm(up, axis=0) * jnp.linalg.norm(down, axis=1))
+        kept = jnp.sort(largest[:number])
+        mlp = Mlp(len(up), number, hidden=old.hidden, rngs=nnx.Rngs(seed))
+        mlp.up.kernel[...] = mlp.up.kernel[...].at[:, : len(kept)].set(up[:, kept])
+        mlp.up.bias[...] = jnp.zeros(number).at[: len(kept)].set(bias[kept])
+        mlp.down.kernel[...] = jnp.zeros((number, len(up))).at[: len(kept)].set(down[kept])
+        mlp.down.bias[...] = old.down.bias[...]
+        return mlp
+
+    return start
+
+
+def upcycled(how: UpcyclingStart, experts: int = EXPERTS, k: int = K) -> Start:
+    """Experts, of which each token uses ``k``, as ``surgery.upcycle`` makes them."""
+
+    def start(trunk: ViT, inputs: np.ndarray, seed: int, implementation: str) -> MoE:
+        params, config = models.params_of(trunk), replace(trunk.config, depth=1)
+        params["blocks"] = {0: params["blocks"][trunk.config.depth - 1]}
+        fields = dict(router=dict(k=k), experts=dict(implementation=implementation))
+        layer = upcycled_layer(config, how, num_experts=experts, **fields)
+        tokens = {0: inputs} if how.reads_tokens else None
+        made = upcycle_params(
+            config, params, blocks=(0,), moe=layer, start=how, tokens=tokens, seed=seed
+        )
+        return models.with_params(*made).blocks[0].mlp
+
+    return start
+
+
+MLPS: Mapping[str, Start] = {
+    "dense_half": dense(K / EXPERTS),
+    "dense": dense(1),
+    "dense_active": dense(K),
+    "dense_total": dense(EXPERTS),
+    "adapter": upcycled(surgery.LowRank(K * RANK), experts=1, k=1),
+    "moe_copies": upcycled(surgery.Copies()),
+    "moe_noise": upcycled(surgery.Noise(0.1)),
+    "moe_drop": upcycled(surgery.Drop(0.5)),
+    "moe_clusters": upcycled(surgery.Clusters()),
+    "moe_split": upcycled(surgery.Split()),
+    "low_rank": upcycled(surgery.LowRank(RANK)),
+}
+"""The MLP or the experts of each arm."""
+ON_FEATURES = ("probe", "mixture", "shared_bottom", "mmoe")
+"""Arms on the features of the trunk; the last two learn defect and crystal."""
+BASES = {
+    **dict.fromkeys(ON_FEATURES, "dense"),
+    **dict.fromkeys(("moe_copies", "moe_noise", "moe_drop", "moe_clusters"), "dense_active"),
+    "moe_split": "dense_half",
+    "low_rank": "adapter",
+}
+"""The dense arm that has the FLOPs of each other arm."""
+
+
+def measure(trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int) -> dict[str, Any]:
     """What an arm predicts for the images of the test.
 
     Returns:
         "right", whether the likeliest class is the image's, 0 or 1 for each image of the test;
         "defect", the same of whether the classes of more than an even chance of a defect are
-        together likelier than the others; "validation", the mean log loss; "parameters", "gflops"
-        and "ms" for the last block of an image, "ms" on the cores of this process.
+        together likelier than the others; "validation", the mean log loss; and for an arm that is
+        trained, "rate", "epoch" and "losses", the validation of each rate.
     """
-    first = Last(model, BLOCKS["dense"](model, seed, "auto"), data.classes)
-    every = np.arange(len(data.labels))
-    features = outputs(first, data.tokens, every, pooled=True)
-    regression = probe(features, data)
-    block = first
-    if arm in BLOCKS:
-        block = Last(model, BLOCKS[arm](model, seed, "auto"), data.classes)
-        with_head(block, regression)
-        block, validation, epoch = trained(block, data, rate, epochs, seed)
-        probabilities = softmax(outputs(block, data.tokens, data.split.test))
-        found = {"epoch": epoch, "rate": rate}
+    train, held, test = data.split
+    start = started(trunk, arm if arm in MLPS else "dense", data, seed)
+    if arm in MLPS:
+        runs = [trained(start, data, rate, epochs, seed) for rate in RATES]
+        best = min(range(len(RATES)), key=lambda i: runs[i].validation)
+        tail, validation, epoch = runs[best]
+        probabilities = predicted(tail, features(tail, data.tokens[test]))
+        found = {"rate": RATES[best], "epoch": epoch, "losses": [run.validation for run in runs]}
     else:
-        fitted = regression if arm == "probe" else on_features(arm, features, data, seed)
-        probabilities = fitted(features[data.split.test])
-        validation, found = log_loss(fitted(features[data.split.validation]), data), {}
-    labels = data.labels[data.split.test]
+        every = {
+            name: features(start, data.tokens[own]) for name, own in data.split._asdict().items()
+        }
+        predict = (
+            (lambda x: predicted(start, x))
+            if arm == "probe"
+            else on_features(arm, every, data, seed)
+        )
+        probabilities, found = predict(every["test"]), {}
+        validation = log_loss(predict(every["validation"]), data.labels[held])
+    labels = data.labels[test]
     likely = probabilities[:, DEFECTIVE:].sum(1) > 0.5
     return found | {
         "right": bits(probabilities.argmax(1) == labels),
         "defect": bits(likely == (labels >= DEFECTIVE)) if len(data.crystals) else "",
-        "validation": float(validation),
-        "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(block, nnx.Param))),
-        "gflops": gflops(model, arm if arm in BLOCKS else "dense", data),
-        "ms": milliseconds(block, data.tokens),
+        "validation": validation,
     }
 
 
-def search(model: ViT, arm: str, data: Data, *, epochs: int) -> dict[str, Any]:
-    """The rate with the least log loss on validation, and that of all rates."""
-    losses = {}
-    for rate in RATES:
-        block = Last(model, BLOCKS[arm](model, 0, "auto"), data.classes)
-        features = outputs(block, data.tokens, np.arange(len(data.labels)), pooled=True)
-        with_head(block, probe(features, data))
-        losses[rate] = trained(block, data, rate, epochs, 0)[1]
-    return {"rate": min(losses, key=losses.__getitem__), "losses": list(losses.values())}
-
-
-Predict = Callable[[np.ndarray], np.ndarray]  # features (b, d) -> probabilities (b, y)
-
-
-class Regression(NamedTuple):
-    """A linear layer on features."""
-
-    kernel: Float[np.ndarray, "d y"]
-    bias: Float[np.ndarray, "y"]
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        return softmax(features @ self.kernel + self.bias)
-
-
-def probe(features: np.ndarray, data: Data) -> Regression:
-    """The logistic regression whose penalty is best on validation; a class not seen is unlikely."""
-    x, y = features[data.split.train], data.labels[data.split.train]
+def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> Tail:
+    """An arm before its training, whose head is the regression of its own features."""
+    train, held, _ = data.split
+    norm = trunk.blocks[-1].norm2
+    inputs = np.asarray(norm(jnp.asarray(data.tokens[train[:CLUSTERED]], jnp.float32)))
+    mlp = MLPS[arm](trunk, inputs.reshape(-1, inputs.shape[-1]), seed, "auto")
+    tail = Tail(trunk, mlp, data.classes)
+    x, y = features(tail, data.tokens[train]), data.labels[train]
     mean, std = x.mean(0), x.std(0) + 1e-6
-    found = []
-    for penalty in PENALTIES:
-        fitted = LogisticRegression(C=penalty, max_iter=2000).fit((x - mean) / std, y)
+    held_features, least = features(tail, data.tokens[held]), np.inf
+    for c in INVERSE_REGULARIZATION:
+        fitted = LogisticRegression(C=c, max_iter=2000).fit((x - mean) / std, y)
         rows, bias = fitted.coef_, fitted.intercept_
         if len(rows) == 1:  # two classes
             rows, bias = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias, bias]) / 2
@@ -225,39 +216,51 @@ def probe(features: np.ndarray, data: Data) -> Regression:
         every = np.full(data.classes, bias.min() - UNSEEN)
         kernel[:, fitted.classes_] = rows.T / std[:, None]
         every[fitted.classes_] = bias - rows @ (mean / std)
-        found.append(Regression(kernel, every))
-    held = features[data.split.validation]
-    return min(found, key=lambda each: log_loss(each(held), data))
+        loss = log_loss(
+            scipy.special.softmax(held_features @ kernel + every, axis=-1), data.labels[held]
+        )
+        if loss < least:
+            least = loss
+            tail.head.kernel[...] = jnp.asarray(kernel, jnp.float32)
+            tail.head.bias[...] = jnp.asarray(every, jnp.float32)
+    return tail
 
 
-def with_head(last: Last, regression: Regression) -> None:
-    """Makes a regression the head."""
-    last.head.kernel[...] = jnp.asarray(regression.kernel, jnp.float32)
-    last.head.bias[...] = jnp.asarray(regression.bias, jnp.float32)
+Predict = Callable[[np.ndarray], np.ndarray]  # features (b, d) -> probabilities (b, y)
 
 
-def on_features(arm: str, features: np.ndarray, data: Data, seed: int) -> Predict:
+def on_features(
+    arm: str, features: Mapping[str, np.ndarray], data: TokenDataset, seed: int
+) -> Predict:
     """An arm of ``ON_FEATURES`` but the probe, with the number of experts best on validation."""
-    train, held = data.split.train, data.split.validation
-    scale = StandardScaler().fit(features[train])
-    x, y = scale.transform(features[train]), data.labels[train]
+    train, held, _ = data.split
+    scale = StandardScaler().fit(features["train"])
+    x, y = scale.transform(features["train"]), data.labels[train]
     found: list[Predict] = []
     if arm == "mixture":
         parts = PCA(min(COMPONENTS, len(train) - 1), random_state=0).fit(x)
-        for experts in MIXED:
-            mixture = MixtureOfExpertsClassifier(experts, gate_penalty=1.0, expert_penalty=1.0)
+        for experts in NUMBERS_OF_EXPERTS:
+            mixture = MixtureOfExpertsClassifier(
+                experts, gate_penalty=1.0, expert_penalty=1.0, random_state=seed
+            )
             mixture.fit(parts.transform(x), y)
             found.append(lambda f, m=mixture: spread(m, parts.transform(scale.transform(f)), data))
     else:
-        tasks = {"label": y, "crystal": data.crystals[train]}
-        for experts in MIXED if arm == "mmoe" else MIXED[:1]:
-            both = MultiTaskClassifier(arm, n_experts=experts, random_state=seed)
-            both.fit(x, tasks)
-            found.append(lambda f, m=both: spread(m, scale.transform(f), data))
-    return min(found, key=lambda each: log_loss(each(features[held]), data))
+        known = np.isin(data.labels[held], y) & np.isin(data.crystals[held], data.crystals[train])
+        both = ((train, x), (held[known], scale.transform(features["validation"])[known]))
+        (x, y), validation = (
+            (each, {"label": data.labels[rows], "crystal": data.crystals[rows]})
+            for rows, each in both
+        )
+        for experts in NUMBERS_OF_EXPERTS if arm == "mmoe" else NUMBERS_OF_EXPERTS[:1]:
+            tasks = MultiTaskClassifier(arm, n_experts=experts, random_state=seed)
+            tasks.fit(x, y, validation=validation)
+            found.append(lambda f, m=tasks: spread(m, scale.transform(f), data))
+    labels = data.labels[held]
+    return min(found, key=lambda each: log_loss(each(features["validation"]), labels))
 
 
-def spread(fitted: Any, x: np.ndarray, data: Data) -> np.ndarray:
+def spread(fitted: Any, x: np.ndarray, data: TokenDataset) -> np.ndarray:
     """Probabilities of all classes, also of those that the training images lack."""
     given = fitted.predict_proba(x)
     if isinstance(given, dict):
@@ -269,95 +272,137 @@ def spread(fitted: Any, x: np.ndarray, data: Data) -> np.ndarray:
     return every / every.sum(1, keepdims=True)
 
 
-def trained(last: Last, data: Data, rate: float, epochs: int, seed: int) -> tuple[Last, float, int]:
-    """The block after its best epoch, its mean log loss on validation, and the number of epochs."""
-    train, random = data.split.train, np.random.default_rng(seed)
+class Trained(NamedTuple):
+    """An arm after its best epoch, the mean log loss on validation, and the number of epochs."""
+
+    tail: Tail
+    validation: float
+    epoch: int
+
+
+OPTIMIZER = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.add_decayed_weights(0.01)
+)
+
+
+def is_trained(path: tuple[Any, ...], value: Any) -> bool:
+    """Whether a variable is trained: a parameter, but of the MLP that low-rank experts share."""
+    return isinstance(value, nnx.Param) and "shared" not in path
+
+
+def trained(start: Tail, data: TokenDataset, rate: float, epochs: int, seed: int) -> Trained:
+    """An arm that is trained with a peak learning rate, which warms up and falls as a cosine."""
+    train, held, _ = data.split
+    random, labels = np.random.default_rng(seed), data.labels[train]
+    tokens, validation = data.tokens[train], data.tokens[held]
     steps = -(-len(train) // BATCH)
-    warm = min(10, steps)
-    schedule = optax.warmup_cosine_decay_schedule(0, rate, warm, max(steps * epochs, warm + 1))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
-    )
-    graph, params, rest = nnx.split(last, nnx.Param, ...)
-    moments = optimizer.init(params)
+    number = np.arange(steps * epochs)
+    warm = np.minimum(1, (number + 1) / min(10, steps))
+    rates = iter(rate * warm * (1 + np.cos(np.pi * number / len(number))) / 2)
+    graph, params, rest = nnx.split(start, is_trained, ...)
+    moments = OPTIMIZER.init(params)
 
-    @jax.jit
-    def step(params: Any, moments: Any, tokens: Array, labels: Array, patches: Array, key: Array):
-        def loss(params: Any) -> Array:
-            logits, aux = nnx.merge(graph, params, rest)(tokens, patches, key)
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return each.mean() + aux
+    def judged(params: Any, epoch: int) -> Trained:
+        tail = nnx.merge(graph, params, rest)
+        loss = log_loss(predicted(tail, features(tail, validation)), data.labels[held])
+        return Trained(tail, loss, epoch)
 
-        updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
-        return optax.apply_updates(params, updates), moments
-
-    def validation(params: Any) -> float:
-        logits = outputs(nnx.merge(graph, params, rest), data.tokens, data.split.validation)
-        return log_loss(softmax(logits), data)
-
-    best, least, epoch = params, validation(params), 0
-    for number in range(epochs):
-        order = np.resize(random.permutation(train), steps * BATCH).reshape(steps, BATCH)
+    best = judged(params, 0)
+    for epoch in range(1, epochs + 1):
+        order = np.resize(random.permutation(len(train)), steps * BATCH).reshape(steps, BATCH)
         for rows in order:
-            n = data.tokens.shape[1]
-            patches = np.stack([1 + random.permutation(n - 1)[: min(PATCHES, n - 1)] for _ in rows])
+            patches = random.random((BATCH, tokens.shape[1])).argsort(1)[:, :PATCHES]
             key = jax.random.key(int(random.integers(1 << 31)))
-            given = jnp.asarray(data.tokens[rows], jnp.float32), jnp.asarray(data.labels[rows])
-            params, moments = step(params, moments, *given, jnp.asarray(patches), key)
-        if (loss := validation(params)) < least:
-            best, least, epoch = params, loss, number + 1
-    return nnx.merge(graph, best, rest), least, epoch
+            given = tokens[rows[:, None], patches], labels[rows], np.float32(next(rates)), key
+            params, moments = _step(graph, params, rest, moments, *given)
+        best = min(best, judged(params, epoch), key=lambda each: each.validation)
+    return best
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "pooled"))
-def _outputs(graph: Any, state: Any, tokens: Array, pooled: bool) -> Array:
-    last: Last = nnx.merge(graph, state)
-    patches = jnp.tile(jnp.arange(1, tokens.shape[1]), (len(tokens), 1))
-    return (last.features if pooled else last)(tokens.astype(jnp.float32), patches)[0]
+@functools.partial(jax.jit, static_argnames="graph")
+def _step(
+    graph: Any,
+    params: Any,
+    rest: Any,
+    moments: Any,
+    tokens: Array,
+    labels: Array,
+    rate: Array,
+    key: Array,
+) -> tuple[Any, Any]:
+    def loss(params: Any) -> Array:
+        tail = nnx.merge(graph, params, rest)
+        pooled, auxiliary = tail.features(tokens.astype(jnp.float32), key)
+        each = optax.softmax_cross_entropy_with_integer_labels(tail.head(pooled), labels)
+        return each.mean() + auxiliary
+
+    updates, moments = OPTIMIZER.update(jax.grad(loss)(params), moments, params)
+    return optax.apply_updates(params, jax.tree.map(lambda x: -rate * x, updates)), moments
 
 
-def outputs(last: Last, tokens: Any, rows: np.ndarray, *, pooled: bool = False) -> np.ndarray:
-    """The logits, or the features, of some images from all their patches."""
-    graph, state = nnx.split(last)
-    found = []
-    for start in range(0, len(rows), BATCH):
-        own = np.resize(rows[start : start + BATCH], BATCH)
-        made = _outputs(graph, state, jnp.asarray(tokens[own]), pooled)
-        found.append(np.asarray(made[: len(rows) - start]))
+@functools.partial(jax.jit, static_argnames="graph")
+def _features(graph: Any, state: Any, tokens: Array) -> Array:
+    return nnx.merge(graph, state).features(tokens.astype(jnp.float32))[0]
+
+
+def features(tail: Tail, tokens: np.ndarray) -> Float[np.ndarray, "b d"]:
+    """The mean of all patches of each image, after the MLP or the experts."""
+    graph, state = nnx.split(tail)
+    found = [
+        np.asarray(_features(graph, state, np.resize(part, (BATCH, *part.shape[1:]))))[: len(part)]
+        for part in (tokens[i : i + BATCH] for i in range(0, len(tokens), BATCH))
+    ]
     return np.concatenate(found)
 
 
-def gflops(model: ViT, arm: str, data: Data) -> float:
-    """Matmuls of the last block and the head for an image; a multiply-add counts as 2."""
-    last = Last(model, BLOCKS[arm](model, 0, "ragged"), data.classes)
-    graph, state = nnx.split(last)
-    shape = jax.ShapeDtypeStruct((BATCH, *data.tokens.shape[1:]), jnp.float32)
-    traced = jax.make_jaxpr(lambda state, x: _outputs(graph, state, x, False))(state, shape)
-    return count_flops(traced.jaxpr) / BATCH / 1e9
+def predicted(tail: Tail, pooled: np.ndarray) -> Float[np.ndarray, "b y"]:
+    """The probabilities of the classes."""
+    return scipy.special.softmax(np.asarray(tail.head(jnp.asarray(pooled))), axis=-1)
 
 
-def milliseconds(last: Last, tokens: Any) -> float:
-    """The time of the last block and the head for an image of a batch; the median of seven."""
-    rows = np.arange(min(BATCH, len(tokens)))
-    outputs(last, tokens, rows)
+def gflops(trunk: ViT, arm: str) -> float:
+    """Matmuls of the MLP or the experts for all patches of an image; a multiply-add counts as 2."""
+    run, state, x = _program(trunk, arm, "ragged")
+    return count_flops(jax.make_jaxpr(run)(state, x).jaxpr) / BATCH / 1e9
+
+
+def costs(trunk: ViT, arm: str) -> dict[str, float]:
+    """What the MLP or the experts of an arm cost.
+
+    Returns:
+        "parameters"; "gflops"; and "ms", on the cores of this process: the median time of fifteen
+        batches, divided by the images of a batch.
+    """
+    run, state, x = _program(trunk, arm, "auto")
     times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        outputs(last, tokens, rows)
-        times.append(time.perf_counter() - start)
-    return float(1000 * np.median(times) / BATCH)
+    for _ in range(16):
+        begin = time.perf_counter()
+        run(state, x).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return {
+        "parameters": sum(
+            each.size for each in jax.tree.leaves(nnx.filter_state(state, nnx.Param))
+        ),
+        "gflops": gflops(trunk, arm),
+        "ms": 1000 * float(np.median(times[1:])) / BATCH,
+    }
+
+
+def _program(trunk: ViT, arm: str, implementation: str) -> tuple[Any, Any, Array]:
+    """The MLP or the experts for random inputs: all patches of a batch."""
+    config = trunk.config
+    n = (config.image_size // config.patch_size) ** 2
+    x = jax.random.normal(jax.random.key(0), (BATCH, n, config.width))
+    mlp = MLPS[arm if arm in MLPS else "dense"](trunk, np.asarray(x[0]), 0, implementation)
+    graph, state = nnx.split(mlp)
+    return jax.jit(lambda state, x: _changed(nnx.merge(graph, state), x)[0]), state, x
 
 
 def bits(values: np.ndarray) -> str:
     return "".join("01"[int(value)] for value in values)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    return scipy.special.softmax(logits, axis=-1)
-
-
-def log_loss(probabilities: np.ndarray, data: Data) -> float:
-    """The mean log loss on validation."""
-    labels = data.labels[data.split.validation]
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean log loss."""
     own = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(own, 1e-6)).mean())
