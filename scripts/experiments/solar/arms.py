@@ -46,7 +46,7 @@ INVERSE_REGULARIZATION = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regr
 UNSEEN = 3.0  # how much lower the bias of a class is that no training image has
 COMPONENTS = 16  # of the features, for the classic mixture
 NUMBERS_OF_EXPERTS = (2, 3, 4)  # those that models of the features try
-CLUSTERED = 256  # training images whose tokens make clusters
+CLUSTERED = 256  # training images at most whose tokens make clusters
 DEFECTIVE = 2  # the first of the levels above an even chance of a defect
 
 
@@ -201,7 +201,8 @@ def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> Tail:
     """An arm before its training, whose head is the regression of its own features."""
     train, held, _ = data.split
     norm = trunk.blocks[-1].norm2
-    inputs = np.asarray(norm(jnp.asarray(data.tokens[train[:CLUSTERED]], jnp.float32)))
+    some = train[:: -(-len(train) // CLUSTERED)]  # of all parts of the data set
+    inputs = np.asarray(norm(jnp.asarray(data.tokens[some], jnp.float32)))
     mlp = MLPS[arm](trunk, inputs.reshape(-1, inputs.shape[-1]), seed, "auto")
     tail = Tail(trunk, mlp, data.classes)
     x, y = features(tail, data.tokens[train]), data.labels[train]

@@ -238,5 +238,5 @@ TABLES: Tables = {
     "costs": ("What the MLP or the experts cost", costs),
     "rates": ("How often each learning rate was chosen", rates),
     "progress": ("What was measured", progress),
-    "verdict": ("The answer", answer),
+    "answer": ("The answer", answer),
 }
