@@ -14,10 +14,12 @@ from tests.command import ROOT
 from vmoe import models
 from vmoe.config import (
     BiasBalanced,
+    CenteredRotary,
     CnnExpert,
     CosineGate,
     ExpertChoice,
     ExpertList,
+    GridRotary,
     Hash,
     IdentityExpert,
     MlpExpert,
@@ -96,8 +98,8 @@ def test_names_of_timm_have_a_model_with_timms_parameter_count(name: str, millio
 
 
 GIANT = dict(width=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="gated")
-DINOV3 = dict(patch_size=16, positions="none", rotary="centered", registers=4)
-EVA02 = dict(rotary="grid", image_size=224)
+DINOV3 = dict(patch_size=16, positions="none", rotary=CenteredRotary(), registers=4)
+EVA02 = dict(rotary=GridRotary(), image_size=224)
 GATED_NORM = dict(mlp="gated_norm")
 SMALL = dict(width=384, depth=12, num_heads=6, mlp_dim=1536)
 LATER: dict[str, tuple[int, dict[str, Any]]] = {  # parameters in timm 1.0.31, without a head

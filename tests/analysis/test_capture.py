@@ -12,7 +12,7 @@ from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.analysis import Captured, capture, capture_features, feature_names
 from vmoe.analysis.interventions import ablated
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import GridRotary, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 
 B, N, HEADS = 2, 4, 2
@@ -79,7 +79,7 @@ def test_features_and_attention_maps_equal_the_forward_pass(fields: dict[str, An
 
 
 def test_attention_maps_of_rotary_positions_make_the_outputs_of_the_attention() -> None:
-    config = config_of(depth=1, sparse_blocks=(), rotary="grid", registers=1)
+    config = config_of(depth=1, sparse_blocks=(), rotary=GridRotary(), registers=1)
     params = random_params(config)
     model, names = models.with_params(config, params), ["blocks.0.attention"]
     names.append(f"{names[0]}.weights")

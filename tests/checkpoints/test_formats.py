@@ -181,7 +181,7 @@ def test_programs_are_written_by_the_command(tiny_run: Path, tmp_path: Path) -> 
 def test_a_model_that_the_published_format_cannot_represent_is_refused(tmp_path: Path) -> None:
     result = vmoe("convert", TIMM, tmp_path / "x", "--format", "published")
     assert result.returncode == 2 and not list(tmp_path.iterdir())
-    assert "model.gelu=erf: published checkpoints do not store this field" in result.stderr
+    assert "model.activation=erf: published checkpoints do not store this field" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -92,7 +92,7 @@ def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
     assert reason in str(caught.value)
     arguments = arguments | {"act_layer": "quick_gelu", "global_pool": "token"}
     (folder / "config.json").write_text(json.dumps(config | {"model_args": arguments}))
-    assert vmoe.load(folder).model.config.gelu == "quick"
+    assert vmoe.load(folder).model.config.activation == "quick"
 
 
 @pytest.mark.parametrize(("patch", "gelu"), [(14, "erf"), (16, "tanh")])
@@ -103,7 +103,7 @@ def test_towers_of_siglip_have_the_gelu_that_timm_gives_them(
     config = json.loads((tmp_path / "config.json").read_text())
     config["architecture"] = f"vit_so400m_patch{patch}_siglip_224"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read(tmp_path).config.gelu == gelu
+    assert read(tmp_path).config.activation == gelu
 
 
 def test_the_name_of_the_architecture_is_enough_of_a_config_for_timm(tmp_path: Path) -> None:

@@ -207,8 +207,9 @@ CASES: dict[str, tuple[list[str], str]] = {
         "parameters from the weights (--init, --init-partial)",
     ),
     "another GELU to start from": (
-        [*TINY_TRAIN, "--init", "{run}", "--model.gelu", "erf"],
-        "the parameters were trained with model.gelu=tanh; use that (--init, --model.gelu tanh)",
+        [*TINY_TRAIN, "--init", "{run}", "--model.activation", "erf"],
+        "the parameters were trained with model.activation=tanh; use that "
+        "(--init, --model.activation tanh)",
     ),
     "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
     "truncated arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),

@@ -212,7 +212,7 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     arguments += ["--optim.warmup-steps", "1", "--init", TIMM, "--model.patch-size", "4"]
     arguments += ["--model.width", "24", "--model.mlp-dim", "48", "--model.num-heads", "3"]
     arguments += ["--model.num-classes", "11", "--model.depth", "2", "--model.sparse-blocks"]
-    result = vmoe(*arguments, "--model.gelu", "erf")
+    result = vmoe(*arguments, "--model.activation", "erf")
     assert result.returncode == 0, result.stderr
     lines = without_times(result.stderr)
     assert f"starting from {TIMM.relative_to(ROOT)}: 37 parameters loaded" in lines
@@ -221,7 +221,10 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     assert "1 resized: positions/embedding" in lines
     model = read_config(workdir).model
     for field, message in [
-        ({"gelu": "tanh"}, "model.gelu=tanh: the parameters were trained with model.gelu=erf"),
+        (
+            {"activation": "tanh"},
+            "model.activation=tanh: the parameters were trained with model.activation=erf",
+        ),
         ({"sparse_blocks": (1,)}, "only in the model: blocks/1/mlp/experts/.* or a partial load"),
     ]:
         with pytest.raises(UsageError, match=message):

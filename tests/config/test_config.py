@@ -267,7 +267,7 @@ OLDER = {"dropout": "expert_dropout", "implementation": "implementation"}
         (Soft(capacity_factor=2.0), GROUPS[:2], MlpExpert(implementation="batched")),
     ],
 )
-def test_an_older_run_has_the_settings_of_its_router_and_experts_beside_them(
+def test_an_older_run_has_a_gelu_and_settings_of_its_router_and_experts_beside_them(
     router: configs.AnyRouter, moved: tuple[str, ...], experts: Any
 ) -> None:
     """Those that its kind of router or expert does not have had no effect."""
@@ -283,6 +283,7 @@ def test_an_older_run_has_the_settings_of_its_router_and_experts_beside_them(
         older |= {} if "dropless" in moved else {"dropless": False}
         older |= {"images_per_group": 1} if router.kind == "soft" else {}
         older["shared_init"] = older["experts"].pop("shared_init")
+        fields["model"]["gelu"] = fields["model"].pop("activation")
         for name, before in OLDER.items():
             older[before] = older["experts"].pop(name, {"dropout": 0.0}.get(name, "auto"))
         assert configs.from_json(TrainConfig, json.dumps(fields)) == config

@@ -95,23 +95,23 @@ def test_a_new_classifier_replaces_the_last_layer_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gelu", "expected"),
+    ("activation", "expected"),
     [
         ("erf", lambda x: x * (1 + erf(x / np.sqrt(2))) / 2),
         ("quick", lambda x: x / (1 + np.exp(-1.702 * x))),
         ("tanh", lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2),
     ],
 )
-def test_mlps_and_experts_have_the_activation_of_the_config(gelu: Any, expected: Any) -> None:
+def test_mlps_and_experts_have_the_activation_of_the_config(activation: Any, expected: Any) -> None:
     x = np.float32(np.random.default_rng(1).normal(0, 2, (2, 9, 16)))
-    dense = Mlp(16, 32, hidden=Hidden(gelu), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    dense = Mlp(16, 32, hidden=Hidden(activation), dtype=jnp.float32, rngs=nnx.Rngs(0))
     up, down = (np.float64(layer.kernel[...]) for layer in (dense.up, dense.down))
     sparse = []
     for implementation in ("batched", "blocked", "ragged"):
         config = MoEConfig(
             num_experts=1, router=TokenChoice(k=1), experts=MlpExpert(implementation=implementation)
         )
-        moe = MoE.from_config(config, 16, 32, 9, gelu=gelu, rngs=nnx.Rngs(0))
+        moe = MoE.from_config(config, 16, 32, 9, activation=activation, rngs=nnx.Rngs(0))
         moe.experts.up.kernel[...], moe.experts.down.kernel[...] = (
             layer.kernel[...][None] for layer in (dense.up, dense.down)
         )

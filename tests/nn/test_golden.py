@@ -94,7 +94,7 @@ def test_embeddings_blocks_and_encodings_equal_the_published_ones(golden: Golden
     @compiled
     def run(images: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         valid, outputs = jnp.ones(len(images), bool), [model.embed(images)]
-        encoded, _ = model.encode(outputs[0], valid)
+        encoded, _ = model.encode(images)
         for block in model.blocks:
             outputs.append(block(outputs[-1], valid)[0])
         return model.patches(images), encoded, outputs[1:]

@@ -21,8 +21,10 @@ from vmoe.axes import Record
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import (
     AttentionExpert,
+    CenteredRotary,
     CnnExpert,
     ExpertChoice,
+    GridRotary,
     MlpExpert,
     MoEConfig,
     Soft,
@@ -31,6 +33,7 @@ from vmoe.config import (
 )
 from vmoe.costs import flops
 from vmoe.errors import UsageError
+from vmoe.nn.attention import Attention
 from vmoe.nn.moe import MoE
 from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
@@ -49,8 +52,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         sparse_blocks=(), pooling="mean", positions="none", pre_logits=12, head_bias=-3.0
     ),
     "later": dict(
-        **dict(registers=3, rotary="grid", mlp="gated_norm", norm="rms", attention_norm=True),
-        **dict(gelu="silu", sparse_blocks=(1,), depth=2),
+        **dict(registers=3, rotary=GridRotary(), mlp="gated_norm", norm="rms", attention_norm=True),
+        **dict(activation="silu", sparse_blocks=(1,), depth=2),
     ),
     "attention_and_qk_norm": dict(pooling="attention", qk_norm=True),
     "sincos2d_in_bfloat16": dict(positions="sincos2d", dtype="bfloat16"),
@@ -200,6 +203,23 @@ def test_attention_dropout_differs_between_images() -> None:
     assert (logits[0] != logits[1]).any()
 
 
+@pytest.mark.parametrize("rotary", [None, GridRotary()])
+def test_the_random_draws_of_attention_are_flaxs_with_rotary_positions_as_well(
+    rotary: GridRotary | None,
+) -> None:
+    attention = Attention(
+        8, 2, dropout=0.5, qk_norm=True, rotary=rotary, dtype=None, rngs=nnx.Rngs(0)
+    )
+    tokens, key = jax.random.normal(jax.random.key(0), (3, 5, 8)), jax.random.key(1)
+    expected = nnx.MultiHeadAttention.__call__(
+        attention, tokens, rngs=nnx.Rngs(dropout=key), deterministic=False, decode=False
+    )
+    rotation = jnp.stack([jnp.ones((5, 4)), jnp.zeros((5, 4))])  # of angle 0
+    np.testing.assert_allclose(
+        attention(tokens, key=key, rotation=rotation), expected, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_training_without_a_key_uses_the_next_key_of_the_models_rng_stream() -> None:
     one, same = (tiny(seed=3, dropout=0.5, sparse_blocks=()) for _ in range(2))
     call = nnx.jit(lambda model: model(images(), train=True))
@@ -221,7 +241,7 @@ def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
 
 
 LAST: dict[str, dict[str, Any]] = {
-    "dense": dict(sparse_blocks=(), registers=2, rotary="centered"),
+    "dense": dict(sparse_blocks=(), registers=2, rotary=CenteredRotary()),
     **{
         x: dict(moe=TIGHT | dict(experts=dict(implementation=x)))
         for x in ("auto", "batched", "ragged")
@@ -452,8 +472,9 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
             "model.width=18 with model.positions=sincos2d",
         ),
         (
-            dict(width=12, num_heads=2, rotary="grid"),
-            "model.num_heads=2 with model.rotary=grid: use heads whose width is a multiple of 4",
+            dict(width=12, num_heads=2, rotary=GridRotary()),
+            "model.num_heads=2 with model.rotary.kind=grid: use heads of a width that is a "
+            "multiple of 4",
         ),
         (
             dict(registers=1, moe=dict(experts=CnnExpert())),

@@ -16,7 +16,15 @@ from flax.traverse_util import flatten_dict
 
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
-from vmoe.config import MoEConfig, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    CenteredRotary,
+    GridRotary,
+    MoEConfig,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
 from vmoe.errors import UsageError
 from vmoe.models import params_of
 from vmoe.surgery.params import shapes
@@ -159,11 +167,37 @@ def test_changes_that_the_target_does_not_need_are_refused_unless_allowed(
     assert {*changes.loaded, *changes.dropped, *changes.resized} == names(TINY)
 
 
-def test_another_activation_is_refused_even_if_a_partial_load_is_allowed() -> None:
-    with pytest.raises(
-        UsageError, match="model.gelu=erf: the parameters were trained with model.g"
-    ):
-        fit(TINY, random_params(TINY), replace(TINY, gelu="erf"), partial=True)
+@pytest.mark.parametrize(
+    ("trained", "fields", "message"),
+    [
+        (
+            {},
+            dict(activation="erf"),
+            "model.activation=erf: the parameters were trained with model.activation=tanh",
+        ),
+        (
+            dict(rotary=GridRotary()),
+            dict(rotary=GridRotary(side=8)),
+            "model.rotary.kind=grid, model.rotary.base=10000.0, model.rotary.side=8: the "
+            "parameters were trained with model.rotary.kind=grid, model.rotary.base=10000.0, "
+            "model.rotary.side=16",
+        ),
+        (
+            dict(rotary=CenteredRotary()),
+            dict(rotary=None),
+            "model.rotary=None: the parameters were trained with model.rotary.kind=centered, "
+            "model.rotary.base=100.0",
+        ),
+    ],
+    ids=["activation", "side", "rotary"],
+)
+def test_other_arithmetic_is_refused_even_if_a_partial_load_is_allowed(
+    trained: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    config = replace(TINY, **trained)
+    with pytest.raises(UsageError) as error:
+        fit(config, random_params(config), replace(config, **fields), partial=True)
+    assert str(error.value) == f"{message}; use that"
 
 
 def test_a_partial_load_can_be_limited_to_some_paths() -> None:

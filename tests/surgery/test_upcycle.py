@@ -21,6 +21,7 @@ from vmoe import models
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import (
     BiasBalanced,
+    CenteredRotary,
     CnnExpert,
     ExpertChoice,
     GatedMlpExpert,
@@ -113,7 +114,9 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
 
 
 def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> None:
-    config = replace(ONE_BLOCK, mlp="gated", gelu="silu", rotary="centered", registers=1)
+    config = replace(
+        ONE_BLOCK, mlp="gated", activation="silu", rotary=CenteredRotary(), registers=1
+    )
     parent, x = dense(config), random_images()
     split = dict(start=Split(), num_experts=4, router=dict(k=4))
     for moe, mlp_dim in ((dict(), None), (split, config.mlp_dim // 4)):
@@ -233,7 +236,7 @@ def test_split_experts_add_the_hidden_units_nearest_in_direction(kind: str) -> N
 
     tokens = np.random.default_rng(0).standard_normal((5, ONE_BLOCK.width)).astype(np.float32)
     hidden = tokens @ up["kernel"] + up["bias"]
-    active = np.asarray(ACTIVATIONS[ONE_BLOCK.gelu](hidden[:, :f]))
+    active = np.asarray(ACTIVATIONS[ONE_BLOCK.activation](hidden[:, :f]))
     active = active if kind == "plain" else active * hidden[:, f:]
     expected = []
     for row, logits in zip(active, tokens @ columns.T, strict=True):
@@ -245,7 +248,7 @@ def test_split_experts_add_the_hidden_units_nearest_in_direction(kind: str) -> N
 
 
 def test_the_router_of_clusters_has_the_mean_directions_of_its_tokens_as_columns() -> None:
-    parent, images = dense(replace(TINY, rotary="centered")), random_images(32, 6)
+    parent, images = dense(replace(TINY, rotary=CenteredRotary())), random_images(32, 6)
     names = ["blocks.1.mlp"]
     captured = vmoe.analysis.capture_features(parent, jnp.asarray(images), names).features
     rows = mlp_inputs(parent, in_batches(images, batch_size=4), (1,))[1]
@@ -322,8 +325,8 @@ def test_experts_that_are_no_copies_of_the_mlps_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match=f"experts.kind={experts.kind}: .* copies of MLPs"):
             vmoe.upcycle(dense(), experts=experts)
-    same = vmoe.upcycle(dense(), experts=MlpExpert(activation=TINY.gelu))
-    assert same.config.moe.experts.activation == TINY.gelu
+    same = vmoe.upcycle(dense(), experts=MlpExpert(activation=TINY.activation))
+    assert same.config.moe.experts.activation == TINY.activation
 
 
 @pytest.mark.parametrize(

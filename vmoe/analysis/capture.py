@@ -3,12 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe.axes import Images, Record, Route, Valid
 from vmoe.errors import UsageError, unknown
-from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.vit import ViT
 
@@ -94,22 +92,18 @@ def capture_features(
     for name in names:
         if name not in known:
             raise UsageError(unknown("feature", name, known))
-    check_images(images)
-    model.placement.check_batch(len(images))
-    mask = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
-    tokens, records, features = model.embed(images), {}, {}
-    rotation = model.rotation(images)
-    every = model.run_blocks(tokens, mask, rotation=rotation, decide=decide)
-    for i, outputs in enumerate(every):
+    records, features = {}, {}
+    for i, (tokens, outputs) in enumerate(model.run_blocks(images, valid=valid, decide=decide)):
         place, block = f"blocks.{i}", model.blocks[i]
         if f"{place}.attention.weights" in names:
+            rotation = model.rotation(images)
             weights = block.attention.weights(block.norm1(tokens), rotation=rotation)
             features[f"{place}.attention.weights"] = weights
-        tokens = features[place] = outputs.tokens
+        features[place] = outputs.tokens
         features |= {f"{place}.attention": outputs.attention, f"{place}.mlp": outputs.mlp}
         if outputs.record is not None:
             records[i] = outputs.record
-    encoded = features["encoded"] = tokens if model.config.fc_norm else model.norm(tokens)
+    encoded = features["encoded"] = model.last_norm(outputs.tokens)
     features["pre_logits"] = model.forward_head(encoded, pre_logits=True)
     logits = model.forward_head(encoded)
     return Captured(logits, records, {name: features[name] for name in names})

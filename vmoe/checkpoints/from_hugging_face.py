@@ -27,12 +27,13 @@ from vmoe.checkpoints.torch_layouts import (
     renaming,
     same,
 )
+from vmoe.config import CenteredRotary
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
 IMAGES = "preprocessor_config.json"
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
-GELUS = {
+ACTIVATIONS = {
     "gelu": "erf",
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
@@ -96,24 +97,24 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
     swiglu = config.get("use_swiglu_ffn", False)  # of DINOv2, whatever hidden_act is
     activation = "silu" if swiglu else config.get("hidden_act", "gelu")
-    if activation not in GELUS:
+    if activation not in ACTIVATIONS:
         raise UsageError(
             f"{file.path}: hidden_act {activation!r} cannot be represented; opened are "
-            f"{', '.join(GELUS)}"
+            f"{', '.join(ACTIVATIONS)}"
         )
     registers = 4 if kind == "dinov2_with_registers" else 0
     given = {
         "registers": config.get("num_register_tokens", registers),
-        "gelu": GELUS[activation],
+        "activation": ACTIVATIONS[activation],
         "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS.get(kind, 1e-6))),
     }
     if (act := config.get("pooler_act", "tanh")) != "tanh":
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
     if kind == "dinov3_vit":
-        given |= dict(rotary="centered", rotary_period=float(config.get("rope_theta", 100.0)))
         given |= dict(
             pooling="class_token",
             positions="none",
+            rotary=CenteredRotary(base=float(config.get("rope_theta", 100.0))),
             image_size=side_of(config.get("image_size", 224)),
         )
     elif not any(name.endswith("position_embeddings") for name in file.infos):

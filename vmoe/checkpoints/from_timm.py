@@ -27,6 +27,7 @@ from vmoe.checkpoints.torch_layouts import (
     renaming,
     same,
 )
+from vmoe.config import CenteredRotary, GridRotary
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
@@ -137,7 +138,9 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     larger = re.fullmatch(LARGER_EPSILON, architecture)
     given: dict[str, Any] = {
         "registers": changes.get("reg_tokens", int(registers[1]) if registers else 0),
-        "gelu": _gelu(file, architecture) if activation is None else ACTIVATIONS[activation],
+        "activation": _activation(file, architecture)
+        if activation is None
+        else ACTIVATIONS[activation],
         "norm": NORMS[norm_layer],
         "norm_epsilon": 1e-5 if not given_norm and larger else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
@@ -201,16 +204,16 @@ def _rotary(
 ) -> dict[str, Any]:
     """The fields of rotary positions (timm 1.0.31, models/eva.py)."""
     if architecture.startswith("eva02_"):
-        return {"rotary": "grid", "rotary_period": 10_000.0, "rotary_side": 16}
+        return {"rotary": GridRotary()}
     if "_dinov3" not in architecture:
         return {}
     size = changes.get("img_size", pretrained.get("input_size", [3, 256, 256])[-1])
     registers = changes.get("num_reg_tokens", 4)
-    fields = {"rotary": "centered", "rotary_period": 100.0, "positions": "none"}
+    fields = {"rotary": CenteredRotary(), "positions": "none"}
     return fields | {"image_size": side_of(size), "registers": registers}
 
 
-def _gelu(file: ArrayFile, architecture: str) -> str:
+def _activation(file: ArrayFile, architecture: str) -> str:
     if "blocks.0.mlp.fc1_g.weight" in file.infos:
         return "silu"
     up, down = (file.infos.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))

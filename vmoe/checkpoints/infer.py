@@ -17,7 +17,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
     """The config of a model whose parameters have these shapes.
 
     Args:
-        given: fields that do not follow from shapes, such as ``gelu``; ``image_size`` is used
+        given: fields that do not follow from shapes, such as ``activation``; ``image_size`` is used
             only if there are no learned positions.
         moe: config of the MoE layers, apart from the number of experts and a soft router.
     """

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vmoe.config.model import MoEConfig, ViTConfig
     from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
     from vmoe.config.preprocessing import Preprocessing
+    from vmoe.config.rotary import CenteredRotary, GridRotary
     from vmoe.config.train import TrainConfig
     from vmoe.fields import replace
     from vmoe.routing import (
@@ -57,6 +58,7 @@ __all__ = [
     "AttentionExpert",
     "AuxLossWeights",
     "BiasBalanced",
+    "CenteredRotary",
     "CnnExpert",
     "ConstantExpert",
     "CosineGate",
@@ -68,6 +70,7 @@ __all__ = [
     "FewShotConfig",
     "GShard",
     "GatedMlpExpert",
+    "GridRotary",
     "Hash",
     "IdentityExpert",
     "LinearGate",
@@ -109,6 +112,7 @@ _MODULES = (  # those without jax come first
     "config.fewshot",
     "config.experts",
     "config.gates",
+    "config.rotary",
     "config.optim",
     "routing",
     "config.model",

@@ -125,15 +125,17 @@ def _without_version(fields: Any) -> Any:
 
 
 def _moved(fields: Any) -> Any:
-    """Moves settings to their router or experts from the layer, where older versions wrote them.
+    """Renames and moves what older versions wrote: ``gelu``, and settings beside their owner.
 
-    Those that this kind of router or expert does not have had no effect.
+    Settings that this kind of router or expert does not have had no effect.
     """
     if isinstance(fields, list):
         return [_moved(each) for each in fields]
     if not isinstance(fields, dict):
         return fields
     fields = {name: _moved(value) for name, value in fields.items()}
+    if "gelu" in fields and "activation" not in fields:
+        fields["activation"] = fields.pop("gelu")
     if "num_experts" in fields:
         moved = {name: fields.pop(name) for name in OF_ROUTERS if name in fields}
         _give(fields.setdefault("router", {"kind": TokenChoice.kind}), kinds(AnyRouter), moved)

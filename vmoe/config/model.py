@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from vmoe.config.experts import AttentionExpert, CnnExpert, Expert, MlpExpert
+from vmoe.config.experts import Activation, AttentionExpert, CnnExpert, Expert, MlpExpert
 from vmoe.config.gates import Gate, LinearGate, SlotGate
+from vmoe.config.rotary import Rotary
 from vmoe.errors import UsageError
 from vmoe.fields import (
     LARGEST_COUNT,
@@ -19,10 +20,6 @@ from vmoe.fields import (
 )
 from vmoe.routing.router import AnyRouter
 from vmoe.routing.token_choice import TokenChoice
-
-Gelu = Literal["tanh", "erf", "quick", "silu"]
-"""GELU(x): the tanh approximation, the exact one (erf), x * sigmoid(1.702 x) (quick), or
-x * sigmoid(x) (silu)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +150,9 @@ class ViTConfig(Checked):
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     """Position embeddings: learned; fixed sines and cosines of both coordinates (sincos2d); or
     none."""
-    rotary: Literal["none", "centered", "grid"] = "none"
+    rotary: Rotary | None = None
     """Rotary positions besides these: queries and keys of patches are rotated by their row and
-    column. centered: coordinates from -1 to 1 (DINOv3); grid: rows and columns, counted in a grid
-    of ``rotary_side`` (EVA-02)."""
-    rotary_period: Positive = 100.0
-    """Base of the periods of rotary positions: 100 in DINOv3, 10,000 in EVA-02."""
-    rotary_side: Count = 16
-    """Side of the grid, in patches, in which ``rotary`` grid counts rows and columns."""
+    column (arXiv 2104.09864); if None, there are none."""
     position_std: float = 0.02
     """Initial standard deviation of learned positions; 1.0 suits short training."""
     pre_logits: Annotated[int, at_least(1)] | None = None
@@ -169,13 +161,13 @@ class ViTConfig(Checked):
     """Initial standard deviation of the head's kernel."""
     head_bias: float = 0.0
     """Initial bias of the head."""
-    gelu: Gelu = "tanh"
+    activation: Activation = "tanh"
     """The activation of MLPs and experts. tanh: approximate GELU (V-MoE, ViT in JAX); erf: exact
-    GELU (timm, Hugging Face); quick: x * sigmoid(1.702 x) (CLIP); silu: x * sigmoid(x), of most
-    gated MLPs (SwiGLU)."""
+    GELU (timm, Hugging Face); quick: x * sigmoid(1.702 x) (CLIP); relu: max(x, 0); silu:
+    x * sigmoid(x), of most gated MLPs (SwiGLU)."""
     mlp: Literal["plain", "gated", "gated_norm"] = "plain"
-    """The dense MLPs. plain: down(gelu(up(x))); gated: down(gelu(gate(x)) * up(x)) (arXiv
-    2002.05202); gated_norm: the same with a norm before the last layer (EVA-02)."""
+    """The dense MLPs. plain: down(activation(up(x))); gated: down(activation(gate(x)) * up(x))
+    (arXiv 2002.05202); gated_norm: the same with a norm before the last layer (EVA-02)."""
     norm: Literal["layer", "rms"] = "layer"
     """The norms. layer: layer norm; rms: RMSNorm, which neither subtracts the mean nor adds a bias
     (arXiv 1910.07467)."""
@@ -213,8 +205,9 @@ class ViTConfig(Checked):
         self.require(divides, "use a divisor of the image size", "patch_size", "image_size")
         divides = self.positions != "sincos2d" or self.width % 4 == 0
         self.require(divides, "use a multiple of 4", "width", "positions")
-        divides = self.rotary == "none" or self.width // self.num_heads % 4 == 0
-        self.require(divides, "use heads whose width is a multiple of 4", "num_heads", "rotary")
+        divides = self.rotary is None or self.width // self.num_heads % 4 == 0
+        remedy = "use heads of a width that is a multiple of 4"
+        self.require(divides, remedy, "num_heads", "rotary.kind")
         blocks = self.sparse_blocks
         valid = list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks)
         self.require(valid, "use ascending numbers below the depth", "sparse_blocks", "depth")

@@ -92,7 +92,9 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
 
     def build() -> MoE:
         width, mlp_dim = config.width, config.mlp_dim
-        return MoE.from_config(moe, width, mlp_dim, n, gelu=config.gelu, rngs=InitKeys(0))
+        return MoE.from_config(
+            moe, width, mlp_dim, n, activation=config.activation, rngs=InitKeys(0)
+        )
 
     graph, state = nnx.split(nnx.eval_shape(build))
     b = moe.router.images_per_group

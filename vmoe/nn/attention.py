@@ -1,4 +1,4 @@
-"""Multi-head attention, from Flax, with the published model's initialization."""
+"""Multi-head attention: Flax's, with the published model's initialization, rotation and a norm."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vmoe.config.rotary import Rotary
 from vmoe.errors import UsageError
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.positions import rotate
@@ -27,7 +28,7 @@ class Attention(nnx.MultiHeadAttention):
         *,
         dropout: float = 0.0,
         qk_norm: bool = False,
-        rotary: str = "none",
+        rotary: Rotary | None = None,
         norm: nnx.Module | None = None,
         dtype: jax.typing.DTypeLike | None,
         rngs: Rngs,
@@ -40,7 +41,6 @@ class Attention(nnx.MultiHeadAttention):
             normalize_qk=qk_norm,
             kernel_init=nnx.initializers.xavier_uniform(),
             dtype=dtype,
-            decode=False,
             keep_rngs=False,
             rngs=rngs,
         )
@@ -63,24 +63,22 @@ class Attention(nnx.MultiHeadAttention):
             mask: True where a query may attend to a token; everywhere if None.
             rotation: of the tokens, of which the queries are the first.
         """
-        rngs = None if key is None else nnx.Rngs(dropout=key)
-        if self.rotary != "none" or self.norm is not None:
-            tokens = queries if tokens is None else tokens
-            heads = nnx.dot_product_attention(
-                *self._queries_and_keys(queries, tokens, rotation),
-                self.value(tokens),
-                mask=mask,
-                dropout_rng=key,
-                dropout_rate=self.dropout_rate,
-                broadcast_dropout=False,
-                deterministic=key is None,
-                dtype=self.dtype,
-            )
-            if self.norm is not None:
-                flat = self.norm(rearrange(heads, "b q a z -> b q (a z)"))
-                heads = rearrange(flat, "b q (a z) -> b q a z", a=self.num_heads)
-            return self.out(heads)
-        return super().__call__(queries, tokens, mask=mask, deterministic=key is None, rngs=rngs)
+        tokens = queries if tokens is None else tokens
+        drops = key is not None and self.dropout_rate > 0
+        heads = nnx.dot_product_attention(
+            *self._queries_and_keys(queries, tokens, rotation),
+            self.value(tokens),
+            mask=mask,
+            dropout_rng=nnx.Rngs(dropout=key).dropout() if drops else None,
+            dropout_rate=self.dropout_rate,
+            broadcast_dropout=self.broadcast_dropout,
+            deterministic=not drops,
+            dtype=self.dtype,
+        )
+        if self.norm is not None:
+            flat = self.norm(rearrange(heads, "b q a z -> b q (a z)"))
+            heads = rearrange(flat, "b q (a z) -> b q a z", a=self.num_heads)
+        return self.out(heads)
 
     def weights(
         self,
@@ -91,6 +89,9 @@ class Attention(nnx.MultiHeadAttention):
         """The attention weights by head: float32, sum to 1 over the tokens.
 
         A call of the module does not compute them if it uses a fused kernel.
+
+        Args:
+            rotation: see ``__call__``.
         """
         tokens = queries if tokens is None else tokens
         query, key = self._queries_and_keys(queries, tokens, rotation)
@@ -106,7 +107,7 @@ class Attention(nnx.MultiHeadAttention):
         query, key = self.query(queries), self.key(tokens)
         if self.normalize_qk:
             query, key = self.query_ln(query), self.key_ln(key)
-        if self.rotary != "none":
+        if self.rotary is not None:
             if rotation is None:
                 raise UsageError("rotary positions need rotation=model.rotation(images)")
             query, key = (rotate(each, rotation, self.rotary) for each in (query, key))

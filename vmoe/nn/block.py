@@ -57,7 +57,7 @@ class Block(nnx.Module):
         self.norm2 = make_norm(config, rngs=rngs)
         moe = config.moe_of(index)
         if moe is None:
-            hidden = Hidden(config.gelu, config.dropout, gated=config.mlp != "plain")
+            hidden = Hidden(config.activation, config.dropout, gated=config.mlp != "plain")
             inner = config.mlp == "gated_norm"
             norm = make_norm(config, config.mlp_dim, rngs=rngs) if inner else None
             self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, norm=norm, dtype=dtype, rngs=rngs)
@@ -67,7 +67,7 @@ class Block(nnx.Module):
                 width,
                 config.mlp_dim,
                 num_tokens(config),
-                gelu=config.gelu,
+                activation=config.activation,
                 dtype=dtype,
                 placement=placement,
                 rngs=rngs,

@@ -21,7 +21,7 @@ class AttentionPool(nnx.Module):
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
         self.attention = Attention(width, num_heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
         self.norm = make_norm(config, rngs=rngs)
-        hidden = Hidden(config.gelu)
+        hidden = Hidden(config.activation)
         self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import AnyRouter, MoEConfig, TokenChoice
-from vmoe.config.experts import Implementation
-from vmoe.config.model import Gelu
+from vmoe.config.experts import Activation, Implementation
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
@@ -143,7 +142,7 @@ class MoE(nnx.Module):
         mlp_dim: int,
         tokens: int,
         *,
-        gelu: Gelu = "tanh",
+        activation: Activation = "tanh",
         dtype: jax.typing.DTypeLike | None = None,
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
@@ -154,17 +153,19 @@ class MoE(nnx.Module):
             width: width d of the tokens.
             mlp_dim: hidden width f of MLPs, unless the config has another one.
             tokens: number of tokens of an image, for gates whose slots depend on it.
-            gelu: activation of MLPs, unless the config has another one.
+            activation: of MLPs, unless the config has another one.
             dtype: data type in which experts other than MLPs compute; if None, they compute in
                 float32. MLPs compute in the data type of the tokens.
         """
         gate = config.gate_config
         if gate is not None:
             gate = GATES[type(gate)](width, tokens, config, rngs=rngs)
-        experts = make_experts(config, width, mlp_dim, gelu=gelu, dtype=dtype, rngs=rngs)
+        experts = make_experts(
+            config, width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs
+        )
         shared = shared_gate = None
         if config.shared_experts:
-            hidden = Hidden(gelu, config.experts.dropout)
+            hidden = Hidden(activation, config.experts.dropout)
             f = config.shared_experts * mlp_dim
             shared = StackedMlps(1, width, f, hidden=hidden, rngs=rngs)
         if config.shared_gate:

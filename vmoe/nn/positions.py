@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.config import ViTConfig
+from vmoe.config.rotary import GridRotary, Rotary
 from vmoe.nn.keys import Rngs
 
 
@@ -73,40 +73,43 @@ class SinCosPositions(nnx.Module):
         return jnp.pad(table, ((int(self.class_token), 0), (0, 0)))[None]
 
 
-def rotation(config: ViTConfig, i: int, j: int) -> Float[Array, "2 n z"]:
+def rotation(rotary: Rotary, i: int, j: int, z: int, before: int) -> Float[Array, "2 n z"]:
     """Cosines and sines of the angles by which rotary positions rotate the tokens of an image.
 
-    Angle k of the z / 4 for a row, and of the z / 4 for a column, is c / period ** (4 k / z). For
-    ``centered`` positions c = 2 pi (2 (y + 1/2) / i - 1) for row y of i, and the pairs that are
-    rotated are (k, k + z / 2); for ``grid`` c = y / i * side, and they are (2 k, 2 k + 1). Tokens
+    Angle k of the z / 4 for a row, and of the z / 4 for a column, is c / base ** (4 k / z). For
+    ``CenteredRotary`` c = 2 pi (2 (y + 1/2) / i - 1) for row y of i, and the pairs that are rotated
+    are (k, k + z / 2); for ``GridRotary`` c = y / i * side, and they are (2 k, 2 k + 1). Tokens
     before the patches have angle 0.
+
+    Args:
+        z: width of a head.
+        before: number of tokens before the patches.
 
     Sources: DINOv3 (arXiv 2508.10104; RopePositionEmbedding of its code) and EVA-02 (arXiv
     2303.11331), as in timm 1.0.31, layers/pos_embed_sincos.py.
     """
-    z = config.width // config.num_heads
-    bands = config.rotary_period ** -(np.arange(z // 4) * 4 / z)
-    if config.rotary == "centered":
-        axes = [2 * np.pi * (2 * (np.arange(n) + 0.5) / n - 1) for n in (i, j)]
+    if isinstance(rotary, GridRotary):
+        axes = [np.arange(n) / n * rotary.side for n in (i, j)]
     else:
-        axes = [np.arange(n) / n * config.rotary_side for n in (i, j)]
+        axes = [2 * np.pi * (2 * (np.arange(n) + 0.5) / n - 1) for n in (i, j)]
+    bands = rotary.base ** -(np.arange(z // 4) * 4 / z)
     y, x = (each.reshape(-1, 1) * bands for each in np.meshgrid(*axes, indexing="ij"))
     angles = np.concatenate([y, x], axis=1)
-    angles = np.tile(angles, 2) if config.rotary == "centered" else angles.repeat(2, axis=1)
-    angles = np.pad(angles, ((config.prefix_tokens, 0), (0, 0)))
+    angles = angles.repeat(2, axis=1) if isinstance(rotary, GridRotary) else np.tile(angles, 2)
+    angles = np.pad(angles, ((before, 0), (0, 0)))
     return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)]), jnp.float32)
 
 
 def rotate(
-    heads: Float[Array, "b n a z"], table: Float[Array, "2 m z"], kind: str
+    heads: Float[Array, "b n a z"], table: Float[Array, "2 m z"], rotary: Rotary
 ) -> Float[Array, "b n a z"]:
     """Rotates pairs of values of the first n tokens; see ``rotation``, which makes the table."""
     cos, sin = table[:, : heads.shape[1], None]
-    if kind == "centered":
+    if isinstance(rotary, GridRotary):
+        turned = jnp.stack([-heads[..., 1::2], heads[..., ::2]], axis=-1).reshape(heads.shape)
+    else:
         first, second = jnp.split(heads, 2, axis=-1)
         turned = jnp.concatenate([-second, first], axis=-1)
-    else:
-        turned = jnp.stack([-heads[..., 1::2], heads[..., ::2]], axis=-1).reshape(heads.shape)
     return (heads * cos + turned * sin).astype(heads.dtype)
 
 

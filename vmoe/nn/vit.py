@@ -123,16 +123,11 @@ class ViT(nnx.Module):
         check_images(images)
         if train and key is None:
             key = self._next_key()
-        self.placement.check_batch(len(images))
-        valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
-        embed_key, blocks_key = keys.split(key if train else None, 2)
-        tokens = self.embed(images, embed_key)
         class_token_only = self.config.pooling == "class_token" and not self.config.full_last_block
         tokens, records = self.encode(
-            tokens,
-            valid,
-            blocks_key,
-            rotation=self.rotation(images),
+            images,
+            key if train else None,
+            valid=valid,
             class_token_only=class_token_only,
             decide=decide,
         )
@@ -181,29 +176,28 @@ class ViT(nnx.Module):
         Args:
             images: if None, images of the config's size.
         """
-        if self.config.rotary == "none":
+        config = self.config
+        if config.rotary is None:
             return None
-        side = self.config.image_size
-        h, w = (side, side) if images is None else images.shape[1:3]
-        return rotation(self.config, h // self.config.patch_size, w // self.config.patch_size)
+        h, w = (config.image_size,) * 2 if images is None else images.shape[1:3]
+        i, j = h // config.patch_size, w // config.patch_size
+        z = config.width // config.num_heads
+        return rotation(config.rotary, i, j, z, config.prefix_tokens)
 
     def encode(
         self,
-        tokens: Float[Array, "b n d"],
-        valid: Bool[Array, "b"],
+        images: Images,
         key: MaybeKey = None,
         *,
-        rotation: Float[Array, "2 n z"] | None = None,
+        valid: Valid | None = None,
         class_token_only: bool = False,
         decide: Mapping[int, Route] | None = None,
     ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
-        """Runs every block, and the last norm unless it follows the pooling.
-
-        Returns:
-            the tokens, and records by block.
+        """The tokens after all blocks and ``last_norm``, and the records of blocks by number.
 
         Args:
-            rotation: of the tokens, which rotary positions need.
+            key: for noise and dropout; there are none if it is None.
+            valid: see ``__call__``.
             class_token_only: return only the first token of each image, and skip work in the last
                 block that cannot change it. Its values are the same, except for the random draws
                 of dropout.
@@ -211,49 +205,62 @@ class ViT(nnx.Module):
         """
         records = {}
         every = self.run_blocks(
-            tokens,
-            valid,
-            key,
-            rotation=rotation,
-            class_token_only=class_token_only,
-            decide=decide,
+            images, key, valid=valid, class_token_only=class_token_only, decide=decide
         )
-        for i, outputs in enumerate(every):
-            tokens = outputs.tokens
+        for i, (_, outputs) in enumerate(every):
             if outputs.record is not None:
                 records[i] = outputs.record
-        return (tokens if self.config.fc_norm else self.norm(tokens)), records
+        return self.last_norm(outputs.tokens), records
 
     def run_blocks(
         self,
-        tokens: Float[Array, "b n d"],
-        valid: Bool[Array, "b"],
+        images: Images,
         key: MaybeKey = None,
         *,
-        rotation: Float[Array, "2 n z"] | None = None,
+        valid: Valid | None = None,
         class_token_only: bool = False,
         decide: Mapping[int, Route] | None = None,
-    ) -> Iterator[BlockOutputs]:
-        """The outputs of each block, in order; see ``encode``."""
+    ) -> Iterator[tuple[Float[Array, "b n d"], BlockOutputs]]:
+        """The tokens before each block, and its outputs, in order; see ``encode``."""
+        check_images(images)
+        self.placement.check_batch(len(images))
         if others := sorted(set(decide or ()) - set(self.config.sparse_blocks)):
             raise UsageError(
                 f"decide for blocks {others}, which are not sparse: use any of "
                 f"{list(self.config.sparse_blocks)}"
             )
+        valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
+        embed_key, blocks_key = keys.split(key, 2)
+        tokens, rotation = self.embed(images, embed_key), self.rotation(images)
         last, deciders = len(self.blocks) - 1, decide or {}
-        for i, block_key in enumerate(keys.split(key, len(self.blocks))):
-            run = functools.partial(
-                Block.__call__,
-                class_token_only=class_token_only and i == last,
-                decide=deciders.get(i),
+        for i, block_key in enumerate(keys.split(blocks_key, len(self.blocks))):
+            only = class_token_only and i == last
+            outputs = self.run_block(
+                i, tokens, valid, block_key, rotation, class_token_only=only, decide=deciders.get(i)
             )
-            run = functools.partial(rematerialized, run) if self.config.remat else run
-            with jax.named_scope(f"block{i}"):
-                outputs = run(
-                    self.blocks[i], self.placement.images(tokens), valid, block_key, rotation
-                )
+            yield tokens, outputs
             tokens = outputs.tokens
-            yield outputs
+
+    def run_block(
+        self,
+        i: int,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey,
+        rotation: Float[Array, "2 n z"] | None,
+        *,
+        class_token_only: bool = False,
+        decide: Route | None = None,
+    ) -> BlockOutputs:
+        """The outputs of block i; see ``Block``."""
+        run = functools.partial(Block.__call__, class_token_only=class_token_only, decide=decide)
+        run = functools.partial(rematerialized, run) if self.config.remat else run
+        with jax.named_scope(f"block{i}"):
+            return run(self.blocks[i], self.placement.images(tokens), valid, key, rotation)
+
+    def last_norm(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """The norm after the last block; the same tokens if it follows the pooling."""
+        return tokens if self.config.fc_norm else self.norm(tokens)
 
     @jax.named_scope("pool")
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
@@ -269,10 +276,7 @@ class ViT(nnx.Module):
 
     def forward_features(self, images: Images) -> Float[Array, "b n d"]:
         """The tokens before pooling: class token, registers, patches, as in timm."""
-        check_images(images)
-        self.placement.check_batch(len(images))
-        valid = jnp.ones(len(images), bool)
-        return self.encode(self.embed(images), valid, rotation=self.rotation(images))[0]
+        return self.encode(images)[0]
 
     def forward_head(
         self, tokens: Float[Array, "b n d"], *, pre_logits: bool = False
@@ -303,17 +307,12 @@ class ViT(nnx.Module):
             norm: apply the last norm to each output, unless the norm follows the pooling.
             as_grid: restore the grid of patches.
         """
-        check_images(images)
-        self.placement.check_batch(len(images))
         chosen = _block_indices(indices, self.config.depth)
         first, p = self.config.prefix_tokens, self.config.patch_size
         outputs = {}
-        normalize = norm and not self.config.fc_norm
-        valid = jnp.ones(len(images), bool)
-        every = self.run_blocks(self.embed(images), valid, rotation=self.rotation(images))
-        for i, (tokens, *_) in enumerate(every):
+        for i, (_, (tokens, *_)) in enumerate(self.run_blocks(images)):
             if i in chosen:
-                tokens = (self.norm(tokens) if normalize else tokens)[:, first:]
+                tokens = (self.last_norm(tokens) if norm else tokens)[:, first:]
                 outputs[i] = (
                     rearrange(tokens, "b (i j) d -> b i j d", i=images.shape[1] // p)
                     if as_grid

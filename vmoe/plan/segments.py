@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 from vmoe import models
 from vmoe.config import MoEConfig, TrainConfig, ViTConfig, replace
 from vmoe.costs.flops import countable
-from vmoe.nn.experts.modules import Identity
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
@@ -64,14 +63,13 @@ def _block_segment(
     """One block of the model; its outputs are tokens and auxiliary losses."""
     model = _one_block(config.model, kind.moe)
     vit = models.build_abstract(model, placement=placement)
-    vit.norm = Identity()  # the last norm belongs to another segment
     graph, params, rest = nnx.split(vit, nnx.PathContains("blocks"), ...)
 
     def forward(params: Params, inputs: Inputs) -> tuple[Float[Array, "b x d"], list[Array]]:
         vit: ViT = nnx.merge(graph, params, rest)
         only = kind.class_token_only
-        tokens, records = vit.encode(**inputs, rotation=vit.rotation(), class_token_only=only)
-        return tokens, [record.aux_loss for record in records.values()]
+        outputs = vit.run_block(0, **inputs, rotation=vit.rotation(), class_token_only=only)
+        return outputs.tokens, [] if outputs.record is None else [outputs.record.aux_loss]
 
     b, n = config.batch_size // config.accumulate, num_tokens(model)
     inputs = {
@@ -91,7 +89,7 @@ def _ends_segment(config: TrainConfig, placement: Placement) -> Segment:
 
     def forward(params: Params, inputs: Inputs) -> Float[Array, ""]:
         vit: ViT = nnx.merge(graph, params, rest)
-        logits, _ = vit.forward(inputs["images"], train=True, key=inputs["key"])
+        logits = vit.head(vit.pool(vit.last_norm(vit.embed(inputs["images"], inputs["key"]))))
         return cross_entropy(logits, inputs["labels"], config.loss).mean()
 
     b, side = config.batch_size // config.accumulate, model.image_size

@@ -79,7 +79,7 @@ def is_mlp_of(config: ViTConfig, experts: Expert) -> bool:
         isinstance(experts, MlpExpert if config.mlp == "plain" else GatedMlpExpert)
         and config.mlp != "gated_norm"
         and experts.mlp_dim in (None, config.mlp_dim)
-        and experts.activation in (None, config.gelu)
+        and experts.activation in (None, config.activation)
     )
 
 

@@ -5,7 +5,8 @@ that the target config does not require. Changing k, the capacity or the priorit
 config, no parameter.
 """
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -24,7 +25,7 @@ Method = Literal["aligned_corners", "half_pixel"]
 as in the published fine-tuning of V-MoE, or with the outer edges aligned, as images are usually
 resized."""
 
-ARITHMETIC = ("gelu", "norm", "norm_epsilon", "rotary", "rotary_period", "rotary_side")
+ARITHMETIC = ("activation", "norm", "norm_epsilon", "rotary")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
 """Fields of the config that training depends on and that the shapes of parameters do not show."""
 
@@ -105,11 +106,11 @@ def fit(
         if getattr(target, field) != getattr(config, field)
     ]
     if differing:
+        wanted, trained = (dict(_values(each, differing)) for each in (target, config))
         ours, theirs = (
-            ", ".join(f"model.{field}={getattr(each, field)}" for field in differing)
-            for each in (target, config)
+            ", ".join(f"{path}={value}" for path, value in each.items())
+            for each in (wanted, trained)
         )
-        trained = {f"model.{field}": getattr(config, field) for field in differing}
         error = UsageError(f"{ours}: the parameters were trained with {theirs}; use that")
         raise error.remedied_by(**trained)
     given = flatten_dict(params)
@@ -182,6 +183,16 @@ def resize_positions(
         places = jax.image.resize(places, shape, "linear", antialias=False)
     first = embedding[:, :old] if old == new else initial[:, :new]
     return jnp.concatenate([first, places.reshape(1, -1, places.shape[-1])], axis=1)
+
+
+def _values(config: ViTConfig, fields: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """The paths and values of fields, and for a nested config those of its own fields."""
+    for field in fields:
+        value = getattr(config, field)
+        if dataclasses.is_dataclass(value):
+            yield from ((f"model.{field}.{name}", each) for name, each in vars(value).items())
+        else:
+            yield f"model.{field}", value
 
 
 def _grid(config: ViTConfig) -> tuple[int, int]:

@@ -104,7 +104,7 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     router = TokenChoice(normalize_weights=True, dropless=not limited)
     experts: Expert = MlpExpert(dropout=dense.dropout)
     if dense.mlp != "plain":
-        experts = GatedMlpExpert(dropout=dense.dropout, activation=dense.gelu)
+        experts = GatedMlpExpert(dropout=dense.dropout, activation=dense.activation)
     layer = MoEConfig(router=router, experts=experts)
     read = {name: fields[name] for name in ("num_experts", "router") if name in fields}
     layer = replace(layer, **start.fields(dense, replace(layer, **read)))
@@ -182,12 +182,11 @@ def mlp_inputs(
 def _mlp_inputs(
     model: ViT, blocks: tuple[int, ...], batch: Batch
 ) -> tuple[dict[int, Float[Array, "b n d"]], None]:
-    images, valid, found = jnp.asarray(batch.images), jnp.asarray(batch.valid), {}
-    tokens, rotation = model.embed(images), model.rotation(images)
-    for i, outputs in enumerate(model.run_blocks(tokens, valid, rotation=rotation)):
+    found = {}
+    every = model.run_blocks(jnp.asarray(batch.images), valid=batch.valid)
+    for i, (tokens, outputs) in enumerate(every):
         if i in blocks:
             found[i] = model.blocks[i].norm2(tokens + outputs.attention)
-        tokens = outputs.tokens
     return model.placement.replicate(found), None
 
 

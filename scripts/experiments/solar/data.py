@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
@@ -153,11 +152,9 @@ def tokens(images: Images, loaded: Loaded, path: Path) -> Float[np.ndarray, "b n
 
 @models.compiled
 def _attended(model: ViT, images: Array) -> Float[Array, "b n d"]:
-    tokens, config = model.embed(images), model.config
-    valid, rotation = jnp.ones(len(images), bool), model.rotation(images)
-    *_, before, last = model.run_blocks(tokens, valid, rotation=rotation)
-    patches = (before.tokens + last.attention)[:, config.prefix_tokens :]
-    side = config.image_size // config.patch_size
+    *_, (before, last) = model.run_blocks(images)
+    patches = (before + last.attention)[:, model.config.prefix_tokens :]
+    side = model.config.image_size // model.config.patch_size
     grid = rearrange(patches, "b (i j) d -> b i j d", i=side)
     return rearrange(grid[:, ::2, ::2], "b i j d -> b (i j) d")
 

@@ -16,6 +16,7 @@ from vmoe.cli.main import GROUPS, main
 from vmoe.config import Router, TrainConfig
 from vmoe.config.experts import Expert
 from vmoe.config.gates import Gate
+from vmoe.config.rotary import Rotary
 from vmoe.fields import LARGEST_COUNT, Bound, kinds
 
 HEAD = """# Commands and options
@@ -32,7 +33,7 @@ CONFIG = """
 `config.evaluations[0].batch_size`. The default values come from `TrainConfig()`, or from the file
 that `--config FILE` gives. `vmoe config --config FILE` prints them.
 
-There are several kinds of experts, gates and routers:
+There are several kinds of experts, gates, routers and rotary positions:
 
 KINDS
 
@@ -40,9 +41,18 @@ KINDS
 `vmoe config --model.moe.router.kind NAME --help`. With
 `--model.moe.experts.kind list --model.moe.experts.each mlp mlp zero` each expert has a kind.
 """
-EXPERTS, GATES, ROUTERS = (list(kinds(union)) for union in (Expert, Gate, Router))
-KINDS = {"model.moe.experts": EXPERTS, "model.moe.router": ROUTERS}
+KINDS = {
+    f"model.{path}": list(kinds(union))
+    for path, union in {
+        "moe.experts": Expert,
+        "moe.gate": Gate,
+        "moe.router": Router,
+        "rotary": Rotary,
+    }.items()
+}
 """The kinds of fields with several types, the default first; each has its own options."""
+WITHOUT_DEFAULT = {"model.moe": "model.moe.gate", "model": "model.rotary"}
+"""Sections after which the kinds of a field follow that is None by default."""
 ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
 """Sections about which the help text has no line."""
 COLUMNS = 100  # of a line
@@ -80,10 +90,7 @@ def page() -> str:
                 lines += _table(section._replace(options=own))
         if len(own) < len(sections[-1].options):
             lines.append("\nAlso the [options of a config](#options-of-a-config).")
-    names = {"experts": EXPERTS, "gate": GATES, "router": ROUTERS}
-    shown = (
-        f"- `model.moe.{name}.kind`: {', '.join(map(_code, each))}" for name, each in names.items()
-    )
+    shown = (f"- `{path}.kind`: {', '.join(map(_code, each))}" for path, each in KINDS.items())
     lines.append(CONFIG.replace("KINDS", "\n".join(shown)))
     limits = dict(_limits(TrainConfig))
     for section in of_config:
@@ -93,8 +100,8 @@ def page() -> str:
         for path, known in KINDS.items():
             if section.title == f"{path} options":
                 lines += [line for kind in known[1:] for line in _kind(path, kind, limits)]
-        if section.title == "model.moe options":  # by default there is no config of a gate
-            lines += [line for kind in GATES for line in _kind("model.moe.gate", kind, limits)]
+        if path := WITHOUT_DEFAULT.get(section.title.removesuffix(" options")):
+            lines += [line for kind in KINDS[path] for line in _kind(path, kind, limits)]
     return "\n".join(map(_wrapped, "\n".join(lines).split("\n")))
 
 

@@ -37,7 +37,7 @@ from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
 
 PUBLISHED = {
-    "gelu": "tanh",
+    "activation": "tanh",
     "mlp": "plain",
     "norm": "layer",
     "norm_epsilon": 1e-6,
@@ -45,7 +45,7 @@ PUBLISHED = {
     "pre_norm": False,
     "attention_norm": False,
     "registers": 0,
-    "rotary": "none",
+    "rotary": None,
 }
 NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 

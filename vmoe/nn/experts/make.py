@@ -9,6 +9,7 @@ from flax import nnx
 
 from vmoe.config import MoEConfig
 from vmoe.config.experts import (
+    Activation,
     AnyMlpExpert,
     AttentionExpert,
     CnnExpert,
@@ -22,7 +23,6 @@ from vmoe.config.experts import (
     MlpExpert,
     ZeroExpert,
 )
-from vmoe.config.model import Gelu
 from vmoe.fields import check_registered
 from vmoe.nn.experts import modules
 from vmoe.nn.experts.copies import Copies
@@ -59,7 +59,7 @@ def make_experts(
     width: int,
     mlp_dim: int,
     *,
-    gelu: Gelu = "tanh",
+    activation: Activation = "tanh",
     dtype: jax.typing.DTypeLike | None = None,
     rngs: Rngs,
 ) -> Experts:
@@ -76,7 +76,7 @@ def make_experts(
                 e,
                 width,
                 expert.mlp_dim or mlp_dim,
-                hidden=Hidden(expert.activation or gelu, expert.dropout, gated=gated),
+                hidden=Hidden(expert.activation or activation, expert.dropout, gated=gated),
                 shared_init=expert.shared_init,
                 implementation=expert.implementation,
                 rngs=rngs,
