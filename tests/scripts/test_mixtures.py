@@ -342,11 +342,13 @@ def test_the_share_of_intervals_with_the_truth_is_that_of_all_rows() -> None:
 
     rows = {
         "coverage_information": {0: figures(475, 500, 0.25)},
+        "coverage_information_1000": {0: figures(450, 500, 0.15)},
         "coverage_bootstrap": {0: figures(20, 20, 0.2), 1: figures(17, 20, 0.4)},
     }
-    information, bootstrap = page.covered(rows).splitlines()[2:]
-    assert information == "| observed information | 500 | slope | 95.0 | 0.250 | 0.300 |"
-    assert bootstrap == "| parametric bootstrap | 40 | slope | 92.5 | 0.300 | - |"
+    information, of_1000, bootstrap = page.covered(rows).splitlines()[2:]
+    assert information == "| observed information | 300 | 500 | slope | 95.0 | 0.250 | 0.300 |"
+    assert of_1000 == "| observed information | 1,000 | 500 | slope | 90.0 | 0.150 | 0.300 |"
+    assert bootstrap == "| parametric bootstrap | 300 | 40 | slope | 92.5 | 0.300 | - |"
 
 
 def test_the_answer_has_a_part_for_each_experiment_that_was_measured() -> None:

@@ -121,11 +121,11 @@ def _arm(name: str) -> Part:
     )
 
 
-def _coverage(method: str) -> Part:
+def _coverage(case: coverage.Case) -> Part:
     def figures(_: Path, seed: int, size: Size) -> dict[str, Any]:
-        sets = size.sets // (1 if method == "information" else 25)
+        sets = size.sets // (25 if case.summary is coverage.bootstrap else 1)
         seeds = range(seed * sets, (seed + 1) * sets)
-        return coverage.measure(method, seeds, refits=size.sets // 5)
+        return coverage.measure(case, seeds, refits=size.sets // 5)
 
     return _part(4, (), figures)
 
@@ -155,7 +155,7 @@ PARTS = {
     "stored": _part(
         1, ("npreg", "no", "tone"), lambda folder, _, size: stored.measure(folder, size.steps)
     ),
-    **{f"coverage_{method}": _coverage(method) for method in coverage.METHODS},
+    **{f"coverage_{name}": _coverage(case) for name, case in coverage.CASES.items()},
     **{f"trees_{name}": _trees(name) for name in trees.LABELS},
 }
 """What is measured, by name."""

@@ -6,7 +6,7 @@ standard deviation 1. Data sets are drawn anew, and no penalty biases the fit.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from scripts.experiments.mixtures.quiet import fit_quietly
 from vmoe.classic import MixtureOfExpertsRegressor
 from vmoe.classic.summary import Summary
 
-ROWS = 300
 NOMINAL = 0.95
 TRUTH = np.array([0.0, 1.5, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0])
 """Gate, first expert and second expert, in the order of ``Summary.estimates``."""
@@ -23,19 +22,45 @@ START: dict[str, Any] = {
     "expert_coef": [TRUTH[2:4], TRUTH[5:7]],
     "expert_std": [1, 1],
 }
-METHODS: dict[str, Callable[..., Summary]] = {
-    "information": lambda model, x, y, seed, refits: model.summary(x, y),
-    "bootstrap": lambda model, x, y, seed, refits: model.bootstrap(x, refits, random_state=seed),
+
+
+class Case(NamedTuple):
+    """How the intervals of a data set are found.
+
+    Attributes:
+        label: in the table.
+        rows: of a data set.
+        summary: for a fitted model, x, y, a seed and a number of refits.
+    """
+
+    label: str
+    rows: int
+    summary: Callable[..., Summary]
+
+
+def information(model: MixtureOfExpertsRegressor, x: np.ndarray, y: np.ndarray, *_: int) -> Summary:
+    return model.summary(x, y)
+
+
+def bootstrap(
+    model: MixtureOfExpertsRegressor, x: np.ndarray, _: np.ndarray, seed: int, refits: int
+) -> Summary:
+    return model.bootstrap(x, refits, random_state=seed)
+
+
+CASES = {
+    "information": Case("observed information", 300, information),
+    "information_1000": Case("observed information", 1000, information),
+    "bootstrap": Case("parametric bootstrap", 300, bootstrap),
 }
-LABELS = {"information": "observed information", "bootstrap": "parametric bootstrap"}
 
 
-def data(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def data(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """A data set."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(ROWS, 1))
-    second = rng.random(ROWS) < 1 / (1 + np.exp(-1.5 * x[:, 0]))
-    return x, np.where(second, -1 - x[:, 0], 1 + x[:, 0]) + rng.normal(size=ROWS)
+    x = rng.normal(size=(rows, 1))
+    second = rng.random(rows) < 1 / (1 + np.exp(-1.5 * x[:, 0]))
+    return x, np.where(second, -1 - x[:, 0], 1 + x[:, 0]) + rng.normal(size=rows)
 
 
 def fit(x: np.ndarray, y: np.ndarray) -> MixtureOfExpertsRegressor:
@@ -45,11 +70,11 @@ def fit(x: np.ndarray, y: np.ndarray) -> MixtureOfExpertsRegressor:
     return fit_quietly(MixtureOfExpertsRegressor(2, **settings), x, y)
 
 
-def measure(method: str, seeds: Iterable[int], refits: int) -> dict[str, Any]:
-    """The intervals of a method on some data sets.
+def measure(case: Case, seeds: Iterable[int], refits: int) -> dict[str, Any]:
+    """The intervals of some data sets.
 
     Args:
-        method: a key of ``METHODS``.
+        case: how they are found.
         seeds: of the data sets.
         refits: of a bootstrap.
 
@@ -62,8 +87,8 @@ def measure(method: str, seeds: Iterable[int], refits: int) -> dict[str, Any]:
     estimates, errors, covered = [], [], []
     names: list[str] = []
     for seed in seeds:
-        x, y = data(seed)
-        found = METHODS[method](fit(x, y), x, y, seed, refits)
+        x, y = data(seed, case.rows)
+        found = case.summary(fit(x, y), x, y, seed, refits)
         low, high = found.interval(NOMINAL).T
         names = [" ".join(name) for name in found.names]
         estimates.append(found.estimates)

@@ -18,7 +18,7 @@ from scripts.experiments.framework.pages import (
 )
 from scripts.experiments.framework.runs import Rows
 from scripts.experiments.mixtures.answer import answer, corrected_tests, passes, runs
-from scripts.experiments.mixtures.coverage import LABELS as LABELS_OF_ERRORS
+from scripts.experiments.mixtures.coverage import CASES as COVERAGE
 from scripts.experiments.mixtures.lines import COLUMNS, CRITERIA, EXPERTS, GATES
 from scripts.experiments.mixtures.methods import METHODS
 from scripts.experiments.mixtures.noise import EXPERTS as EXPERTS_OF_NOISE
@@ -156,18 +156,26 @@ OF = ("parameters", "likelihood")
 def covered(rows: Rows) -> str:
     """How often the intervals hold the truth, and the errors beside the estimates' spread."""
     table = []
-    for method, label in LABELS_OF_ERRORS.items():
-        own = figures_of(rows, f"coverage_{method}")
+    for name, case in COVERAGE.items():
+        own = figures_of(rows, f"coverage_{name}")
         sets = sum(figures["sets"] for figures in own)
         for parameter in own[0]["covered"] if own else ():
             share = sum(figures["covered"][parameter] for figures in own) / sets
             error, spread = (
-                np.mean([figures[name][parameter] for figures in own])
-                for name in ("error", "spread")
+                np.mean([figures[each][parameter] for figures in own])
+                for each in ("error", "spread")
             )
-            line = [label, f"{sets:,}", parameter, f"{100 * share:.1f}", f"{error:.3f}"]
-            table.append([*line, f"{spread:.3f}" if sets >= 100 * len(own) else "-"])
-    columns = ["errors by", "data sets", "parameter", "95% intervals that hold the truth, percent"]
+            line = [case.label, f"{case.rows:,}", f"{sets:,}", parameter, f"{100 * share:.1f}"]
+            table.append(
+                [*line, f"{error:.3f}", f"{spread:.3f}" if sets >= 100 * len(own) else "-"]
+            )
+    columns = [
+        "errors by",
+        "rows",
+        "data sets",
+        "parameter",
+        "95% intervals with the truth, percent",
+    ]
     return markdown_table([*columns, "mean error", "spread of the estimates"], table)
 
 
