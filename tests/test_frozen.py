@@ -42,7 +42,7 @@ def names_in(path: Path) -> Any:
         return keys(json.loads(path.read_text()))
     if path.suffix == ".safetensors":
         with safe_open(path, "np") as file:
-            arrays = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_slice(name) for name in file.keys()}
             shapes = {name: [a.get_dtype(), *a.get_shape()] for name, a in sorted(arrays.items())}
             return {"arrays": shapes, "header": sorted(file.metadata() or {})}
     return None

@@ -1,4 +1,4 @@
-"""Progress on stderr: how much of some work is done, while it goes on, and how long it took."""
+"""Progress on stderr: how much of some work is done, while it lasts, and how long it took."""
 
 import contextlib
 import datetime

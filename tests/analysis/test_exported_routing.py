@@ -38,7 +38,7 @@ def test_an_exported_file_holds_every_decision_and_says_what_it_means(
     whole = concatenate(parts)
     indices = np.split(np.array([7, 3, 5, 2, 9]), [2, 4])
     with safe_open(export(tmp_path / "a.safetensors", iter(parts), iter(indices)), "np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata()
     assert metadata.items() >= MEANING.items()
     assert json.loads(metadata["layers"]) == [0, 2] and metadata["tokens_per_image"] == str(N)

@@ -586,7 +586,7 @@ def reading_itself(value: float) -> Callable[..., jax.Array]:
 
 
 def by_default(value: float) -> Callable[..., jax.Array]:
-    return lambda x, scales=[value]: x * scales[0]  # noqa: B006
+    return lambda x, scales=(value,): x * scales[0]
 
 
 def unset(first: bool) -> Callable[..., tuple[float, float]]:

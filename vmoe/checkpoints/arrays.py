@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
+import ml_dtypes as ml_dtypes  # NumPy then knows bfloat16
 import numpy as np
 
 from vmoe.errors import Failure

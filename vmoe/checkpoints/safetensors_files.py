@@ -74,7 +74,7 @@ def _infos(path: Path) -> dict[str, ArrayInfo]:
     infos = {}
     try:
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys():
                 array = file.get_slice(name)
                 if (dtype := array.get_dtype()) not in DTYPES:
                     raise ValueError(f"{name} has dtype {dtype}, which is not supported")

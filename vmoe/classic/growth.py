@@ -1,4 +1,4 @@
-"""Growing a tree: the leaf whose split raises the log-likelihood most is split, and EM goes on.
+"""Growing a tree: the leaf whose split raises the log-likelihood most is split, and EM continues.
 
 The two children start apart, each fitted to its half of the leaf's rows: two copies of their parent
 would give the new gate a gradient of exactly zero, so that EM could not tell them apart.

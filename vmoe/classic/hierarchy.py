@@ -69,8 +69,8 @@ class HierarchicalMixtureRegressor(RegressionMethods, HierarchicalMixture):
         branching: the number of children of a gate at each depth: (2, 2) has two levels and four
             experts, from left to right.
         growth: number of experts to grow the tree to; None to keep the tree. The leaf whose split
-            raises the log-likelihood most is split in two, and EM goes on, for at most ``max_iter``
-            steps after every split; ``n_iter_`` counts all steps.
+            raises the log-likelihood most is split in two, and EM continues for at most
+            ``max_iter`` steps after every split; ``n_iter_`` counts all steps.
 
     `MixtureOfExpertsRegressor` has the other arguments. In ``start``, ``gate_coef`` is a list with
     an entry for every gate, level by level.

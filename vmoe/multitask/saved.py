@@ -151,7 +151,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                     f"format version {version!r:.20}, this version of vmoe reads {VERSION}: use "
                     "the version that wrote it"
                 )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         raise UsageError(f"{error.strerror or error}: give a file of save") from None
     except SafetensorError as error:
