@@ -105,7 +105,7 @@ def test_values_of_arrays_are_read_where_they_lie_in_the_file_or_the_remedy_is_n
     elsewhere = field(13, field(1, "location") + field(2, "weights")) + field(14, 1)
     for stored, reason in (
         (elsewhere, "lie in another file (external data): put them into this"),
-        (field(5, b"\x01"), "are in int32_data: store them as bytes"),
+        (field(5, b"\x01"), "to_array(array), array.name))"),
     ):
         file.write_bytes(dinov2(DINOV2, size=16, stored=lambda values, own=stored: own))
         with pytest.raises(UsageError) as caught:

@@ -149,8 +149,9 @@ def _array(tensor: _Message) -> tuple[str, np.ndarray] | None:
         )
     if tensor.fields[5]:
         raise UsageError(
-            f"the values of {name!r:.80} are in int32_data: store them as bytes, "
-            "array.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(array)))"
+            f"the values of {name!r:.80} are in int32_data: store those of each array as bytes, "
+            "array.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(array), "
+            "array.name))"
         )
     info = array_info(tensor.integers(1), dtype)
     parts = tensor.parts(RAW_DATA) or tensor.parts(PACKED.get(dtype, RAW_DATA))
