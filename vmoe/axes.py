@@ -38,6 +38,7 @@ class RouterInputs(NamedTuple):
             the router's ``noise_std`` / e.
         positions: the position of each token in its image, in [0, n).
         state: the router's state, by name, if it has one; each array has an axis g in front.
+        per_token: the inputs per token that the router ``takes``, by name.
     """
 
     logits: Float[Array, "g s e *c"]
@@ -47,6 +48,7 @@ class RouterInputs(NamedTuple):
     noise_std: Float[Array, "g s e"] | None = None
     positions: Int[Array, "g s"] | None = None
     state: dict[str, Float[Array, "g ..."]] | None = None
+    per_token: dict[str, Shaped[Array, "g s ..."]] | None = None
 
     @property
     def training(self) -> bool:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from vmoe.config import (
     BiasBalanced,
+    ByTask,
     ExpertRace,
     Hash,
     MlpExpert,
@@ -249,6 +250,23 @@ def test_gates_get_the_inputs_per_token_that_they_name_and_experts_the_others() 
     np.testing.assert_array_equal(known["images"], np.tile(np.arange(4)[:, None], (1, 6)))
     layer.forward(jnp.asarray(PADDED), per_token=inputs, key=jax.random.key(0))
     assert seen[1]["key"].shape == ()
+
+
+@pytest.mark.parametrize("group", [None, 3])
+def test_the_task_of_a_token_is_its_expert_and_without_a_known_task_it_has_none(
+    group: int | None,
+) -> None:
+    """The oracle masks the outputs of all experts, as ViTPose++ does."""
+    experts = linears()
+    layer = MoE(experts, None, ByTask(), group=group)
+    task = np.tile([[0], [E - 1], [1], [-1]], (1, 6))
+    task[2, 4:] = (0, E)
+    outputs, record = layer.forward(jnp.asarray(PADDED), per_token={"task": jnp.asarray(task)})
+    expected = sum((task == i)[..., None] * each(PADDED) for i, each in enumerate(experts))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    assert not record.routing.dropped.any()
+    with pytest.raises(UsageError, match="ByTask takes task: give per_token="):
+        layer(jnp.asarray(PADDED))
 
 
 def test_inputs_of_experts_may_have_the_names_of_the_parts_of_a_layer() -> None:

@@ -21,7 +21,7 @@ from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
 from vmoe.nn.gates import GATES
-from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, logits_of
+from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, inputs_of_router, logits_of
 from vmoe.nn.inputs import check_tokens
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
@@ -210,8 +210,8 @@ class MoE(nnx.Module):
                 router and dropout of MLP experts. Other modules have random streams of their
                 own, and follow ``train()`` and ``eval()``.
             per_token: further inputs with a row for each token: arrays (*b, ...), or trees of
-                these, by name. The gate gets those that it names in ``takes``; each expert gets all
-                others, for the tokens in its slots.
+                these, by name. The gate and the router get those that they name in ``takes``; each
+                expert gets all others, for the tokens in its slots.
             class_token_only: return the outputs of each image's first token only, f[b 1 x]; all
                 tokens are routed.
             decide: replaces the router.
@@ -227,11 +227,14 @@ class MoE(nnx.Module):
         router_key, experts_key = keys.split(key, 2)
         images, valid, inputs = self._sequences(tokens, mask, dict(per_token or {}))
         of_gate = inputs_of_gate(self.gate, inputs)
+        of_router = inputs_of_router(self.router, inputs)
         check_names(self.experts, inputs.keys(), kwargs)
         (b, n), devices = valid.shape, self.placement.devices
         size = self.group or self.router.images_per_group * max(1, n)
         groups = Groups.of(b, n, size, devices)
-        record = self.route(images, valid, router_key, decide, groups=groups, inputs=of_gate)
+        record = self.route(
+            images, valid, router_key, decide, groups=groups, inputs=of_gate, of_router=of_router
+        )
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
             self.sow(nnx.Intermediate, "record", record)
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
@@ -283,6 +286,7 @@ class MoE(nnx.Module):
         *,
         groups: Groups | None = None,
         inputs: Mapping[str, Any] | None = None,
+        of_router: Mapping[str, Any] | None = None,
     ) -> Record:
         """Routes each group independently: the gate computes logits, the router decides.
 
@@ -292,6 +296,7 @@ class MoE(nnx.Module):
             decide: replaces the router.
             groups: how the tokens are grouped; if None, each group is a sequence.
             inputs: the inputs per token of the gate, (b, n, ...), by name.
+            of_router: those of the router.
         """
         router = self.router.in_evaluation() if key is None else self.router
         gate, e = self.gate, self.experts.num_experts
@@ -316,7 +321,10 @@ class MoE(nnx.Module):
                 x: jnp.broadcast_to(v[...], (groups.g, *v.shape)) for x, v in self.state.items()
             }
             state = jax.lax.stop_gradient(of_groups)
-        given = RouterInputs(made, noise, valid, draw, noise_std, groups.positions, state)
+        per_token = jax.tree.map(groups.split, dict(of_router or {}))
+        given = RouterInputs(
+            made, noise, valid, draw, noise_std, groups.positions, state, per_token or None
+        )
         c = router.slots(groups.s, e)
 
         @jax.named_scope("router")

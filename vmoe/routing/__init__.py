@@ -5,6 +5,7 @@ A router is a class in a file here, see ``AnyRouter``: it is written as one of y
 
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.bias_balanced import BiasBalanced
+from vmoe.routing.by_task import ByTask
 from vmoe.routing.expert_choice import ExpertChoice
 from vmoe.routing.expert_race import ExpertRace
 from vmoe.routing.gshard import GShard
@@ -23,6 +24,7 @@ __all__ = [
     "AnyRouter",
     "AuxLossWeights",
     "BiasBalanced",
+    "ByTask",
     "ExpertChoice",
     "ExpertRace",
     "GShard",

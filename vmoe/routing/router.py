@@ -30,10 +30,12 @@ class AnyRouter(Checked):
         logits_per: the logits that the router reads: "expert" for logits (g, s, e); "slot" for (g,
             s, e, c), where slots are parameters of the gate and each is a mixture of all tokens of
             an image; None for a router that decides by a fixed rule, whose layer has no gate.
+        takes: names of inputs per token that the router reads, see ``MoE.forward``.
     """
 
     section = "model.moe.router"
     logits_per: ClassVar[str | None] = "expert"
+    takes: ClassVar[tuple[str, ...]] = ()
 
     kind: str = ""
     """The name of the router in configs."""

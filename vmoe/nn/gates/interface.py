@@ -56,6 +56,16 @@ def inputs_of_gate(gate: Any, per_token: dict[str, Any]) -> dict[str, Any]:
     return {name: per_token.pop(name) for name in own}
 
 
+def inputs_of_router(router: AnyRouter, per_token: dict[str, Any]) -> dict[str, Any]:
+    """Takes the router's own inputs from those per token; the others are for the experts."""
+    if missing := ", ".join(sorted(set(router.takes) - per_token.keys())):
+        raise UsageError(
+            f"{type(router).__name__} takes {missing}: give per_token={{...}} with a row for each "
+            "token"
+        )
+    return {name: per_token.pop(name) for name in router.takes}
+
+
 def about_tokens(
     gate: Any, mask: Bool[Array, "b n"], groups: Groups, key: MaybeKey
 ) -> dict[str, Any]:
