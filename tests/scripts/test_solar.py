@@ -17,12 +17,13 @@ from vmoe.nn.vit import ViT
 
 
 @pytest.fixture
-def cells(tmp_path: Path) -> Path:
-    """As in elpv-dataset: photographs and labels.csv."""
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As in elpv-dataset: photographs and labels.csv; 20 cells of a module, 30 of a crystal."""
+    monkeypatch.setattr(data, "MODULE", 20)
     (tmp_path / "cells" / "images").mkdir(parents=True)
     random, lines = np.random.default_rng(0), []
-    for i in range(60):
-        name, level, poly = f"images/cell{i:04}.png", random.integers(4), i % 2
+    for i in range(120):
+        name, level, poly = f"images/cell{i:04}.png", random.integers(4), i // 30 % 2
         pixels = np.full((30, 30), 60 * level + 20 * poly, np.uint8)
         Image.fromarray(pixels + random.integers(0, 9, pixels.shape, np.uint8)).save(
             tmp_path / "cells" / name
@@ -32,20 +33,21 @@ def cells(tmp_path: Path) -> Path:
     return tmp_path / "cells"
 
 
-def test_folds_by_number_are_contiguous_and_random_ones_have_all_kinds(cells: Path) -> None:
+def test_folds_have_all_kinds_and_cells_of_a_module_in_one(cells: Path) -> None:
     images = data.solar(cells)
-    assert len(images.labels) == 60 and set(images.labels) == {0, 1, 2, 3}
-    by_number = data.folds(images, "contiguous")
-    np.testing.assert_array_equal(by_number, np.repeat(range(data.FOLDS), 12))
-    mixed = data.folds(images, "stratified")
+    assert len(images.labels) == 120 and set(images.labels) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(images.kin, np.repeat(range(8), [20, 10, 20, 10] * 2))
+    by_module = data.folds(images, "kin")
+    assert all(len({*by_module[images.kin == module]}) == 1 for module in images.kin)
+    mixed = data.folds(images, "random")
     for label in range(4):
         for poly in (False, True):
             own = mixed[(images.labels == label) & (images.crystals == poly)]
             counts = np.bincount(own, minlength=data.FOLDS)
             assert counts.max() - counts.min() <= 1
-    for kind in ("contiguous", "stratified"):
+    for kind in ("kin", "random"):
         tested = [data.split(images, kind, fold, 20, 0) for fold in range(data.FOLDS)]
-        assert sorted(np.concatenate([each.test for each in tested])) == list(range(60))
+        assert sorted(np.concatenate([each.test for each in tested])) == list(range(120))
         for each in tested:
             assert (len(each.train), len(each.validation)) == (16, 4)
             assert len({*each.train, *each.validation, *each.test}) == 20 + len(each.test)
@@ -56,7 +58,7 @@ def test_neither_validation_nor_test_images_have_kin_in_training() -> None:
     images = data.Images([], np.zeros(100, int), np.empty(0), kin)
     for fold in range(data.FOLDS):
         for size in (None, 50):
-            train, validation, test = data.split(images, "contiguous", fold, size, 0)
+            train, validation, test = data.split(images, "kin", fold, size, 0)
             assert not {*kin[train]} & {*kin[validation], *kin[test]}
             assert not {*kin[validation]} & {*kin[test]}
             if size is None:
@@ -197,6 +199,6 @@ def test_the_command_makes_a_row_of_a_fold_with_all_draws(
     options += ["--tokens", tmp_path / "tokens", "--rows", tmp_path / "rows.jsonl"]
     script.experiment("solar", *options, "--row", "solar_40_probe", "0")
     draws = json.loads(capsys.readouterr().out)["figures"]["draws"]
-    assert [len(draw["defect"]) for draw in draws] == [8] * 3
+    assert len(draws) == 3 and len({len(draw["defect"]) for draw in draws}) == 1
     (file,) = (tmp_path / "tokens").glob("*.npy")
-    assert np.load(file).shape[:2] == (40, 4)  # every second row and column of 4 x 4 patches
+    assert np.load(file).shape[:2] == (80, 4)  # every second row and column of 4 x 4 patches

@@ -14,7 +14,7 @@ right). Tokens are computed once, without augmentation, and stored in data/solar
     costs        parameters, FLOPs and times of all arms
 
 A row is a line of scripts/experiments/rows/solar.jsonl, made by a process of its own. It is not
-made again. The command can be stopped at any time and started again. ``--tiny`` tries it on 40
+made again. The command can be stopped at any time and started again. ``--tiny`` tries it on 80
 images.
 """
 
@@ -30,7 +30,7 @@ from scripts.experiments.framework.figures import Part, figures_parser, measured
 from scripts.experiments.solar import arms, data
 from scripts.experiments.solar.tables import SUBSETS, TABLES, Subset, arms_of
 
-TINY = 40  # images
+TINY = 80  # images
 SOURCES: dict[str, Callable[[argparse.Namespace], data.Images]] = {
     "solar": lambda options: data.solar(options.solar),
     "emoji": lambda options: data.emoji(options.emoji),

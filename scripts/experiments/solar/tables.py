@@ -43,13 +43,13 @@ class Subset(NamedTuple):
 
 
 SUBSETS = {
-    "solar_40": Subset("solar", "contiguous", 40, 40, 3, "cells, 40"),
-    "solar_200": Subset("solar", "contiguous", 200, 15, 3, "cells, 200"),
-    "solar_1000": Subset("solar", "contiguous", 1000, 8, 1, "cells, 1,000"),
-    "emoji_1000": Subset("emoji", "contiguous", 1000, 8, 1, "drawings, 1,000"),
-    "clothes_1000": Subset("clothes", "contiguous", 1000, 8, 1, "clothes, 1,000"),
-    "solar_all": Subset("solar", "contiguous", None, 5, 1, "cells, all"),
-    "solar_random": Subset("solar", "stratified", None, 5, 1, "cells, all, random folds"),
+    "solar_40": Subset("solar", "kin", 40, 40, 3, "cells, 40"),
+    "solar_200": Subset("solar", "kin", 200, 15, 3, "cells, 200"),
+    "solar_1000": Subset("solar", "kin", 1000, 8, 1, "cells, 1,000"),
+    "emoji_1000": Subset("emoji", "kin", 1000, 8, 1, "drawings, 1,000"),
+    "clothes_1000": Subset("clothes", "kin", 1000, 8, 1, "clothes, 1,000"),
+    "solar_all": Subset("solar", "kin", None, 5, 1, "cells, all"),
+    "solar_random": Subset("solar", "random", None, 5, 1, "cells, all, random folds"),
 }
 """In the order in which they are measured."""
 KIN_IN_TRAINING = "solar_random"
