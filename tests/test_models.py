@@ -19,6 +19,8 @@ from vmoe.config import (
     CosineGate,
     ExpertChoice,
     ExpertList,
+    GatedMlpExpert,
+    GoldenRotary,
     GridRotary,
     Hash,
     IdentityExpert,
@@ -145,6 +147,27 @@ def test_models_of_later_families_have_the_parameter_counts_of_timm(name: str) -
     left_out = 3 if "dinov3" in name else "eva02" in name
     expected += left_out * config.depth * config.width
     assert sum(parameters_by_part(config).values()) == expected
+
+
+SIGLINO = dict(patch_size=16, positions="none", rotary=GoldenRotary(), registers=4, norm="rms")
+SIGLINO |= dict(depth=18, num_classes=0, attention_sink=True, qk_rms=True)
+SIGLINOS: dict[str, tuple[int, dict[str, Any]]] = {  # parameters, and those that are zeros here
+    "siglino-moe-0.3-0.6B": (
+        503_539_344,
+        dict(width=768, num_heads=8, head_width=128, mlp_dim=384, sparse_blocks=tuple(range(18)))
+        | dict(moe=MoEConfig(28, GatedMlpExpert(), router=BiasBalanced(k=6, dropless=True))),
+    ),
+    "siglino-0.6B": (472_896_288, dict(width=1280, num_heads=16, mlp_dim=5120, mlp="gated")),
+}
+
+
+@pytest.mark.parametrize("name", SIGLINOS)
+def test_models_of_siglino_have_the_parameter_counts_of_its_own_code(name: str) -> None:
+    """The heads for its teachers do not count, and neither do biases, which are zeros here."""
+    expected, fields = SIGLINOS[name]
+    sizes = models.abstract_params(ViTConfig(**SIGLINO | fields))
+    learned = (math.prod(leaf.shape) for path, leaf in sizes.items() if not path.endswith("/bias"))
+    assert sum(learned) == expected
 
 
 @pytest.mark.parametrize("name", models.list_models())

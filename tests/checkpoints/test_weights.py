@@ -19,7 +19,7 @@ from vmoe import models
 from vmoe.checkpoints import read, vmoe_format
 from vmoe.config import Soft
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, VmoeError
 from vmoe.nn.vit import ViT
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
@@ -158,6 +158,8 @@ def test_fields_that_do_not_fit_the_arrays_are_refused() -> None:
         "hf_dinov2_registers",
         "timm_eva02_clip",
         "hf_dinov3_gated",
+        "siglino_moe",
+        "siglino_dense",
     ],
 )
 def test_a_model_without_any_one_of_its_arrays_is_refused_by_its_name(
@@ -167,17 +169,60 @@ def test_a_model_without_any_one_of_its_arrays_is_refused_by_its_name(
     shutil.copytree(GOLDEN / name, folder)
     npz, safetensors = folder / "model.npz", folder / "model.safetensors"
     arrays = dict(np.load(npz)) if npz.exists() else load_file(safetensors)
+    unused = () if npz.exists() else read(folder).origin.unused
     for missing in arrays:
         rest = {other: array for other, array in arrays.items() if other != missing}
         np.savez(npz, **rest) if npz.exists() else save_file(rest, safetensors)
         if missing == "Transformer/posembed_input/pos_embedding":
             assert "positions=sincos2d" in read(npz).origin.assumed[0]
             continue
-        if missing.endswith("mask_token"):  # it is not used
-            assert read(folder).config.registers == 4
+        if missing in unused:
+            read(folder)
             continue
         with pytest.raises(UsageError, match=r"missing|unexpected|it has no |positions/embedding"):
             read(path_of(folder))
+
+
+def test_tokens_of_siglino_choose_the_experts_that_they_choose_in_its_own_code() -> None:
+    loaded = vmoe.load(GOLDEN / "siglino_moe")
+    assert {name.partition(".")[0] for name in loaded.origin.unused} == {
+        *("dinov3_adapter", "layer_norm_dinov3", "siglip2_adapter", "freqs_cis_golden"),
+        "siglip2_multihead_attention_pooling_head",
+    }
+    with np.load(GOLDEN / "siglino_moe" / "expected.npz") as expected:
+        _, records = loaded.model.forward(expected["images"])
+        for i, record in records.items():
+            assert not record.routing.dropped.any()
+            chosen = np.reshape(record.routing.experts, expected[f"experts{i}"].shape)
+            np.testing.assert_array_equal(chosen, expected[f"experts{i}"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(n_kv_heads=1), "n_kv_heads 1 cannot be represented; opened is 3"),
+        (dict(parameterized_norm=False), "parameterized_norm False cannot be represented"),
+        (dict(activation="relu2"), "activation 'relu2' cannot be represented; opened is 'silu'"),
+        (dict(moe_args=dict(activation="relu2")), "moe_args.activation 'relu2' cannot be"),
+        (dict(moe_args=dict(num_shared_experts=1)), "moe_args.num_shared_experts 1 cannot be"),
+        (dict(moe_args=dict(score_before_experts=True)), "moe_args.score_before_experts True"),
+        (dict(moe_args=dict(top_k=8)), "lower k or add experts"),
+        (dict(n_heads=4, n_kv_heads=4), "attention/sink has shape (3,)"),
+        (dict(n_storage_tokens=3), "registers has shape (1, 4, 24), but (1, 3, 24) fits"),
+        (dict(moe_args=None), "config.json"),
+    ],
+)
+def test_settings_of_siglino_are_read_or_refused(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDEN / "siglino_moe", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if changes.get("moe_args"):
+        changes = {"moe_args": config["moe_args"] | changes["moe_args"]}
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(VmoeError) as caught:
+        vmoe.load(tmp_path)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "later": dict(
         **dict(registers=3, rotary=GridRotary(), mlp="gated_norm", norm="rms", attention_norm=True),
+        **dict(head_width=8, qk_rms=True, attention_sink=True),
         **dict(activation="silu", sparse_blocks=(1,), depth=2),
     ),
     "attention_and_qk_norm": dict(pooling="attention", qk_norm=True),
@@ -214,7 +215,7 @@ def test_the_random_draws_of_attention_are_flaxs_with_rotary_positions_as_well(
     expected = nnx.MultiHeadAttention.__call__(
         attention, tokens, rngs=nnx.Rngs(dropout=key), deterministic=False, decode=False
     )
-    rotation = jnp.stack([jnp.ones((5, 4)), jnp.zeros((5, 4))])  # of angle 0
+    rotation = jnp.stack([jnp.ones((5, 1, 4)), jnp.zeros((5, 1, 4))])  # of angle 0
     np.testing.assert_allclose(
         attention(tokens, key=key, rotation=rotation), expected, rtol=1e-5, atol=1e-6
     )

@@ -52,7 +52,8 @@ def outline(family: Family) -> StoredModel:
         _check_scales(shapes, config.depth)
     names, assumed = family.class_names, []
     if family.config is None:
-        if moe := next((x for x in config.moe_blocks.values() if x.router.can_drop), None):
+        droppers = (x for x in config.moe_blocks.values() if x.router.can_drop)
+        if moe := next((x for x in droppers if not x.router.dropless), None):
             assumed += [
                 f"k={moe.router.k}, priority=order, images_per_group="
                 f"{moe.router.images_per_group}, transfer_dtype={moe.transfer_dtype}",

@@ -93,7 +93,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     images_file = file.path.with_name(IMAGES)
     images = read_json(images_file)
     if kind not in MODELS:
-        known = ", ".join(MODELS)
+        known = ", ".join((*MODELS, "siglino"))
         raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
     swiglu = config.get("use_swiglu_ffn", False)  # of DINOv2, whatever hidden_act is
     activation = "silu" if swiglu else config.get("hidden_act", "gelu")

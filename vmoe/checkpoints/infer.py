@@ -41,6 +41,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         mlp_dim=mlp_dim,
         mlp=_mlp(shapes, mlp_dim),
         num_heads=query[1],
+        head_width=query[2] if query[1] * query[2] != query[0] else None,
         num_classes=_shape(shapes, "head/classes/kernel", 2)[1]
         if "head/classes/kernel" in shapes
         else 0,
@@ -51,6 +52,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         registers=_shape(shapes, "registers", 3)[1] if "registers" in shapes else 0,
         pre_norm="pre_norm/scale" in shapes,
         attention_norm="blocks/0/attention/norm/scale" in shapes,
+        attention_sink="blocks/0/attention/sink" in shapes,
         qk_norm="blocks/0/attention/query_ln/scale" in shapes,
         sparse_blocks=tuple(layers),
         moe=distinct.pop() if len(distinct) == 1 else tuple(layers.values()) or moe,

@@ -9,6 +9,7 @@ from vmoe.checkpoints import (
     from_flax,
     from_hugging_face,
     from_onnx,
+    from_siglino,
     from_timm,
     remote,
     safetensors_files,
@@ -125,6 +126,8 @@ def _open_safetensors(file: Path) -> Family:
     with corrupt_if_wrong(place):
         if config.get("format") == "vmoe":
             return vmoe_format.family(arrays, config)
+        if config.get("model_type") == "siglino":
+            return from_siglino.family(arrays, config)
         if "architecture" in config:
             return from_timm.family(arrays, config)
         if "model_type" in config:

@@ -14,7 +14,7 @@ from vmoe.config.train import Loss
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
 
-Format = Literal["run", "vmoe", "published", "npz", "timm", "hugging_face"]
+Format = Literal["run", "vmoe", "published", "npz", "timm", "hugging_face", "siglino"]
 """A run folder; our safetensors; published V-MoE checkpoints; ViTs of other libraries."""
 
 

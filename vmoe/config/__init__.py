@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vmoe.config.model import MoEConfig, ViTConfig
     from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
     from vmoe.config.preprocessing import Preprocessing
-    from vmoe.config.rotary import CenteredRotary, GridRotary
+    from vmoe.config.rotary import CenteredRotary, GoldenRotary, GridRotary
     from vmoe.config.train import TrainConfig
     from vmoe.fields import replace
     from vmoe.routing import (
@@ -72,6 +72,7 @@ __all__ = [
     "FewShotConfig",
     "GShard",
     "GatedMlpExpert",
+    "GoldenRotary",
     "GridRotary",
     "Hash",
     "IdentityExpert",

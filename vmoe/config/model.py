@@ -136,6 +136,8 @@ class ViTConfig(Checked):
     """Hidden width of an MLP, and of an expert."""
     num_heads: Count = 8
     """Number of attention heads."""
+    head_width: Count | None = None
+    """Width of an attention head; if None, width / num_heads."""
     image_size: Annotated[int, at_least(1), less_than(2**16)] = 224
     """Side of the images in pixels; learned positions are resampled for other sizes."""
     num_classes: Annotated[int, at_least(0), at_most(LARGEST_COUNT)] = 1000
@@ -181,6 +183,12 @@ class ViTConfig(Checked):
     """Normalize the outputs of the attention heads before the last layer (EVA-02's CLIP)."""
     qk_norm: bool = False
     """Normalize queries and keys (arXiv 2302.05442)."""
+    qk_rms: bool = False
+    """Divide queries and keys by their root mean squares, without parameters (SigLino)."""
+    attention_sink: bool = False
+    """Add a learned logit of each head, the sink, to the softmax of the attention, whose weights
+    then sum to less than 1. So a head is gated by sigmoid(log(sum(exp(logits))) - sink) (SigLino,
+    arXiv 2512.20157)."""
     dropout: Rate = 0.0
     """Dropout rate of embeddings, attention outputs and dense MLPs."""
     attention_dropout: Rate = 0.0
@@ -199,13 +207,15 @@ class ViTConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        divides = self.width % self.num_heads == 0
+        whole = self.width % self.num_heads == 0
+        divides = whole or (self.head_width is not None and self.pooling != "attention")
         self.require(divides, "use a divisor of the width", "num_heads", "width")
+        self.require(not (self.qk_norm and self.qk_rms), "use one of them", "qk_norm", "qk_rms")
         divides = self.image_size % self.patch_size == 0
         self.require(divides, "use a divisor of the image size", "patch_size", "image_size")
         divides = self.positions != "sincos2d" or self.width % 4 == 0
         self.require(divides, "use a multiple of 4", "width", "positions")
-        divides = self.rotary is None or self.width // self.num_heads % 4 == 0
+        divides = self.rotary is None or self.width_per_head % 4 == 0
         remedy = "use heads of a width that is a multiple of 4"
         self.require(divides, remedy, "num_heads", "rotary.kind")
         blocks = self.sparse_blocks
@@ -228,6 +238,16 @@ class ViTConfig(Checked):
                 if self.width % heads:
                     fields = {"model.moe.experts.num_heads": heads, "model.width": self.width}
                     raise UsageError("use a divisor of the width", **fields)
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of an attention head."""
+        return self.head_width or self.width // self.num_heads
+
+    @property
+    def heads_phrase(self) -> str:
+        """The attention heads in a description, such as "8 heads" or "8 heads of 128"."""
+        return f"{self.num_heads} heads" + (f" of {self.head_width}" if self.head_width else "")
 
     @property
     def has_class_token(self) -> bool:

@@ -33,4 +33,21 @@ class GridRotary(Checked):
     """Side of the grid, in patches."""
 
 
-Rotary = CenteredRotary | GridRotary
+@dataclasses.dataclass(frozen=True)
+class GoldenRotary(Checked):
+    """Rows and columns from -1 to 1 in a square image, along directions of which each pair of
+    values of each head has its own; in the first half of a head nothing is rotated (SigLino, arXiv
+    2512.20157). The directions are those of "On N-dimensional Rotary Positional Embeddings" (Xiong
+    2025)."""
+
+    section = "model.rotary"
+
+    kind: Literal["golden"] = "golden"
+    """The kind of rotary positions."""
+    lowest: Positive = 1.0
+    """The lowest frequency, in radians per unit."""
+    highest: Positive = 20.0
+    """The highest frequency; those between are geometric."""
+
+
+Rotary = CenteredRotary | GridRotary | GoldenRotary

@@ -15,10 +15,12 @@ from vmoe.nn.positions import rotate
 class Attention(nnx.MultiHeadAttention):
     """Multi-head attention from queries to tokens; self-attention if only one of the two is given.
 
-    Queries and keys can be rotated (``vmoe.nn.positions``), the outputs of the heads normalized.
+    Queries and keys can be rotated (``vmoe.nn.positions``), the outputs of the heads normalized,
+    and each head can have a sink, see ``ViTConfig.attention_sink``.
 
     Dropout masks are independent for each image and head, as in the published model.
-    Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
+    Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d), ``sink``
+    (a,).
     """
 
     def __init__(
@@ -27,7 +29,10 @@ class Attention(nnx.MultiHeadAttention):
         num_heads: int,
         *,
         dropout: float = 0.0,
+        head_width: int | None = None,
         qk_norm: bool = False,
+        qk_rms: bool = False,
+        sink: bool = False,
         rotary: Rotary | None = None,
         norm: nnx.Module | None = None,
         dtype: jax.typing.DTypeLike | None,
@@ -36,6 +41,8 @@ class Attention(nnx.MultiHeadAttention):
         super().__init__(
             num_heads,
             width,
+            qkv_features=num_heads * (head_width or width // num_heads),
+            out_features=width,
             dropout_rate=dropout,
             broadcast_dropout=False,
             normalize_qk=qk_norm,
@@ -46,6 +53,8 @@ class Attention(nnx.MultiHeadAttention):
         )
         self.rotary = rotary
         self.norm = norm
+        self.qk_rms = qk_rms
+        self.sink = nnx.Param(jnp.zeros(num_heads)) if sink else None
 
     @jax.named_scope("attention")
     def __call__(
@@ -55,7 +64,7 @@ class Attention(nnx.MultiHeadAttention):
         *,
         key: MaybeKey = None,
         mask: Bool[Array, "b 1 q n"] | None = None,
-        rotation: Float[Array, "2 n z"] | None = None,
+        rotation: Float[Array, "2 n _ z"] | None = None,
     ) -> Float[Array, "b q d"]:
         """The outputs for the queries.
 
@@ -65,9 +74,21 @@ class Attention(nnx.MultiHeadAttention):
         """
         tokens = queries if tokens is None else tokens
         drops = key is not None and self.dropout_rate > 0
+        query, keys = self._queries_and_keys(queries, tokens, rotation)
+        values, bias = self.value(tokens), None
+        if self.sink is not None:  # a further token with value 0, to which the logit is the sink
+            keys, values = (
+                jnp.concatenate([x, jnp.zeros_like(x[:, :1])], axis=1) for x in (keys, values)
+            )
+            sink = self.sink[...].astype(query.dtype)[:, None, None]
+            bias = jnp.pad(sink, ((0, 0), (0, 0), (tokens.shape[1], 0)))[None]
+            if mask is not None:
+                mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=True)
         heads = nnx.dot_product_attention(
-            *self._queries_and_keys(queries, tokens, rotation),
-            self.value(tokens),
+            query,
+            keys,
+            values,
+            bias=bias,
             mask=mask,
             dropout_rng=nnx.Rngs(dropout=key).dropout() if drops else None,
             dropout_rate=self.dropout_rate,
@@ -84,9 +105,9 @@ class Attention(nnx.MultiHeadAttention):
         self,
         queries: Float[Array, "b q d"],
         tokens: Float[Array, "b n d"] | None = None,
-        rotation: Float[Array, "2 n z"] | None = None,
+        rotation: Float[Array, "2 n _ z"] | None = None,
     ) -> Float[Array, "b a q n"]:
-        """The attention weights by head: float32, sum to 1 over the tokens.
+        """The attention weights by head: float32, sum to 1 over the tokens and the sink, if any.
 
         A call of the module does not compute them if it uses a fused kernel.
 
@@ -96,19 +117,32 @@ class Attention(nnx.MultiHeadAttention):
         tokens = queries if tokens is None else tokens
         query, key = self._queries_and_keys(queries, tokens, rotation)
         logits = jnp.einsum("bqaz,bnaz->baqn", query, key, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(logits / query.shape[-1] ** 0.5)
+        logits /= query.shape[-1] ** 0.5
+        if self.sink is None:
+            return jax.nn.softmax(logits)
+        sink = jnp.broadcast_to(self.sink[...][:, None, None], (*logits.shape[:3], 1))
+        return jax.nn.softmax(jnp.concatenate([logits, sink], axis=-1))[..., :-1]
 
     def _queries_and_keys(
         self,
         queries: Float[Array, "b q d"],
         tokens: Float[Array, "b n d"],
-        rotation: Float[Array, "2 n z"] | None,
+        rotation: Float[Array, "2 n _ z"] | None,
     ) -> tuple[Float[Array, "b q a z"], Float[Array, "b n a z"]]:
         query, key = self.query(queries), self.key(tokens)
         if self.normalize_qk:
             query, key = self.query_ln(query), self.key_ln(key)
+        if self.qk_rms:
+            query, key = map(_rms_normalized, (query, key))
         if self.rotary is not None:
             if rotation is None:
                 raise UsageError("rotary positions need rotation=model.rotation(images)")
             query, key = (rotate(each, rotation, self.rotary) for each in (query, key))
         return query, key
+
+
+def _rms_normalized(heads: Float[Array, "b n a z"]) -> Float[Array, "b n a z"]:
+    """Heads divided by their root mean squares; the epsilon is that of float32, as in PyTorch."""
+    wide = heads.astype(jnp.float32)
+    squares = jnp.square(wide).mean(axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(squares + jnp.finfo(jnp.float32).eps)).astype(heads.dtype)

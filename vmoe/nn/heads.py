@@ -16,10 +16,17 @@ class AttentionPool(nnx.Module):
     """A learned probe attends to the tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
-        width, num_heads, qk_norm = config.width, config.num_heads, config.qk_norm
+        width, num_heads = config.width, config.num_heads
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
-        self.attention = Attention(width, num_heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            width,
+            num_heads,
+            qk_norm=config.qk_norm,
+            qk_rms=config.qk_rms,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.norm = make_norm(config, rngs=rngs)
         hidden = Hidden(config.activation)
         self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)

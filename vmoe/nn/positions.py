@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+from scipy.special import ndtri
 
-from vmoe.config.rotary import GridRotary, Rotary
+from vmoe.config.rotary import CenteredRotary, GoldenRotary, GridRotary, Rotary
 from vmoe.nn.keys import Rngs
 
 
@@ -73,43 +74,77 @@ class SinCosPositions(nnx.Module):
         return jnp.pad(table, ((int(self.class_token), 0), (0, 0)))[None]
 
 
-def rotation(rotary: Rotary, i: int, j: int, z: int, before: int) -> Float[Array, "2 n z"]:
+def rotation(
+    rotary: Rotary, i: int, j: int, a: int, z: int, before: int
+) -> Float[Array, "2 n _ z"]:
     """Cosines and sines of the angles by which rotary positions rotate the tokens of an image.
+
+    They have one axis for the heads, of length 1 if the angles of all heads are the same.
 
     Angle k of the z / 4 for a row, and of the z / 4 for a column, is c / base ** (4 k / z). For
     ``CenteredRotary`` c = 2 pi (2 (y + 1/2) / i - 1) for row y of i, and the pairs that are rotated
     are (k, k + z / 2); for ``GridRotary`` c = y / i * side, and they are (2 k, 2 k + 1). Tokens
-    before the patches have angle 0.
+    before the patches have angle 0. For ``GoldenRotary`` see ``_golden_angles``.
 
     Args:
+        a: number of heads.
         z: width of a head.
         before: number of tokens before the patches.
 
     Sources: DINOv3 (arXiv 2508.10104; RopePositionEmbedding of its code) and EVA-02 (arXiv
     2303.11331), as in timm 1.0.31, layers/pos_embed_sincos.py.
     """
-    if isinstance(rotary, GridRotary):
-        axes = [np.arange(n) / n * rotary.side for n in (i, j)]
+    if isinstance(rotary, GoldenRotary):
+        angles = _golden_angles(rotary, i, j, a, z)
     else:
-        axes = [2 * np.pi * (2 * (np.arange(n) + 0.5) / n - 1) for n in (i, j)]
-    bands = rotary.base ** -(np.arange(z // 4) * 4 / z)
-    y, x = (each.reshape(-1, 1) * bands for each in np.meshgrid(*axes, indexing="ij"))
-    angles = np.concatenate([y, x], axis=1)
-    angles = angles.repeat(2, axis=1) if isinstance(rotary, GridRotary) else np.tile(angles, 2)
-    angles = np.pad(angles, ((before, 0), (0, 0)))
+        if isinstance(rotary, GridRotary):
+            axes = [np.arange(n) / n * rotary.side for n in (i, j)]
+        else:
+            axes = [2 * np.pi * (2 * (np.arange(n) + 0.5) / n - 1) for n in (i, j)]
+        bands = rotary.base ** -(np.arange(z // 4) * 4 / z)
+        y, x = (each.reshape(-1, 1, 1) * bands for each in np.meshgrid(*axes, indexing="ij"))
+        angles = np.concatenate([y, x], axis=-1)
+        centered = isinstance(rotary, CenteredRotary)
+        angles = np.tile(angles, 2) if centered else angles.repeat(2, axis=-1)
+    angles = np.pad(angles, ((before, 0), (0, 0), (0, 0)))
     return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)]), jnp.float32)
 
 
+def _golden_angles(
+    rotary: GoldenRotary, i: int, j: int, a: int, z: int
+) -> Float[np.ndarray, "n a z"]:
+    """The angle of a pair of values is the position along the pair's direction times its frequency.
+
+    Rows go from -(i / j) ** (1 / 2) to (i / j) ** (1 / 2), and columns likewise, with patches on
+    both edges. The pairs are (2 k, 2 k + 1) in the second half of a head, with rising frequencies.
+    Directions r = 1, 2, ... over all heads are normalized normal quantiles of the fractions of
+    r / g and r / g ** 2, where g ** 3 = g + 1; they cover the circle evenly.
+    """
+    g = 2.0
+    for _ in range(10):  # the authors' approximation, of which 1e-7 shows in the last directions
+        g = (1 + g) ** (1 / 3)
+    ranks = np.arange(1, a * (z // 4) + 1)[:, None]
+    directions = ndtri(np.mod(ranks * g ** -np.arange(1.0, 3.0), 1.0))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    steps = np.linspace(0, 1, z // 4)
+    frequencies = rotary.lowest * (rotary.highest / rotary.lowest) ** steps
+    waves = directions.reshape(a, z // 4, 2) * frequencies[:, None]
+    y, x = (np.sqrt(n / m) * np.linspace(-1, 1, n) for n, m in ((i, j), (j, i)))
+    grid = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(i * j, 2)
+    angles = np.einsum("nx,akx->nak", grid, waves).repeat(2, axis=-1)
+    return np.pad(angles, ((0, 0), (0, 0), (z - angles.shape[-1], 0)))
+
+
 def rotate(
-    heads: Float[Array, "b n a z"], table: Float[Array, "2 m z"], rotary: Rotary
+    heads: Float[Array, "b n a z"], table: Float[Array, "2 m #a z"], rotary: Rotary
 ) -> Float[Array, "b n a z"]:
     """Rotates pairs of values of the first n tokens; see ``rotation``, which makes the table."""
-    cos, sin = table[:, : heads.shape[1], None]
-    if isinstance(rotary, GridRotary):
-        turned = jnp.stack([-heads[..., 1::2], heads[..., ::2]], axis=-1).reshape(heads.shape)
-    else:
+    cos, sin = table[:, : heads.shape[1]]
+    if isinstance(rotary, CenteredRotary):
         first, second = jnp.split(heads, 2, axis=-1)
         turned = jnp.concatenate([-second, first], axis=-1)
+    else:
+        turned = jnp.stack([-heads[..., 1::2], heads[..., ::2]], axis=-1).reshape(heads.shape)
     return (heads * cos + turned * sin).astype(heads.dtype)
 
 

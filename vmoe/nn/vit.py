@@ -170,7 +170,7 @@ class ViT(nnx.Module):
         tokens = self.dropout(tokens, deterministic=key is None, rngs=key)
         return tokens if self.pre_norm is None else self.pre_norm(tokens)
 
-    def rotation(self, images: Images | None = None) -> Float[Array, "2 n z"] | None:
+    def rotation(self, images: Images | None = None) -> Float[Array, "2 n _ z"] | None:
         """What rotary positions need for images of this size; None without them.
 
         Args:
@@ -181,8 +181,8 @@ class ViT(nnx.Module):
             return None
         h, w = (config.image_size,) * 2 if images is None else images.shape[1:3]
         i, j = h // config.patch_size, w // config.patch_size
-        z = config.width // config.num_heads
-        return rotation(config.rotary, i, j, z, config.prefix_tokens)
+        a, z = config.num_heads, config.width_per_head
+        return rotation(config.rotary, i, j, a, z, config.prefix_tokens)
 
     def encode(
         self,
@@ -247,7 +247,7 @@ class ViT(nnx.Module):
         tokens: Float[Array, "b n d"],
         valid: Bool[Array, "b"],
         key: MaybeKey,
-        rotation: Float[Array, "2 n z"] | None,
+        rotation: Float[Array, "2 n _ z"] | None,
         *,
         class_token_only: bool = False,
         decide: Route | None = None,

@@ -25,7 +25,7 @@ Method = Literal["aligned_corners", "half_pixel"]
 as in the published fine-tuning of V-MoE, or with the outer edges aligned, as images are usually
 resized."""
 
-ARITHMETIC = ("activation", "norm", "norm_epsilon", "rotary")
+ARITHMETIC = ("activation", "norm", "norm_epsilon", "qk_rms", "rotary")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
 """Fields of the config that training depends on and that the shapes of parameters do not show."""
 
@@ -35,9 +35,11 @@ SIZES = (
     "width",
     "mlp_dim",
     "num_heads",
+    "head_width",
     "registers",
     "mlp",
     "attention_norm",
+    "attention_sink",
     "sparse_blocks",
 )
 """Fields of the config that the shapes of parameters show, named where parameters do not fit."""

@@ -395,6 +395,11 @@ The models from `augreg` on are computed in numpy and checked with timm, which r
 tokens, features and logits agree to 1e-6. timm gets sin-cos positions as learned ones and bfloat16
 as float32. It drops pre-logits, so only the tokens of `vit_pre_logits` are compared.
 
+`siglino_moe` and `siglino_dense` are not written by this script: the model code that comes with
+SigLino's weights (arXiv 2512.20157) computed them, as it was on GitHub in the spring of 2026. It is
+no package, and no licence of it could be read. They have small heads for the teachers, a bias of
+the choice, and `experts0` and `experts1`, i32[2 n k]: the experts that each token chooses.
+
 ## Refused
 Reading these models raises an error, since they are not plain ViTs. They have no `expected.npz`.
 

@@ -44,6 +44,9 @@ PUBLISHED = {
     "fc_norm": False,
     "pre_norm": False,
     "attention_norm": False,
+    "head_width": None,
+    "qk_rms": False,
+    "attention_sink": False,
     "registers": 0,
     "rotary": None,
 }

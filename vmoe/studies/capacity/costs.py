@@ -165,7 +165,7 @@ def _block(
     class_token_only: bool,
     tokens: Float[Array, "b n d"],
     valid: Bool[Array, "b"],
-    rotation: Float[Array, "2 n z"] | None,
+    rotation: Float[Array, "2 n _ z"] | None,
 ) -> Float[Array, "b x d"]:
     return block(tokens, valid, rotation=rotation, class_token_only=class_token_only)[0]
 
