@@ -17,6 +17,7 @@ import vmoe
 from tests.random_models import outputs, stored_model
 from vmoe import models
 from vmoe.checkpoints import read, vmoe_format
+from vmoe.checkpoints.inspection import inspect
 from vmoe.config import Soft
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError, VmoeError
@@ -69,8 +70,12 @@ BELONGINGS = {
         ),
         (dict(model_args=dict(norm_layer="batchnorm2d")), "norm_layer 'batchnorm2d' cannot be"),
         (
-            dict(model_args=dict(act_layer="relu")),
-            "act_layer 'relu' cannot be represented; opened are gelu, gelu_tanh",
+            dict(model_args=dict(act_layer="elu")),
+            "act_layer 'elu' cannot be represented; opened are gelu, gelu_tanh",
+        ),
+        (
+            dict(architecture="eva02_base_patch14_224", model_args=dict(norm_layer="rmsnorm")),
+            "norm_layer 'rmsnorm' cannot be represented; opened are only models",
         ),
         (dict(global_pool="max"), "global_pool 'max' cannot be represented; opened are token, avg"),
         (dict(pretrained_cfg=dict(crop_pct=1e-12)), "crop_pct 1e-12: use 0.1 to 1"),
@@ -240,6 +245,42 @@ def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, r
     with pytest.raises(UsageError) as caught:
         vmoe.load(path_of(GOLDEN / "refused" / name))
     assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_of_no_registers_has_none(tmp_path: Path) -> None:
+    """transformers writes an array without values for them."""
+    shutil.copytree(GOLDEN / "hf_dinov2_registers", tmp_path, dirs_exist_ok=True)
+    arrays = load_file(tmp_path / "model.safetensors")
+    arrays["embeddings.register_tokens"] = arrays["embeddings.register_tokens"][:, :0]
+    save_file(arrays, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_register_tokens": 0}))
+    assert read(tmp_path).config.registers == 0
+
+
+GATE, UP = (f"blocks.0.mlp.fc1_{half}.weight" for half in "gx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({UP: None}, f"is in two arrays of equal shapes, here {GATE} (16, 32) and a missing one"),
+        ({GATE: None}, f"is in two arrays of equal shapes, here a missing one and {UP} (16, 32)"),
+        ({"blocks.0.mlp.fc1.weight": np.zeros((64, 16), np.float32)}, "fc1.weight and"),
+    ],
+    ids=["first", "second", "whole"],
+)
+def test_halves_of_a_gated_mlp_are_told_by_the_names_of_their_arrays(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDEN / "timm_eva02_clip", tmp_path, dirs_exist_ok=True)
+    arrays = load_file(tmp_path / "model.safetensors") | changes
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    save_file(kept, tmp_path / "model.safetensors")
+    inspection = inspect(tmp_path)
+    assert inspection.model is None and reason in inspection.reason
+    paths = {path for each in inspection.arrays for path in each.paths or ()}
+    assert "blocks/0/mlp/up/kernel" in paths and not any(path[-2:] == "/0" for path in paths)
 
 
 def test_a_written_folder_gives_the_parameters_back_scalars_too(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vmoe.trees import nested
 
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
 NAMED = 5  # parameters in a message
+POSITIONS = "positions/embedding"
 SCALES = ("/attention/out/scale", "/mlp/down/scale")  # ends of the paths of layer scale
 
 
@@ -37,8 +38,10 @@ def assemble(family: Family) -> StoredModel:
             _fold_pixels(params, family.pixels)
     if wrong := [path for path, values in params.items() if not np.isfinite(values).all()]:
         raise Failure(f"{arrays.path}: {wrong[0]} has values that are NaN or infinite")
-    if model.config.positions == "learned" and model.config.has_class_token:
-        _add_class_position(params, model.config)
+    if model.config.positions == "learned":
+        _fold_register_positions(params, model.config)
+        if model.config.has_class_token:
+            _add_class_position(params, model.config)
     return model._replace(params=nested(params))
 
 
@@ -97,7 +100,7 @@ def shapes_in(family: Family, name: str) -> Shapes | None:
 
 def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
     """The shapes of all parameters, and the names of arrays that are not used."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes, arrays = dict[str, tuple[int, ...]](), dict[str, str]()
     unused, unknown = [], []
     for name, info in family.arrays.infos.items():
         parts = shapes_in(family, name)
@@ -111,13 +114,15 @@ def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
         if twice := sorted(parts.keys() & shapes.keys()):
             raise UsageError(f"two arrays are {twice[0]}; the second is {name}")
         shapes |= parts
+        arrays |= dict.fromkeys(parts, name)
     for whole, halves in _halves(shapes).items():
+        if whole in shapes:
+            raise UsageError(f"two arrays are {whole}: {arrays[whole]} and {arrays[halves[0]]}")
+        found = [f"{arrays[x]} {shapes[x]}" if x in shapes else "a missing one" for x in halves]
         first, second = (shapes.pop(half, None) for half in halves)
         if first is None or first != second:
-            raise UsageError(
-                f"{whole} is stored in two halves of equal shapes, of which one is missing or has "
-                f"another shape: {first} and {second}"
-            )
+            here = " and ".join(found)
+            raise UsageError(f"{whole} is in two arrays of equal shapes, here {here}")
         shapes[whole] = (*first[:-1], 2 * first[-1])
     if unknown:
         raise UsageError(f"not a model that can be represented; it has {listed(unknown, NAMED)}")
@@ -126,8 +131,17 @@ def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
 
 def _halves(paths: Iterable[str]) -> dict[str, list[str]]:
     """The paths of the two halves of each parameter that is stored in two arrays."""
-    wholes = dict.fromkeys(path[:-2] for path in paths if path[-2:] in ("/0", "/1"))
+    wholes = dict.fromkeys(whole for path in paths if (whole := whole_path(path)) != path)
     return {whole: [f"{whole}/{i}" for i in range(2)] for whole in wholes}
+
+
+def whole_path(path: str) -> str:
+    """The path of the parameter that an array is, or is a half of; see ``Rename``.
+
+    >>> whole_path("blocks/0/mlp/up/kernel/1")
+    'blocks/0/mlp/up/kernel'
+    """
+    return path[:-2] if path[-2:] in ("/0", "/1") else path
 
 
 def _named(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[str]]:
@@ -159,7 +173,8 @@ def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...]
             f"unexpected: {listed(extra, NAMED) or 'nothing'}"
         )
     for path, shape in shapes.items():
-        if shape != expected[path] and not _lacks_class_position(path, shape, expected[path]):
+        others = _other_positions(expected[path], config) if path == POSITIONS else ()
+        if shape != expected[path] and shape not in others:
             raise UsageError(f"{path} has shape {shape}, but {expected[path]} fits the others")
 
 
@@ -192,9 +207,10 @@ def _check_scales(shapes: Shapes, depth: int) -> None:
             raise UsageError(f"the factors of {path} have shape {shape}")
 
 
-def _lacks_class_position(path: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    one_less = (expected[0], expected[1] - 1, *expected[2:]) if len(expected) == 3 else ()
-    return path == "positions/embedding" and shape == one_less
+def _other_positions(expected: tuple[int, ...], config: ViTConfig) -> list[tuple[int, ...]]:
+    """The shapes of positions with none for the class token, and with those of registers."""
+    one, n, width = expected
+    return [(one, n + more, width) for more in (-config.has_class_token, config.registers)]
 
 
 def _fold_scales(params: dict[str, np.ndarray]) -> None:
@@ -217,8 +233,18 @@ def _fold_pixels(params: dict[str, np.ndarray], pixels: Pixels) -> None:
     params["patches/embed/bias"] = bias.astype(np.float32)
 
 
+def _fold_register_positions(params: dict[str, np.ndarray], config: ViTConfig) -> None:
+    """Adds the positions of registers, if the file has any, to the registers."""
+    positions, first = params[POSITIONS], int(config.has_class_token)
+    last = first + config.registers
+    grid = (config.image_size // config.patch_size) ** 2
+    if config.registers and positions.shape[1] == grid + last:
+        params["registers"] += positions[:, first:last]
+        params[POSITIONS] = np.delete(positions, slice(first, last), axis=1)
+
+
 def _add_class_position(params: dict[str, np.ndarray], config: ViTConfig) -> None:
     """Gives the class token a position embedding of zeros if the file has none for it."""
-    positions = params["positions/embedding"]
+    positions = params[POSITIONS]
     if positions.shape[1] == (config.image_size // config.patch_size) ** 2:
-        params["positions/embedding"] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))
+        params[POSITIONS] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))

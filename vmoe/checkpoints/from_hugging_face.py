@@ -39,6 +39,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "tanh",
     "quick_gelu": "quick",
     "silu": "silu",
+    "relu": "relu",
 }
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}

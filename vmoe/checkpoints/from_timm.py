@@ -41,7 +41,13 @@ FAMILIES = "vit|deit|deit3|flexivit|eva|eva02"
 PLAIN = (  # words after the size in the names of architectures that are plain ViTs
     r"patch\d+|\d+|clip|quickgelu|siglip|gap|plus|dinov2|dinov3|qkvb|miil|distilled|reg\d+"
 )
-ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick", "silu": "silu"}
+ACTIVATIONS = {
+    "gelu": "erf",
+    "gelu_tanh": "tanh",
+    "quick_gelu": "quick",
+    "silu": "silu",
+    "relu": "relu",
+}
 NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
@@ -73,7 +79,7 @@ TANH = (  # architectures with the tanh GELU
 )
 QUICK = r"vit_.*_clip_quickgelu_.*"
 LEAST_CROP = 0.1  # smallest crop, as a share of the side of a resized image
-NO_QKV_BIAS = r"vit_(base_patch16_224_miil|(medium|betwixt)_patch16_gap_\d+)"
+NO_QKV_BIAS = r"vit_(base_patch16_224_miil|(medium|betwixt)_patch16_gap_\d+|so150m2_.*)"
 LARGER_EPSILON = r"vit_.*_(clip|dinov3)(_.*)?"  # their layer norms have epsilon 1e-5
 OF_EVA = r"eva02_.*|eva_giant_.*|vit_.*_dinov3(_.*)?"  # of timm's models/eva.py
 PATCH_BIAS = "patches/embed/bias"
@@ -125,28 +131,23 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     rotary = _rotary(architecture, changes, pretrained)
     if "pos_embed" not in file.infos and rotary.get("positions") != "none":
         raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
-    activation = changes.get("act_layer")
-    if activation is not None and activation not in ACTIVATIONS:
-        problem = f"act_layer {activation!r:.40} cannot be represented; opened are"
-        raise UsageError(f"{file.path}: {problem} {', '.join(ACTIVATIONS)}")
-    given_norm = changes.get("norm_layer")
-    norm_layer = given_norm or "layernorm"
-    if norm_layer not in NORMS:
-        problem = f"norm_layer {norm_layer!r:.40} cannot be represented; opened are"
-        raise UsageError(f"{file.path}: {problem} {', '.join(NORMS)}")
+    of_eva = re.fullmatch(OF_EVA, architecture)
+    activation = _known(file, changes, "act_layer", ACTIVATIONS)
+    # timm's Eva takes a class for it, which no config.json can hold.
+    norm_layer = _known(file, changes, "norm_layer", {} if of_eva else NORMS)
     registers = re.search(r"_reg(\d+)", architecture)
+    named = int(registers[1]) if registers else 4 * ("_dinov3" in architecture)
     larger = re.fullmatch(LARGER_EPSILON, architecture)
     given: dict[str, Any] = {
-        "registers": changes.get("reg_tokens", int(registers[1]) if registers else 0),
+        "registers": changes.get("num_reg_tokens" if of_eva else "reg_tokens", named),
         "activation": _activation(file, architecture)
         if activation is None
         else ACTIVATIONS[activation],
-        "norm": NORMS[norm_layer],
-        "norm_epsilon": 1e-5 if not given_norm and larger else 1e-6,
+        "norm": NORMS[norm_layer or "layernorm"],
+        "norm_epsilon": 1e-5 if not norm_layer and larger else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
         **rotary,
     }
-    of_eva = re.fullmatch(OF_EVA, architecture)
     pooling = pretrained.get(
         "global_pool", "avg" if of_eva and "_clip_" not in architecture else None
     )
@@ -180,6 +181,18 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     )
 
 
+def _known(
+    file: ArrayFile, changes: Mapping[str, Any], field: str, known: Mapping[str, str]
+) -> str | None:
+    """The value of a field of model_args, one of those known; None if it is not there."""
+    value = changes.get(field)
+    if value is not None and value not in known:
+        opened = ", ".join(known) or "only models without it"
+        problem = f"{field} {value!r:.40} cannot be represented; opened are {opened}"
+        raise UsageError(f"{file.path}: {problem}")
+    return value
+
+
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     found = re.fullmatch(rf"(?:{FAMILIES})_([a-z0-9]+)((?:_(?:{PLAIN}))*)", architecture[:MAX_NAME])
     if found is None or found[1] not in HEADS or len(architecture) > MAX_NAME:
@@ -208,9 +221,7 @@ def _rotary(
     if "_dinov3" not in architecture:
         return {}
     size = changes.get("img_size", pretrained.get("input_size", [3, 256, 256])[-1])
-    registers = changes.get("num_reg_tokens", 4)
-    fields = {"rotary": CenteredRotary(), "positions": "none"}
-    return fields | {"image_size": side_of(size), "registers": registers}
+    return {"rotary": CenteredRotary(), "positions": "none", "image_size": side_of(size)}
 
 
 def _activation(file: ArrayFile, architecture: str) -> str:

@@ -119,7 +119,9 @@ def _positions(shapes: Shapes, patch_size: int, fields: Mapping[str, Any]) -> di
         size = fields.get("image_size", IMAGE_SIZE // patch_size * patch_size)
         return {"positions": fields.get("positions", "sincos2d"), "image_size": size}
     n = _shape(shapes, "positions/embedding", 3)[1]
-    for patches in (n - 1, n):  # the class token may have no position
-        if (side := math.isqrt(patches)) ** 2 == patches and side:
+    first = fields["pooling"] in ("class_token", "patch_mean")
+    # The class token may have no position, and registers may have some.
+    for patches in (n - first, n, n - first - fields["registers"]):
+        if (side := math.isqrt(max(patches, 0))) ** 2 == patches > 0:
             return {"positions": "learned", "image_size": side * patch_size}
     raise UsageError(f"positions/embedding has {n} positions: this is not a square grid")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from vmoe.checkpoints.assemble import outline, shapes_in
+from vmoe.checkpoints.assemble import outline, shapes_in, whole_path
 from vmoe.checkpoints.opening import Run, open_weights, resolve
 from vmoe.checkpoints.stored import Format, StoredModel
 from vmoe.errors import UsageError
@@ -61,7 +61,7 @@ def inspect(path: str | Path) -> Inspection:
             paths = shapes_in(opened, name)
         except UsageError:
             paths = None
-        known = None if paths is None else tuple(paths)
+        known = None if paths is None else tuple(map(whole_path, paths))
         arrays.append(StoredArray(name, info.shape, info.dtype.name, info.nbytes, known))
     try:
         return Inspection(opened.origin.format, arrays, outline(opened))

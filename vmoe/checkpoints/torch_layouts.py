@@ -104,7 +104,8 @@ def renaming(rules: Mapping[str, Layout], heads: int) -> Rename:
         raise UsageError(f"{heads} attention heads: a model has at least one")
 
     def rename(name: str, shape: tuple[int, ...]) -> Mapping[str, Transform]:
-        if name.rpartition(".")[2] in UNUSED:
+        last = name.rpartition(".")[2]
+        if last in UNUSED or (last == "register_tokens" and 0 in shape):  # a model without any
             return {}
         for pattern, layout in rules.items():
             if found := re.fullmatch(pattern, name):

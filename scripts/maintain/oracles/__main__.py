@@ -173,6 +173,11 @@ ORACLES = {
         "vit_wee_patch16_reg1_gap_256",
         embed_dim=16,
     ),
+    "timm_register_positions": of_timm(
+        "as `timm_registers_gap`, with a position for the register; no `attn.qkv.bias`; 13 heads",
+        "vit_so150m2_patch16_reg1_gap_256",
+        embed_dim=26,
+    ),
     "timm_gated": of_timm(
         "a gated MLP, as in DINOv2's giant: `SwiGLUPacked`; 24 heads",
         "vit_giant_patch14_reg4_dinov2",
