@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.special
 import scipy.stats
 from flax import nnx
 
 import vmoe
 from vmoe import models
-from vmoe.analysis import capture
+from vmoe.analysis import capture, capture_features
 from vmoe.axes import Record
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import (
@@ -150,6 +151,43 @@ def test_any_image_size_that_the_patch_size_divides_is_accepted(
 ) -> None:
     logits, _ = run(tiny(positions=positions, sparse_blocks=()), images(2, *size))
     assert logits.shape == (2, 10) and jnp.isfinite(logits).all()
+
+
+def rotated(
+    heads: np.ndarray, rotary: CenteredRotary | GridRotary, grid: tuple[int, int], before: int
+) -> np.ndarray:
+    """Queries or keys (b n a z), rotated patch by patch and pair by pair."""
+    result, z, centered = heads.copy(), heads.shape[-1], isinstance(rotary, CenteredRotary)
+    for place in np.ndindex(*grid):
+        n = before + place[0] * grid[1] + place[1]
+        for pair in range(z // 2):
+            axis, k = divmod(pair, z // 4)
+            at, of = place[axis], grid[axis]
+            c = 2 * np.pi * ((2 * at + 1) / of - 1) if centered else at * rotary.side / of
+            angle = c / rotary.base ** (4 * k / z)
+            first, second = (pair, pair + z // 2) if centered else (2 * pair, 2 * pair + 1)
+            x, y = heads[:, n, :, first], heads[:, n, :, second]
+            result[:, n, :, first] = x * np.cos(angle) - y * np.sin(angle)
+            result[:, n, :, second] = x * np.sin(angle) + y * np.cos(angle)
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(32, 32), *SIZES])
+@pytest.mark.parametrize("rotary", [CenteredRotary(base=50.0), GridRotary(base=9.0, side=3)])
+def test_attention_at_any_image_size_is_of_queries_and_keys_rotated_one_by_one(
+    rotary: CenteredRotary | GridRotary, size: tuple[int, int]
+) -> None:
+    model, name = tiny(sparse_blocks=(), registers=1, rotary=rotary), "blocks.0.attention.weights"
+    found = capture_features(model, images(2, *size), [name]).features[name]
+    block, grid = model.blocks[0], (size[0] // 8, size[1] // 8)
+    tokens = block.norm1(model.embed(images(2, *size)))
+    query, key = (
+        rotated(np.float64(layer(tokens)), rotary, grid, 2)
+        for layer in (block.attention.query, block.attention.key)
+    )
+    logits = np.einsum("bqaz,bnaz->baqn", query, key) / np.sqrt(query.shape[-1])
+    np.testing.assert_allclose(found, scipy.special.softmax(logits, axis=-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)

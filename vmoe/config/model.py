@@ -168,11 +168,12 @@ class ViTConfig(Checked):
     GELU (timm, Hugging Face); quick: x * sigmoid(1.702 x) (CLIP); relu: max(x, 0); silu:
     x * sigmoid(x), of most gated MLPs (SwiGLU)."""
     mlp: Literal["plain", "gated", "gated_norm"] = "plain"
-    """The dense MLPs. plain: down(activation(up(x))); gated: down(activation(gate(x)) * up(x))
-    (arXiv 2002.05202); gated_norm: the same with a norm before the last layer (EVA-02)."""
+    """The dense MLPs of blocks; those of shared experts and of attention pooling are plain. plain:
+    down(activation(up(x))); gated: down(activation(gate(x)) * up(x)) (arXiv 2002.05202);
+    gated_norm: the same with a norm before the last layer (EVA-02)."""
     norm: Literal["layer", "rms"] = "layer"
-    """The norms. layer: layer norm; rms: RMSNorm, which neither subtracts the mean nor adds a bias
-    (arXiv 1910.07467)."""
+    """The norms; those of queries and keys are layer norms without biases. layer: layer norm; rms:
+    RMSNorm, which neither subtracts the mean nor adds a bias (arXiv 1910.07467)."""
     norm_epsilon: Positive = 1e-6
     """Added to the variance in norms, except in those of queries and keys."""
     pre_norm: bool = False

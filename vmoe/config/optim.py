@@ -47,8 +47,8 @@ class WeightDecayConfig(Checked):
     head: NonNegative | None = None
     """Rate of the kernels of the head; if None, ``kernels``."""
     others: NonNegative = 0.0
-    """Rate of all other parameters: biases, norms, positions, the class token, scales, probes, and
-    the arrays of a gate besides its kernel (of a cosine, MLP or noisy one)."""
+    """Rate of all other parameters: biases, norms, positions, the class token, registers, scales,
+    probes, and the arrays of a gate besides its kernel (of a cosine, MLP or noisy one)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ class ViT(nnx.Module):
         class_token = config.has_class_token
         self.patches = Patches(config.patch_size, config.width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if class_token else None
-        init = nnx.initializers.normal(0.02)
+        init = nnx.initializers.normal(0.02)  # as in DINOv3's code; DINOv2's has 1e-6
         self.registers = (
             nnx.Param(init(rngs.params(), (1, config.registers, config.width), jnp.float32))
             if config.registers

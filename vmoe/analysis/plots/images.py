@@ -35,7 +35,7 @@ def experts_of_patches(
     """Images whose patches have the color and the number of their expert, block by block.
 
     A patch with several experts shows the one with the largest combine weight; a patch that no
-    routed expert processed stays gray. A class token is left out.
+    routed expert processed stays gray. The class token and registers are left out.
 
     Args:
         images: the collected images, in [-1, 1].
@@ -107,7 +107,7 @@ def kept_patches(
 ) -> Figure:
     """Images whose patches without a slot are grayed and crossed out, after figure 1 of V-MoE.
 
-    A class token is left out.
+    The class token and registers are left out.
 
     Args:
         images: the collected images, in [-1, 1].
