@@ -1,5 +1,6 @@
 """One training step: a pure function of the state and a batch."""
 
+import dataclasses
 import functools
 from typing import NamedTuple, cast
 
@@ -9,7 +10,8 @@ import optax
 from jaxtyping import Array, Float32, Int, Key
 
 from vmoe import models
-from vmoe.config import TrainConfig
+from vmoe.config import TrainConfig, replace
+from vmoe.config.changes import MAY_CHANGE
 from vmoe.data.pipeline import Batch
 from vmoe.nn.inputs import has_label, is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
@@ -24,6 +26,12 @@ from vmoe.train.optim import optimizer, schedule, update_ema
 from vmoe.train.state import State, abstract_state, state_shardings
 from vmoe.trees import merged
 
+OF_NO_STEP = {
+    each.name: each.default
+    for each in dataclasses.fields(TrainConfig)
+    if MAY_CHANGE.get(each.name) == ""
+}
+"""Fields of a config that decide nothing in a step, with their defaults: intervals and sets."""
 MIXING = 1 << 20  # number of the key of mixup and CutMix; the model's are smaller
 
 
@@ -101,14 +109,17 @@ def train_step(
     return new_state, placement.replicate(metrics)
 
 
-@functools.lru_cache(maxsize=4)
 def make_train_step(config: TrainConfig, placement: Placement = ONE_DEVICE) -> jax.stages.Wrapped:
     """``train_step`` of a config, jitted: (state, batch) -> (state, metrics).
 
     The state passed in is donated: its memory is reused for the next one. Cached, so that a run
-    that is resumed in the same process compiles nothing again.
+    that is resumed in the same process compiles nothing again, also with other intervals and sets.
     """
+    return _make_train_step(replace(config, **OF_NO_STEP), placement)
 
+
+@functools.lru_cache(maxsize=4)
+def _make_train_step(config: TrainConfig, placement: Placement) -> jax.stages.Wrapped:
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         return train_step(state, batch, config=config, placement=placement)
 
