@@ -196,7 +196,8 @@ def _to_device(params: dict[Any, Any], shardings: Mapping[Any, Any]) -> dict[Any
     }
 
 
-def _placement(config: ViTConfig, mesh: str | None, fsdp: bool) -> Placement:
+def placement_of(config: ViTConfig, mesh: str | None, fsdp: bool) -> Placement:
+    """Where ``load`` puts a model of this config, with the same arguments."""
     if mesh is None and not fsdp:
         return ONE_DEVICE
     try:
@@ -258,7 +259,7 @@ def load(
             config = chosen[1].apply(config)
     if model:
         check_shapes({name: leaf.shape for name, leaf in by_name(stored.params).items()}, config)
-    placement = _placement(config, mesh, fsdp)
+    placement = placement_of(config, mesh, fsdp)
     params = _to_device(stored.params, placement.params(stored.params))
     return Loaded(
         model=models.with_params(config, params, placement=placement),

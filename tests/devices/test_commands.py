@@ -70,6 +70,16 @@ def test_an_evaluation_and_predictions_on_eight_devices_are_those_of_one(tmp_pat
     kernel = split.blocks[0].mlp.experts.up.kernel[...]
     assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {4}  # of 8 experts
 
+    options = ("--data", DATA, "--batch-size", str(SHARE), "--json", "--num-workers", "0")
+    shown = vmoe("prune", path, tmp_path / "two", "--num-experts", "2", "--k", "1", *options)
+    assert shown.returncode == 0, shown.stderr
+    pruned = evaluate(library.load(tmp_path / "two").model, source, Reading(SHARE))
+    report = json.loads(shown.stdout)
+    assert report["before"]["accuracy"] == one.accuracy
+    assert report["after"]["accuracy"] == pruned.accuracy
+    refused = vmoe("prune", path, tmp_path / "x", "--num-experts", "2", "--mesh", "expert=8")
+    assert refused.returncode == 2 and "num_experts" in refused.stderr, refused.stderr
+
     files = []
     for i in range(3):
         files.append(tmp_path / f"{i}.png")
@@ -93,6 +103,8 @@ def test_a_model_that_cannot_be_split_is_evaluated_on_one_device_with_a_line(
     assert len(shown.stderr.splitlines()) == 1
     refused = vmoe(*model, "--mesh", "expert=1")
     assert refused.returncode == 2 and "model.moe.router.dropless=True" in refused.stderr
+    refused = vmoe("mates", "--checkpoint", path, "--data", DATA)
+    assert refused.stderr.startswith("1 of 8 devices is used: groups with a victim")
 
 
 @pytest.mark.slow

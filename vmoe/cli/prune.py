@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from vmoe.cli.arguments import parse
+from vmoe.cli.model import DeviceArgs
 from vmoe.cli.printing import four_digits, print_json, print_messages, print_table
 from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
     from vmoe.checkpoints import StoredModel
+    from vmoe.config import ViTConfig
     from vmoe.data.reading import Reading
     from vmoe.data.sources import Source
     from vmoe.evaluate import Evaluation
+    from vmoe.sharding import Placement
     from vmoe.surgery.experts import Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneArgs:
+class PruneArgs(DeviceArgs):
     """Remove experts of a trained model, and measure its accuracy before and after.
 
     Example: `vmoe prune runs/digits pruned --num-experts 4`
@@ -45,7 +48,7 @@ class PruneArgs:
     """NAME[:SPLIT] for loads and accuracy. If empty, the data set of the run; without a split, the
     validation split."""
     batch_size: int = 256
-    """Images per batch."""
+    """Images per batch and device."""
     seed: int = 0
     """Seed of the rule random."""
     use_ema: bool = True
@@ -72,29 +75,34 @@ def run(argv: Sequence[str]) -> None:
         )
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.vmoe_format import check_empty
+    from vmoe.data.pipeline import start_workers
     from vmoe.data.reading import Reading
     from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.sample import open_data
+    from vmoe.factory import placement_of
     from vmoe.surgery.experts import average_experts, most_loaded, prune_experts
 
     check_empty(args.destination)
     stored = read(args.source, use_ema=args.use_ema)
     if not stored.config.sparse_blocks:
         raise UsageError(f"{args.source}: no block of this model is sparse")
-    _check(args, stored)
+    config = _pruned_config(args, stored)
+    placements = [placement_of(each, **args.devices) for each in (stored.config, config)]
     kept = _kept_without_data(args, stored)
     source, replace = open_data(args.data, stored, split="validation")
     left_out = Unreadable("left out")
-    reading = Reading(args.batch_size, on_unreadable=left_out.add if replace else None)
-    before = _evaluate(stored, source, reading)
-    if args.rule == "average":
-        config, params = average_experts(stored.config, stored.params)
-    else:
-        loads = {i: block.load for i, block in before.totals.items()}
-        kept = kept or most_loaded(loads, args.num_experts)
-        config, params = prune_experts(stored.config, stored.params, kept, k=args.k)
-    pruned = stored._replace(config=config, params=params)
-    after = _evaluate(pruned, source, reading)
+    size = args.batch_size * max(placement.devices for placement in placements)
+    with start_workers(args.num_workers, source, size, stored.preprocessing) as workers:
+        reading = Reading(args.batch_size, workers, on_unreadable=left_out.add if replace else None)
+        before = _evaluate(stored, source, reading, placements[0])
+        if args.rule == "average":
+            config, params = average_experts(stored.config, stored.params)
+        else:
+            loads = {i: block.load for i, block in before.totals.items()}
+            kept = kept or most_loaded(loads, args.num_experts)
+            config, params = prune_experts(stored.config, stored.params, kept, k=args.k)
+        pruned = stored._replace(config=config, params=params)
+        after = _evaluate(pruned, source, reading, placements[1])
     rows = {"before": _row(stored, before), "after": _row(pruned, after)}
     print_messages(left_out.news())
     try:
@@ -109,19 +117,25 @@ def run(argv: Sequence[str]) -> None:
     print_messages([f"{written}: {rows['after']['parameters']:,} parameters written"])
 
 
-def _check(args: PruneArgs, stored: "StoredModel") -> None:
+def _pruned_config(args: PruneArgs, stored: "StoredModel") -> "ViTConfig":
     """Checks the experts, their number and k before the data are read."""
     import jax
 
     from vmoe.surgery.experts import average_experts, prune_experts, random_experts
 
+    configs: list[ViTConfig] = []
+
     def change(params: Any) -> Any:
         if args.rule == "average":
-            return average_experts(stored.config, params)[1]
-        some = random_experts(stored.config, args.num_experts)
-        return prune_experts(stored.config, params, some, k=args.k)[1]
+            config, params = average_experts(stored.config, params)
+        else:
+            some = random_experts(stored.config, args.num_experts)
+            config, params = prune_experts(stored.config, params, some, k=args.k)
+        configs.append(config)
+        return params
 
     jax.eval_shape(change, stored.params)
+    return configs[0]
 
 
 def _kept_without_data(args: PruneArgs, stored: "StoredModel") -> "Selection | None":
@@ -139,11 +153,21 @@ def _kept_without_data(args: PruneArgs, stored: "StoredModel") -> "Selection | N
     )
 
 
-def _evaluate(stored: "StoredModel", source: "Source", reading: "Reading") -> "Evaluation":
+def _evaluate(
+    stored: "StoredModel", source: "Source", reading: "Reading", placement: "Placement"
+) -> "Evaluation":
+    import jax
+
+    from vmoe import models
     from vmoe.evaluate import evaluate
 
+    params = jax.device_put(stored.params, placement.params(stored.params))
     return evaluate(
-        stored.model(), source, reading, preprocessing=stored.preprocessing, loss=stored.loss
+        models.with_params(stored.config, params, placement=placement),
+        source,
+        dataclasses.replace(reading, batch_size=reading.batch_size * placement.devices),
+        preprocessing=stored.preprocessing,
+        loss=stored.loss,
     )
 
 

@@ -24,7 +24,7 @@ class MatesArgs(StudyArgs):
     """Measure how far the other images of its group, its mates, change an image's prediction.
 
     The attacked image, the victim, stays as it is: its mates compete with it for slots. They are
-    chosen, and then their pixels are changed.
+    chosen, and then their pixels are changed. One device is used.
 
     Example: `vmoe mates --checkpoint vmoe_fashion_mnist --data fashion_mnist_sample`
     """
@@ -45,6 +45,8 @@ def run(argv: Sequence[str]) -> None:
     for name in ("capacity", "capacity_factor", "dropless", "priority"):
         if (value := getattr(args.routing, name)) is not None:
             raise UsageError("use --capacity-factor and --priority", **{f"routing.{name}": value})
+    import jax
+
     from vmoe.data.pipeline import ORDER, check_labeled
     from vmoe.evaluate.sample import Sample
     from vmoe.nn.inputs import has_label
@@ -58,6 +60,8 @@ def run(argv: Sequence[str]) -> None:
     )
 
     loaded = args.load()
+    if (count := jax.local_device_count()) > 1:
+        print_messages([f"1 of {count} devices is used: groups with a victim are not split"])
     with naming(loaded.origin.path):
         check_mates(loaded.model)
     changes = [AttackConfig(epsilon, steps=args.steps) for epsilon in args.epsilon]
