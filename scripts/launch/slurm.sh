@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # A run under SLURM, one process for each GPU:
-#   sbatch scripts/launch/slurm.sh configs/vmoe_15b.py /shared/runs/15b [options of vmoe train]
+#   sbatch scripts/launch/slurm.sh CONFIG /shared/runs/NAME [options of vmoe train]
+# This one was compiled for the 8 H100 of a node (69.2 GB of the 85 GB of each, not run;
+# docs/results/compiled.md). With N nodes use data=N and a batch N times as large:
+#   sbatch --nodes=1 scripts/launch/slurm.sh configs/imagenet21k_b16.py /shared/runs/b16 \
+#       --mesh data=1,expert=8 --batch-size 4096 --model.dtype bfloat16
 # Set nodes, GPUs and time below or as options of sbatch. Two minutes before the time limit (set
 # more for a large model) SLURM sends SIGTERM; every process saves, and the job requeues itself and
 # resumes. All nodes need access to the run folder. DRY_RUN=1 prints the command without running it.

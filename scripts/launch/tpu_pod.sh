@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # A run on all workers of a TPU pod slice; each worker needs the project in ~/vmoe, with its .venv:
-#   scripts/launch/tpu_pod.sh [--dry-run] TPU_NAME ZONE configs/vmoe_15b.py gs-mount/runs/15b [options of vmoe train]
+#   scripts/launch/tpu_pod.sh [--dry-run] TPU_NAME ZONE CONFIG WORKDIR [options of vmoe train]
+# This one was compiled for 32 TPU v5e, topology 4x8 (13.3 GB of the 16 GB of each, not run;
+# docs/results/compiled.md):
+#   scripts/launch/tpu_pod.sh TPU_NAME ZONE configs/imagenet21k_b16.py gs-mount/runs/b16 \
+#       --mesh data=8,expert=4 --batch-size 4096 --model.dtype bfloat16
 # JAX reads the process numbers from the TPU. Ctrl-C only closes the connection; to save and stop:
 #   gcloud compute tpus tpu-vm ssh TPU_NAME --zone ZONE --worker all --command 'pkill -TERM vmoe'
 # The same command then resumes. All workers need access to the run folder.

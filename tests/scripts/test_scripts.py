@@ -430,3 +430,17 @@ def test_a_jobset_sets_the_jax_distributed_variables_of_its_pods() -> None:
     assert int(variables["JAX_NUM_PROCESSES"]) == job["completions"] == job["parallelism"]
     assert container["command"][-1] == "--distributed"
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75]
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [("slurm.sh", "gpu:h100:8"), ("jobset.yaml", "gpu:h100:8"), ("tpu_pod.sh", "tpu:v5e:4x8")],
+)
+def test_a_launch_recipe_names_what_was_compiled_for_its_machine(name: str, machine: str) -> None:
+    page = (ROOT / "docs" / "results" / "compiled.md").read_text()
+    (line,) = re.findall(rf"\| training step \| B/16 \| `{machine}` \|.*", page)
+    _, _, _, _, mesh, _, _, _, memory, *_ = (cell.strip() for cell in line.split("|"))
+    recipe = (ROOT / "scripts" / "launch" / name).read_text()
+    assert f"{memory} of" in recipe and "configs/imagenet21k_b16.py" in recipe
+    assert name == "jobset.yaml" or f"--mesh {mesh} --batch-size 4096" in recipe
+    assert f"`{mesh}` | {memory} of" in (ROOT / "docs" / "devices.md").read_text()
