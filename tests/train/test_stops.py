@@ -98,28 +98,6 @@ def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one(
     assert not differences(uninterrupted, workdir, STEPS)
 
 
-def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
-    recipe: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    workdir, resumed_from = tmp_path / "run", 0
-    for number, step in ((signal.SIGTERM, 15), (signal.SIGINT, 30)):
-        with start("train", "--config", recipe, "--workdir", workdir) as process:
-            process.wait_until(lambda step=step: last_step(workdir) >= step)
-            process.send_signal(number)
-            assert process.wait() == 75
-            stderr = process.stderr
-        if resumed_from:
-            assert f"resumed from step {resumed_from} of {STEPS}" in stderr
-        last = stderr.splitlines()[-1]
-        assert last.startswith(f"vmoe: {number.name}: checkpoint saved at step ")
-        assert "; run the same command to resume" in last
-        resumed_from = int(last.split("at step ")[1].split()[0])
-        assert (workdir / "checkpoints" / str(resumed_from)).is_dir()
-    stderr, status = run(recipe, workdir)
-    assert f"resumed from step {resumed_from} of {STEPS}" in stderr and status == 0
-    assert_same(uninterrupted, workdir)
-
-
 @pytest.mark.parametrize("name", ["evaluations", "fewshot"])
 @pytest.mark.parametrize("step", [20, STEPS])
 def test_an_evaluation_is_repeated_if_a_row_has_changed_that_no_checkpoint_covers(
@@ -139,8 +117,13 @@ def test_an_evaluation_is_repeated_if_a_row_has_changed_that_no_checkpoint_cover
 
 
 @pytest.fixture(scope="module")
-def stopped_twice(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run stopped one step before a row is due, then while it evaluates for the second time."""
+def stopped_twice(
+    recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[tuple[str, int]]]:
+    """A run stopped one step before a row is due, then while it evaluates for the second time.
+
+    Its folder, and stderr and exit status of the three commands.
+    """
     workdir, calls = tmp_path_factory.mktemp("stopped") / "run", 0
 
     def evaluate(*arguments: object, **settings: object) -> object:
@@ -151,15 +134,13 @@ def stopped_twice(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
         return real(*arguments, **settings)
 
     real = evaluations.evaluate
-    with signal_at_step(9), pytest.raises(Stopped, match="checkpoint saved at step 9 of 40"):
-        train(config, workdir)
+    with signal_at_step(9):
+        commands = [run(recipe, workdir)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluations, "evaluate", evaluate)
-        with pytest.raises(Stopped, match="SIGTERM: checkpoint saved at step 40"):
-            train(config, workdir)
+        commands.append(run(recipe, workdir))
     assert {row["step"] for row in rows(workdir, "evaluations")} == {"20"}
-    train(config, workdir)
-    return workdir
+    return workdir, [*commands, run(recipe, workdir)]
 
 
 @contextlib.contextmanager
@@ -177,30 +158,50 @@ def signal_at_step(number: int) -> Iterator[None]:
         yield
 
 
-def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
-    stopped_twice: Path, uninterrupted: Path
+def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
+    stopped_twice: tuple[Path, list[tuple[str, int]]],
 ) -> None:
-    assert_same(stopped_twice, uninterrupted)
+    first, second, (stderr, status) = stopped_twice[1]
+    for (text, stopped), name, step in ((first, "SIGINT", 9), (second, "SIGTERM", STEPS)):
+        last = f"vmoe: {name}: checkpoint saved at step {step} of {STEPS}; run the same command to"
+        assert stopped == 75 and text.splitlines()[-1].startswith(last)
+    assert f"resumed from step 9 of {STEPS}" in second[0]
+    assert f"already complete ({STEPS} of {STEPS} steps)" in stderr and status == 0
+
+
+def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
+    stopped_twice: tuple[Path, list[tuple[str, int]]], uninterrupted: Path
+) -> None:
+    assert_same(stopped_twice[0], uninterrupted)
 
 
 def test_the_rate_is_left_out_of_a_row_right_after_the_step_that_compiles(
-    stopped_twice: Path,
+    stopped_twice: tuple[Path, list[tuple[str, int]]],
 ) -> None:
-    table = csv.DictReader((stopped_twice / "metrics.csv").read_text().splitlines())
+    table = csv.DictReader((stopped_twice[0] / "metrics.csv").read_text().splitlines())
     rates = {row["step"]: row["images_per_second"] for row in table}
     assert rates["10"] == "" and float(rates["5"]) > 0 and float(rates["15"]) > 0
 
 
-def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
-    recipe: Path, uninterrupted: Path, tmp_path: Path
+def test_a_second_run_is_refused_and_a_second_signal_exits_at_once_with_the_checkpoint_intact(
+    recipe: Path, config: TrainConfig, uninterrupted: Path, tmp_path: Path
 ) -> None:
+    """The process is paused while the second run is refused, and then gets its signals."""
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
         process.wait_until(lambda: last_step(workdir) >= 15)
+        process.send_signal(signal.SIGSTOP)
+        holder = f"already in use by process {process.pid} on {socket.gethostname()}"
+        with pytest.raises(UsageError, match=holder):
+            train(config, workdir)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         while process.poll() is None:
             process.send_signal(signal.SIGINT)
             time.sleep(0.002)
         assert process.wait() == 128 + signal.SIGINT
+    with pytest.raises(UsageError, match="holds a run of another config"):  # the lock is released
+        train(configs.replace(config, seed=1), workdir)
     stderr, status = run(recipe, workdir)
     assert "corrupt" not in stderr and status == 0
     assert_same(uninterrupted, workdir)
@@ -328,20 +329,6 @@ def test_without_a_valid_checkpoint_a_run_is_refused_and_all_files_are_kept(
     assert (workdir / "metrics.csv").read_text() == before
 
 
-def test_a_second_run_in_the_same_folder_is_refused(
-    recipe: Path, config: TrainConfig, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "run"
-    with start("train", "--config", recipe, "--workdir", workdir) as process:
-        process.wait_until(lambda: bool(steps_of(workdir)))
-        holder = f"already in use by process {process.pid} on {socket.gethostname()}"
-        with pytest.raises(UsageError, match=holder):
-            train(config, workdir)
-        process.kill()
-    with pytest.raises(UsageError, match="holds a run of another config"):  # the lock is released
-        train(configs.replace(config, seed=1), workdir)
-
-
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -388,6 +375,8 @@ def test_rewinding_skips_the_bad_batches_compiles_nothing_again_and_is_determini
     poisoned: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
+    program = make_train_step(poisoned, place(poisoned.model, jax.devices()))
+    others = program._cache_size()  # of a run with whole numbers as pixels, or of the test above
     train(poisoned, folders[0], on_nan="rewind")
     stderr = capsys.readouterr().err
     assert "step 28: loss nan" in stderr and "rewinding, 1 of at most 3 times" in stderr
@@ -400,7 +389,7 @@ def test_rewinding_skips_the_bad_batches_compiles_nothing_again_and_is_determini
         train(poisoned, folders[1], on_nan="rewind")
     train(poisoned, folders[1], on_nan="rewind")
     assert_same(*folders)
-    assert make_train_step(poisoned, place(poisoned.model, jax.devices()))._cache_size() == 1
+    assert program._cache_size() <= others + 1
 
 
 def test_rewinding_stops_after_max_rewinds_and_frees_the_failed_state_before_it_restores(
@@ -429,7 +418,8 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
     recipe = recipe.with_name("breaks.py")
     recipe.write_text(
         f"{RECIPE}\n"
-        "config = replace(config, optim=dict(lr=1e38, warmup_steps=0, grad_clip_norm=None))\n"
+        "config = replace(config, optim=dict(lr=1e38, warmup_steps=0, grad_clip_norm=None),\n"
+        "    model=dict(sparse_blocks=()), evaluations=(EvalConfig(),), fewshot=FewShotConfig())\n"
     )
     stderr, status = run(recipe, tmp_path / "run")
     assert status == 1 and "Traceback" not in stderr
