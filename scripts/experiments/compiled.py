@@ -14,6 +14,7 @@ takes 2 to 15 minutes of a core. ``--tiny`` compiles a small model for the same 
 
 import argparse
 import importlib.metadata
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -136,33 +137,37 @@ def _lines(rows: Rows) -> Iterator[list[str]]:
                 yield [*begin, found["refused"], *[""] * (len(COLUMNS) - 4)]
                 continue
             (program,), estimate = found["programs"], found["estimate"]
-            options = ", fsdp" * found["fsdp"] + ", remat" * case.remat
-            all_parts = program["parts"][0]
+            whole = program["parts"][0]
+            sent = sum(each["executions"] * each["bytes_sent"] for each in program["collectives"])
             both = program["arguments"] + program["temporaries"]
             step = case.program == "step"
             yield [
                 *begin,
-                found["mesh"] + options,
+                found["mesh"] + ", remat" * case.remat,
                 f"{found['batch_size'] // found['devices']:,}",
                 format_bytes(program["arguments"]),
                 f"{estimate['arguments'] / program['arguments']:.2f}" if step else "",
                 format_bytes(both),
                 f"{(estimate['arguments'] + estimate['temporaries']) / both:.2f}" if step else "",
                 _collectives(program),
-                format_bytes(
-                    sum(x["executions"] * x["bytes_sent"] for x in program["collectives"])
-                ),
-                format_flops(all_parts["compiled"]),
-                f"{all_parts['compiled'] / all_parts['counted']:.2f}",
-                f"{all_parts['float32'] / all_parts['compiled']:.1%}",
+                _known(sent, format_bytes(sent)),
+                _known(whole["compiled"], format_flops(whole["compiled"])),
+                _known(whole["compiled"], f"{whole['compiled'] / whole['counted']:.2f}"),
+                _known(whole["compiled"], f"{whole['float32'] / whole['compiled']:.1%}"),
             ]
+
+
+def _known(value: float, text: str) -> str:
+    """The text of a value that does not depend on a loop whose length is not known."""
+    return "unknown" if math.isnan(value) else text
 
 
 def _collectives(program: dict[str, Any]) -> str:
     counts: dict[str, float] = {}
     for each in program["collectives"]:
         counts[each["kind"]] = counts.get(each["kind"], 0.0) + each["executions"]
-    return ", ".join(f"{count:.0f} {kind}" for kind, count in sorted(counts.items())) or "none"
+    texts = {kind: _known(count, f"{count:.0f}") for kind, count in sorted(counts.items())}
+    return ", ".join(f"{text} {kind}" for kind, text in texts.items()) or "none"
 
 
 def answer(rows: Rows) -> str:
@@ -175,6 +180,7 @@ def answer(rows: Rows) -> str:
     dense = any(part["part"] == "experts" and part["expanded"] for part in parts)
     which = "some have" if dense else "none has"
     ratios = [part["compiled"] / part["counted"] for part in parts if part["part"] == "all"]
+    ratios = [each for each in ratios if not math.isnan(each)]
     text = (
         f"the compilers make {len(programs)} of {len(every)} programs; {which} a dense expansion "
         "of the experts"
