@@ -151,7 +151,7 @@ def test_models_of_later_families_have_the_parameter_counts_of_timm(name: str) -
 
 SIGLINO = dict(patch_size=16, positions="none", rotary=GoldenRotary(), registers=4, norm="rms")
 SIGLINO |= dict(depth=18, num_classes=0, attention_sink=True, qk_rms=True)
-SIGLINOS: dict[str, tuple[int, dict[str, Any]]] = {  # parameters, and those that are zeros here
+SIGLINOS: dict[str, tuple[int, dict[str, Any]]] = {  # parameters, and fields
     "siglino-moe-0.3-0.6B": (
         503_539_344,
         dict(width=768, num_heads=8, head_width=128, mlp_dim=384, sparse_blocks=tuple(range(18)))

@@ -135,9 +135,9 @@ def create_model(
             ``list_models(pretrained=True)``.
         pretrained: True for the weights of that name; or a path, as for ``load``. The model then
             takes from the weights the number of classes, pre-logits, image size and the fields
-            that training depends on, such as the GELU (``SIZES``, ``FIXED``). Position embeddings
-            are resampled for another ``image_size``; the head is new for another ``num_classes``
-            or ``pre_logits``. New and resampled parameters are reported on stderr.
+            that training depends on, such as the activation (``SIZES``, ``FIXED``). Position
+            embeddings are resampled for another ``image_size``; the head is new for another
+            ``num_classes`` or ``pre_logits``. New and resampled parameters are reported on stderr.
         seed: seed of the new parameters.
         overrides: fields of ViTConfig; a dict changes fields of a nested config.
 

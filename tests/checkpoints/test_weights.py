@@ -211,6 +211,7 @@ def test_tokens_of_siglino_choose_the_experts_that_they_choose_in_its_own_code()
         (dict(moe_args=dict(activation="relu2")), "moe_args.activation 'relu2' cannot be"),
         (dict(moe_args=dict(num_shared_experts=1)), "moe_args.num_shared_experts 1 cannot be"),
         (dict(moe_args=dict(score_before_experts=True)), "moe_args.score_before_experts True"),
+        (dict(rope_min_freqs=0), "model.safetensors: model.rotary.lowest=0.0"),
         (dict(moe_args=dict(top_k=8)), "lower k or add experts"),
         (dict(n_heads=4, n_kv_heads=4), "attention/sink has shape (3,)"),
         (dict(n_storage_tokens=3), "registers has shape (1, 4, 24), but (1, 3, 24) fits"),
@@ -247,6 +248,36 @@ def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, r
     assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("siglino_moe", "layers.0.moe.experts.w1"),
+        ("siglino_moe", "img_projector.weight"),
+        ("timm_eva02_clip", "blocks.0.attn.proj.weight"),
+    ],
+)
+def test_an_array_with_other_axes_is_refused_by_its_name(
+    name: str, array: str, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDEN / name, tmp_path, dirs_exist_ok=True)
+    arrays = load_file(tmp_path / "model.safetensors")
+    arrays[array] = arrays[array].reshape(-1, 1, 1, 1, 1)
+    save_file(arrays, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"{array} has shape"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("number", [None, "4"])
+def test_a_number_of_registers_that_is_none_is_refused_in_one_line(
+    number: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDEN / "hf_dinov2_registers", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_register_tokens": number}))
+    with pytest.raises(UsageError, match=f"model.registers={number}"):
+        read(tmp_path)
+
+
 def test_a_model_of_no_registers_has_none(tmp_path: Path) -> None:
     """transformers writes an array without values for them."""
     shutil.copytree(GOLDEN / "hf_dinov2_registers", tmp_path, dirs_exist_ok=True)
@@ -258,7 +289,7 @@ def test_a_model_of_no_registers_has_none(tmp_path: Path) -> None:
     assert read(tmp_path).config.registers == 0
 
 
-GATE, UP = (f"blocks.0.mlp.fc1_{half}.weight" for half in "gx")
+GATE, UP, WHOLE = (f"blocks.0.mlp.fc1{half}.weight" for half in ("_g", "_x", ""))
 
 
 @pytest.mark.parametrize(
@@ -266,9 +297,10 @@ GATE, UP = (f"blocks.0.mlp.fc1_{half}.weight" for half in "gx")
     [
         ({UP: None}, f"is in two arrays of equal shapes, here {GATE} (16, 32) and a missing one"),
         ({GATE: None}, f"is in two arrays of equal shapes, here a missing one and {UP} (16, 32)"),
-        ({"blocks.0.mlp.fc1.weight": np.zeros((64, 16), np.float32)}, "fc1.weight and"),
+        ({WHOLE: np.zeros((64, 16), np.float32)}, f"up/kernel: {WHOLE} and {GATE}"),
+        ({WHOLE: np.zeros((64, 16), np.float32), GATE: None}, f"up/kernel: {WHOLE} and {UP}"),
     ],
-    ids=["first", "second", "whole"],
+    ids=["first", "second", "whole", "whole_and_second"],
 )
 def test_halves_of_a_gated_mlp_are_told_by_the_names_of_their_arrays(
     changes: dict[str, Any], reason: str, tmp_path: Path

@@ -3,6 +3,7 @@
 The oracles are the same layer on each sequence alone, and modules that are called on their rows.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -24,12 +25,14 @@ from vmoe.config import (
     Switch,
     TokenChoice,
     TopP,
+    ViTConfig,
     replace,
 )
 from vmoe.errors import UsageError
 from vmoe.nn.experts import StackedMlps
 from vmoe.nn.moe import MoE
 from vmoe.routing.groups import Groups
+from vmoe.surgery import moefy
 
 D, E = 8, 4
 RNG = np.random.default_rng(0)
@@ -267,6 +270,34 @@ def test_the_task_of_a_token_is_its_expert_and_without_a_known_task_it_has_none(
     assert not record.routing.dropped.any()
     with pytest.raises(UsageError, match="ByTask takes task: give per_token="):
         layer(jnp.asarray(PADDED))
+    for wrong in (task / 1.0, task[..., None]):
+        with pytest.raises(UsageError, match="task has .*: give one integer for each token"):
+            layer(jnp.asarray(PADDED), per_token={"task": jnp.asarray(wrong)})
+    with pytest.raises(UsageError, match="a ByTask router reads no logits"):
+        MoE(experts, gate(), ByTask())
+    with pytest.raises(UsageError, match="model.moe.router=ByTask: a ViT has no task for each"):
+        ViTConfig(sparse_blocks=(1,), moe=MoEConfig(router=ByTask()))
+    with pytest.raises(UsageError, match="router=ByTask: it reads task for each token"):
+        moefy(
+            nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0))), select=nnx.Linear, router=ByTask()
+        )
+
+
+def test_a_gate_and_a_router_may_read_the_same_input() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class ByTaskAndGate(TokenChoice):
+        takes = ("task",)
+
+    class TaskGate(nnx.Linear):
+        takes = ("task",)
+
+        def __call__(self, tokens: jax.Array, *, task: jax.Array) -> jax.Array:
+            return super().__call__(tokens) + task[..., None]
+
+    router = ByTaskAndGate(k=2, noise_std=0.0, dropless=True)
+    layer = MoE(linears(), TaskGate(D, E, rngs=nnx.Rngs(0)), router)
+    task = jnp.ones(PADDED.shape[:2], jnp.int32)
+    assert layer(jnp.asarray(PADDED), per_token={"task": task}).shape == PADDED.shape
 
 
 def test_inputs_of_experts_may_have_the_names_of_the_parts_of_a_layer() -> None:

@@ -117,7 +117,8 @@ def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
         arrays |= dict.fromkeys(parts, name)
     for whole, halves in _halves(shapes).items():
         if whole in shapes:
-            raise UsageError(f"two arrays are {whole}: {arrays[whole]} and {arrays[halves[0]]}")
+            half = next(arrays[x] for x in halves if x in arrays)
+            raise UsageError(f"two arrays are {whole}: {arrays[whole]} and {half}")
         found = [f"{arrays[x]} {shapes[x]}" if x in shapes else "a missing one" for x in halves]
         first, second = (shapes.pop(half, None) for half in halves)
         if first is None or first != second:

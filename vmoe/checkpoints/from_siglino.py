@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 
 from vmoe.checkpoints.arrays import ArrayFile
 from vmoe.checkpoints.family import Family, Transform, corrupt_if_wrong, summary
@@ -23,12 +22,13 @@ from vmoe.checkpoints.torch_layouts import (
     linear,
     norm,
     output,
+    rearranged,
     renaming,
     same,
 )
 from vmoe.config import BiasBalanced, GatedMlpExpert, GoldenRotary, MoEConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, naming
 
 SIDE = 256  # of the largest square images that its image processor makes
 LEFT_OUT = (
@@ -42,15 +42,13 @@ WEIGHT = r"\.(weight)"
 def _patches(found: re.Match[str], heads: int) -> dict[str, Transform]:
     def transform(array: np.ndarray) -> np.ndarray:
         p = math.isqrt(array.shape[1] // 3)
-        return rearrange(array, "d (p q c) -> p q c d", p=p, q=p, c=3)
+        return rearranged("d (p q c) -> p q c d", heads, p=p, q=p, c=3)(array)
 
     return {"patches/embed/kernel": transform}
 
 
 def _experts(path: str) -> Layout:
-    return lambda found, heads: {
-        found.expand(path): lambda array: rearrange(array, "e y x -> e x y")
-    }
+    return lambda found, heads: {found.expand(path): rearranged("e y x -> e x y", heads)}
 
 
 BLOCK = r"layers\.(\d+)"
@@ -98,14 +96,17 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
             raise UsageError(
                 f"{file.path}: {name} {value!r:.40} cannot be represented; opened is {known[0]!r}"
             )
+    with naming(file.path):
+        layer = _layer(moe) if sparse else MoEConfig()
+        rotary = GoldenRotary(
+            lowest=float(config.get("rope_min_freqs", 1.0)),
+            highest=float(config.get("rope_max_freqs", 20.0)),
+        )
     given = {
         "pooling": "class_token",
         "registers": int(config.get("n_storage_tokens", 4)),
         "positions": "none",
-        "rotary": GoldenRotary(
-            lowest=float(config.get("rope_min_freqs", 1.0)),
-            highest=float(config.get("rope_max_freqs", 20.0)),
-        ),
+        "rotary": rotary,
         "image_size": SIDE,
         "norm": "rms",
         "norm_epsilon": float(config.get("norm_eps", 1e-5)),
@@ -126,7 +127,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         renaming(PARAMETERS, heads),
         prepared,
         given=given,
-        moe=_layer(moe) if sparse else MoEConfig(),
+        moe=layer,
         left_out=LEFT_OUT,
     )
 

@@ -120,8 +120,10 @@ def _positions(shapes: Shapes, patch_size: int, fields: Mapping[str, Any]) -> di
         return {"positions": fields.get("positions", "sincos2d"), "image_size": size}
     n = _shape(shapes, "positions/embedding", 3)[1]
     first = fields["pooling"] in ("class_token", "patch_mean")
-    # The class token may have no position, and registers may have some.
-    for patches in (n - first, n, n - first - fields["registers"]):
+    # The class token may have no position, and registers may have some. What is no number of
+    # registers is refused with the config.
+    registers = fields["registers"] if isinstance(fields["registers"], int) else 0
+    for patches in (n - first, n, n - first - registers):
         if (side := math.isqrt(max(patches, 0))) ** 2 == patches > 0:
             return {"positions": "learned", "image_size": side * patch_size}
     raise UsageError(f"positions/embedding has {n} positions: this is not a square grid")

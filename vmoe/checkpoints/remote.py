@@ -97,8 +97,8 @@ def _fetch(url: str) -> list[Path]:
             break
     else:
         raise UsageError(
-            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
-            "the PREFIX of a published checkpoint, PREFIX.index"
+            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz or .onnx "
+            "file, or the PREFIX of a published checkpoint, PREFIX.index"
         )
     server.whole = _whole(_cached(file))
     path = server.download(file, info)

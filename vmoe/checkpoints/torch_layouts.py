@@ -52,9 +52,7 @@ def _layer(path: str, weight: str, axes: str, bias_axes: str = "... -> ...") -> 
     def layout(found: re.Match[str], heads: int) -> dict[str, Transform]:
         is_weight = found[found.re.groups] == "weight"
         name = weight if is_weight else "bias"
-        return {
-            f"{found.expand(path)}/{name}": _rearranged(axes if is_weight else bias_axes, heads)
-        }
+        return {f"{found.expand(path)}/{name}": rearranged(axes if is_weight else bias_axes, heads)}
 
     return layout
 
@@ -65,7 +63,7 @@ def inputs(path: str, *names: str) -> Layout:
     def layout(found: re.Match[str], heads: int) -> dict[str, Transform]:
         weight = found[found.re.groups] == "weight"
         axes = "(t a z) d -> t d a z" if weight else "(t a z) -> t a z"
-        parts = _rearranged(axes, heads, t=len(names))
+        parts = rearranged(axes, heads, t=len(names))
         return {
             f"{found.expand(path)}/{name}/{'kernel' if weight else 'bias'}": (
                 lambda array, i=i: parts(array)[i]
@@ -81,7 +79,8 @@ def same(path: str) -> Layout:
     return lambda found, heads: {found.expand(path): np.asarray}
 
 
-def _rearranged(axes: str, heads: int, **sizes: int) -> Transform:
+def rearranged(axes: str, heads: int, **sizes: int) -> Transform:
+    """An array with other axes; of a shape that they do not fit, a ValueError."""
     if "a z)" in axes:
         sizes["a"] = heads
 

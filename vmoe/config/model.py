@@ -218,7 +218,8 @@ class ViTConfig(Checked):
         self.require(divides, "use a multiple of 4", "width", "positions")
         divides = self.rotary is None or self.width_per_head % 4 == 0
         remedy = "use heads of a width that is a multiple of 4"
-        self.require(divides, remedy, "num_heads", "rotary.kind")
+        of_heads = "head_width" if self.head_width else "num_heads"
+        self.require(divides, remedy, of_heads, "rotary.kind")
         blocks = self.sparse_blocks
         valid = list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks)
         self.require(valid, "use ascending numbers below the depth", "sparse_blocks", "depth")
@@ -230,6 +231,10 @@ class ViTConfig(Checked):
         )
 
         for moe in self.moe_blocks.values():
+            if moe.router.takes:
+                router, names = type(moe.router).__name__, ", ".join(moe.router.takes)
+                fields = {"model.moe.router": router}
+                raise UsageError(f"a ViT has no {names} for each token: use another", **fields)
             for expert in moe.experts.members:
                 if isinstance(expert, CnnExpert) and self.registers:
                     fields = {"model.registers": self.registers, "model.moe.experts.kind": "cnn"}

@@ -114,7 +114,8 @@ class MoE(nnx.Module):
         if not isinstance(self.router, AnyRouter):
             own = type(self.router).__name__
             raise UsageError("give a router, such as TokenChoice()", router=own)
-        gate, router, group, kind = self.gate, self.router, self.group, self.router.kind
+        gate, router, group = self.gate, self.router, self.group
+        kind = router.kind or type(router).__name__
         MoEConfig(  # checks what they have in common
             self.experts.num_experts,
             router=router,
@@ -228,6 +229,7 @@ class MoE(nnx.Module):
         images, valid, inputs = self._sequences(tokens, mask, dict(per_token or {}))
         of_gate = inputs_of_gate(self.gate, inputs)
         of_router = inputs_of_router(self.router, inputs)
+        inputs = {name: x for name, x in inputs.items() if name not in of_gate | of_router}
         check_names(self.experts, inputs.keys(), kwargs)
         (b, n), devices = valid.shape, self.placement.devices
         size = self.group or self.router.images_per_group * max(1, n)

@@ -12,6 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from vmoe.axes import Decision, RouterInputs
+from vmoe.errors import UsageError
 from vmoe.routing.router import Router
 from vmoe.routing.token_choice import evenly_weighted
 
@@ -34,6 +35,11 @@ class ByTask(Router):
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         assert inputs.per_token is not None
         e, tasks = inputs.logits.shape[-1], inputs.per_token["task"]
+        if tasks.shape != inputs.valid.shape or not jnp.issubdtype(tasks.dtype, jnp.integer):
+            raise UsageError(
+                f"task has dtype {tasks.dtype} and, by group, shape {tasks.shape}: give one "
+                "integer for each token"
+            )
         known = (tasks >= 0) & (tasks < e)
         experts = jnp.where(known, tasks, e)[..., None]
         return evenly_weighted(experts, inputs.valid, e=e, c=c)

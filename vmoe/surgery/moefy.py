@@ -63,7 +63,8 @@ def moefy(
 
     Raises:
         UsageError: no module is selected; a selected module contains a convolution that is not
-            1x1, or does not act on the last axis; or a router is given with k or a factor.
+            1x1, or does not act on the last axis; a router is given with k or a factor, or reads
+            more than tokens.
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
     >>> sparse = moefy(model, select=nnx.Linear, num_experts=2)
@@ -77,6 +78,8 @@ def moefy(
         router = TokenChoice(k=k or 2, noise_std=0.0, normalize_weights=True, dropless=True)
         if capacity_factor is not None:
             router = replace(router, capacity_factor=capacity_factor, dropless=False)
+    inputs = f"it reads {', '.join(router.takes)} for each token, which the model does not give"
+    require(not router.takes, inputs, router=type(router).__name__)
     rngs = InitKeys(seed)
 
     def sparse(path: tuple[Any, ...], module: nnx.Module) -> nnx.Module | None:

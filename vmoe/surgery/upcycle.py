@@ -38,7 +38,7 @@ Blocks = str | Iterable[int]
 """Blocks of a model: their numbers, or a name such as "every2" or "last2"."""
 
 MOST_TOKENS = 1 << 14
-"""Inputs of an MLP that are kept for a start: 67 MB for tokens of width 1,024."""
+"""Inputs of an MLP that are kept for a start: 67 MB a block for tokens of width 1,024."""
 
 
 def upcycle(

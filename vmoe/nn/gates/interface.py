@@ -45,25 +45,26 @@ class Gate(Protocol):
         """The logits, without noise; ours are float32, at the highest precision."""
 
 
-def inputs_of_gate(gate: Any, per_token: dict[str, Any]) -> dict[str, Any]:
-    """Takes the gate's own inputs from those per token; the others are for the experts."""
+def inputs_of_gate(gate: Any, per_token: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs per token that the gate names."""
     own = set(names_taken(gate, "the gate's takes")).difference(OF_TOKENS, OF_LAYER)
     if missing := ", ".join(sorted(own - per_token.keys())):
         raise UsageError(
             f"the gate takes {missing}: give per_token={{...}} with a row for each token; from the "
             f"layer it gets {', '.join((*OF_TOKENS, *OF_LAYER))}"
         )
-    return {name: per_token.pop(name) for name in own}
+    return {name: per_token[name] for name in own}
 
 
-def inputs_of_router(router: AnyRouter, per_token: dict[str, Any]) -> dict[str, Any]:
-    """Takes the router's own inputs from those per token; the others are for the experts."""
-    if missing := ", ".join(sorted(set(router.takes) - per_token.keys())):
+def inputs_of_router(router: AnyRouter, per_token: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs per token that the router names."""
+    name = type(router).__name__
+    own = names_taken(router, f"{name}.takes")
+    if missing := ", ".join(sorted(set(own) - per_token.keys())):
         raise UsageError(
-            f"{type(router).__name__} takes {missing}: give per_token={{...}} with a row for each "
-            "token"
+            f"{name} takes {missing}: give per_token={{...}} with a row for each token"
         )
-    return {name: per_token.pop(name) for name in router.takes}
+    return {name: per_token[name] for name in own}
 
 
 def about_tokens(
