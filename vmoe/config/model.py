@@ -136,8 +136,6 @@ class ViTConfig(Checked):
     """Hidden width of an MLP, and of an expert."""
     num_heads: Count = 8
     """Number of attention heads."""
-    head_width: Count | None = None
-    """Width of an attention head; if None, width / num_heads."""
     image_size: Annotated[int, at_least(1), less_than(2**16)] = 224
     """Side of the images in pixels; learned positions are resampled for other sizes."""
     num_classes: Annotated[int, at_least(0), at_most(LARGEST_COUNT)] = 1000
@@ -190,6 +188,8 @@ class ViTConfig(Checked):
     """Add a learned logit of each head, the sink, to the softmax of the attention, whose weights
     then sum to less than 1. So a head is gated by sigmoid(log(sum(exp(logits))) - sink) (SigLino,
     arXiv 2512.20157)."""
+    head_width: Count | None = None
+    """Width of an attention head; if None, width / num_heads."""
     dropout: Rate = 0.0
     """Dropout rate of embeddings, attention outputs and dense MLPs."""
     attention_dropout: Rate = 0.0
