@@ -95,6 +95,18 @@ def summary(preprocessing: Preprocessing) -> str:
     return f"images resized by {preprocessing.interpolation} {what} px{cropped}{stored}"
 
 
+def check_known(path: Path, field: str, value: Any, known: Mapping[str, Any]) -> None:
+    """Checks that the value of a field is one of those known.
+
+    Raises:
+        UsageError: it is another; the message has those that can be opened.
+    """
+    if value not in known:
+        opened = ", ".join(known) or "only models without it"
+        problem = f"{field} {value!r:.40} cannot be represented; opened are {opened}"
+        raise UsageError(f"{path}: {problem}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is no such file."""
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from vmoe.checkpoints.arrays import ArrayFile
 from vmoe.checkpoints.family import (
     Family,
+    check_known,
     checked_pixels,
     corrupt_if_wrong,
     read_json,
@@ -98,11 +99,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
     swiglu = config.get("use_swiglu_ffn", False)  # of DINOv2, whatever hidden_act is
     activation = "silu" if swiglu else config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise UsageError(
-            f"{file.path}: hidden_act {activation!r} cannot be represented; opened are "
-            f"{', '.join(ACTIVATIONS)}"
-        )
+    check_known(file.path, "hidden_act", activation, ACTIVATIONS)
     registers = 4 if kind == "dinov2_with_registers" else 0
     given = {
         "registers": config.get("num_register_tokens", registers),

@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.family import Family, checked_pixels, corrupt_if_wrong, side_of
+from vmoe.checkpoints.family import (
+    Family,
+    check_known,
+    checked_pixels,
+    corrupt_if_wrong,
+    side_of,
+)
 from vmoe.checkpoints.stored import Origin
 from vmoe.checkpoints.torch_layouts import (
     PARAM,
@@ -132,9 +138,12 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     if "pos_embed" not in file.infos and rotary.get("positions") != "none":
         raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
     of_eva = re.fullmatch(OF_EVA, architecture)
-    activation = _known(file, changes, "act_layer", ACTIVATIONS)
-    # timm's Eva takes a class for it, which no config.json can hold.
-    norm_layer = _known(file, changes, "norm_layer", {} if of_eva else NORMS)
+    # timm's Eva takes a class as its norm_layer, which no config.json can hold.
+    choices = {"act_layer": ACTIVATIONS, "norm_layer": {} if of_eva else NORMS}
+    activation, norm_layer = map(changes.get, choices)
+    for field, known in choices.items():
+        if changes.get(field) is not None:
+            check_known(file.path, field, changes[field], known)
     registers = re.search(r"_reg(\d+)", architecture)
     named = int(registers[1]) if registers else 4 * ("_dinov3" in architecture)
     larger = re.fullmatch(LARGER_EPSILON, architecture)
@@ -179,18 +188,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         left_out=left_out,
         class_names=tuple(map(str, names)) if isinstance(names, list) else (),
     )
-
-
-def _known(
-    file: ArrayFile, changes: Mapping[str, Any], field: str, known: Mapping[str, str]
-) -> str | None:
-    """The value of a field of model_args, one of those known; None if it is not there."""
-    value = changes.get(field)
-    if value is not None and value not in known:
-        opened = ", ".join(known) or "only models without it"
-        problem = f"{field} {value!r:.40} cannot be represented; opened are {opened}"
-        raise UsageError(f"{file.path}: {problem}")
-    return value
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:

@@ -125,7 +125,7 @@ def assumptions(plan: Plan) -> list[str]:
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     gpu = (
         "memory: for the training steps compiled for GPUs so far, the compiler needed 1.2 to 1.5 "
-        "times this total (docs/results/compiled.md); --compile shows what it needs"
+        "times this total (docs/results/compiled.md); docs/devices.md shows how to compile yours"
     )
     return [
         "memory: state, batch, gradients and saved activations, without temporary buffers" + ema,
