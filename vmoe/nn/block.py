@@ -43,6 +43,7 @@ class Block(nnx.Module):
     ):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.norm1 = make_norm(config, rngs=rngs)
+        of_heads = config.num_heads * config.width_per_head
         self.attention = Attention(
             width,
             config.num_heads,
@@ -52,7 +53,7 @@ class Block(nnx.Module):
             qk_rms=config.qk_rms,
             sink=config.attention_sink,
             rotary=config.rotary,
-            norm=make_norm(config, rngs=rngs) if config.attention_norm else None,
+            norm=make_norm(config, of_heads, rngs=rngs) if config.attention_norm else None,
             dtype=dtype,
             rngs=rngs,
         )
