@@ -30,7 +30,7 @@ def environment(data: Data, placement: Placement) -> dict[str, Any]:
         splits = (own.source if isinstance(own, Subset) else own for own in each.sources)
         measured |= zip(_few_shot(each.name), splits, strict=True)
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": cores(),
@@ -147,7 +147,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of this code, "+ changes" if it has any; None outside a checkout."""
     root = Path(vmoe.__file__).parents[1]
     if not (root / ".git").exists():

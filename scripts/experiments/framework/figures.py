@@ -34,12 +34,14 @@ class Part(NamedTuple):
         figures: gives the figures for the options and a seed.
         data: gives the checksums of the data that it reads, by name, for the options.
         later: whether it reads rows of the others, and so runs after them.
+        settings: what else decides the figures, for JSON; stored in its rows.
     """
 
     seeds: int
     figures: Callable[[argparse.Namespace, int], Result]
     data: Callable[[argparse.Namespace], Result] = lambda options: {}
     later: bool = False
+    settings: Mapping[str, Any] = {}
 
 
 Parts = Mapping[str, Part]
@@ -114,7 +116,9 @@ class _Functions(Comparison):
         self.parts = parts
 
     def settings(self, model: str) -> Result:
-        return {"size": self.options.size, "data": self.parts[model].data(self.options)}
+        part = self.parts[model]
+        settings = {"settings": part.settings} if part.settings else {}
+        return {"size": self.options.size, "data": part.data(self.options), **settings}
 
     def measure(self, model: str, seed: int) -> Result:
         command: list[Any] = [self.options.name, "--row", model, seed, "--rows", self.path]

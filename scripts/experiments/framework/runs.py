@@ -175,7 +175,7 @@ class Comparison(Experiment, abc.ABC):
         """The stored row, or a new one."""
         settings = self.settings(model)
         row = self.once(model, seed, lambda: settings | self.measure(model, seed))
-        if different := [key for key in settings if row[key] != settings[key]]:
+        if different := [key for key in settings if row.get(key) != settings[key]]:
             made = f"{model}, seed {seed}: made with other {', '.join(different)}"
             raise SystemExit(f"{self.path}: {made}; use other --rows")
         return row
