@@ -11,7 +11,7 @@ from PIL import Image
 
 import vmoe
 from scripts.experiments.framework.pages import NOT_MEASURED
-from scripts.experiments.solar import arms, data, tables
+from scripts.experiments.solar import arms, command, data, tables
 from tests import script
 from vmoe.nn.vit import ViT
 
@@ -128,7 +128,7 @@ def row_of(*draws: str) -> dict[str, object]:
     return {"figures": {"draws": [{"defect": draw, "right": draw} for draw in draws]}}
 
 
-def test_the_tables_compare_each_arm_with_the_dense_arm_of_equal_flops() -> None:
+def test_the_tables_compare_each_arm_with_one_of_equal_flops() -> None:
     rows = {
         "solar_40_moe_copies": {i: row_of("1110", "1111") for i in range(5)},
         "solar_40_dense_active": {i: row_of("1110", "110" + "01"[i % 2]) for i in range(5)},
@@ -137,24 +137,84 @@ def test_the_tables_compare_each_arm_with_the_dense_arm_of_equal_flops() -> None
     }
     text = tables.compared(rows)
     assert "| MoE, copies | dense, twice the hidden units | **+20.0 ± 5.0** | - |" in text
-    assert "| 10 of 75 |" in tables.progress(rows)
-    for table in (tables.compared, tables.progress, tables.costs, tables.rates):
-        assert table({}) == NOT_MEASURED
-    assert NOT_MEASURED in tables.answer({})
+    assert "| +75.0 ± 0.0 | - |" in text  # not tested, so not bold
+    assert "| 10 of 60 |" in tables.progress(rows)
+    for _, table in tables.TABLES.values():
+        assert NOT_MEASURED in table({})
+    accuracy = tables.accuracies(tables.SUBSETS)(rows)
+    assert "| MoE, copies | 87.5 ± 0.0 | - |" in accuracy and "67.5 ± 5.0" in accuracy
+    assert "drawings" in accuracy and "drawings" not in tables.TABLES["levels"][1](rows)
+
+
+def test_the_primary_test_is_of_the_mean_of_all_copies_and_corrected_among_subsets_alone() -> None:
+    rows = {
+        f"solar_200_{arm}": {i: row_of("1" * (6 + j) + "0" * (4 - j)) for i in range(5)}
+        for j, arm in enumerate(tables.COPIES)
+    }
+    rows["solar_200_dense_active"] = {i: row_of("11111" + "01"[i % 2] + "0000") for i in range(5)}
+    (found,) = tables.primary(rows).values()
+    assert found.mean == pytest.approx(75 - 54) and found.degrees == pytest.approx(4)
+    assert 0.002 < found.p < 0.01  # t = 5.25
+    others = {
+        f"{subset}_{arm}": {i: row_of("0" + "01"[i % 2]) for i in range(5)}
+        for subset in tables.BESIDE
+        for arm in ("dense_active", "moe_copies")
+    }
+    others["solar_200_low_rank"] = others["solar_200_adapter"] = rows["solar_200_moe_noise"]
+    assert tables.primary(rows | others)["solar_200"] == found
+    assert "| cells, 200 | 4 | **+21.0" in tables.primary_table(rows | others)
+    assert "| cells, 1,000, long | 1 | +0.0 ± 0.0 | not tested |" in tables.primary_table(
+        rows | others
+    )
+    del rows["solar_200_moe_noise"][2]
+    assert tables.primary(rows)["solar_200"].degrees == pytest.approx(3)
 
 
 def test_the_answer_leaves_out_folds_with_kin_and_says_what_is_not_excluded() -> None:
     rows = {
-        "solar_40_moe_split": {i: row_of("1110") for i in range(5)},
-        "solar_40_dense_half": {i: row_of("111" + "01"[i % 2]) for i in range(5)},
-        "solar_random_low_rank": {i: row_of("1111") for i in range(5)},
-        "solar_random_adapter": {i: row_of("0000") for i in range(5)},
+        "solar_40_moe_copies": {i: row_of("1110") for i in range(5)},
+        "solar_40_moe_clusters": {i: row_of("1110") for i in range(5)},
+        "solar_40_dense_active": {i: row_of("111" + "01"[i % 2]) for i in range(5)},
+        "solar_random_moe_copies": {i: row_of("1111") for i in range(5)},
+        "solar_random_dense_active": {i: row_of("0000") for i in range(5)},
+        "costs": {
+            0: {
+                "figures": {
+                    "moe_copies": {"parameters": 38, "ms": 30},
+                    "dense_active": {"parameters": 20, "ms": 20},
+                }
+            }
+        },
     }
     text = " ".join(tables.answer(rows).split())
-    assert "no sparse block is clearly better or worse" in text and "low-rank" not in text
-    of = "(cells, 40, MoE, groups of the MLP's hidden units -10.0 ± 10.0)"
-    assert f"the largest gain that is not excluded is 17.8 {of}" in text
-    assert f"the largest loss that is not excluded is 37.8 {of}" in text
+    assert "clearly better or worse on none of 1 sets" in text and "random" not in text
+    assert "cells, 40 -10.0 ± 10.0" in text and "none is clear" in text
+    assert "the largest gain that is not excluded is 17.8 (cells, 40)" in text
+    assert "the largest loss that is not excluded is 37.8 (cells, 40)" in text
+    assert "1.9 times the parameters" in text and "take 1.5 times as long" in text
+
+
+def test_the_table_of_rates_counts_the_bounds_of_what_was_tried() -> None:
+    low, *_, high = arms.RATES["low_rank"]
+    epochs = tables.SUBSETS["solar_200"].epochs
+    chosen = [(low, 1), (low, 0), (high, epochs)]
+    draws = [{"rate": rate, "epoch": epoch, "steps": 105} for rate, epoch in chosen]
+    rows = {"solar_200_low_rank": {0: {"figures": {"draws": draws}}}}
+    assert "| cells, 200 | 105 | 3 | 1 | 1 | 1 | 1 |" in tables.rates(rows)
+
+
+def test_a_row_is_not_taken_for_one_with_other_settings(cells: Path, tmp_path: Path) -> None:
+    settings = command.PARTS["solar_40_probe"].settings
+    assert settings == json.loads(json.dumps(settings)) and settings["epochs"] == 40
+    assert command.PARTS["solar_40_dense"].settings["rates"] == [*arms.RATES["dense"]]
+    (tmp_path / "trunk").touch()
+    options = ["--solar", cells, "--trunk", tmp_path / "trunk", "--rows", tmp_path / "rows.jsonl"]
+    options += ["--workdir", tmp_path, "--tiny", "--only", "solar_40_probe", "--seeds", "0"]
+    for made, different in ((settings, "data"), (settings | {"epochs": 41}, "data, settings")):
+        row = {"model": "solar_40_probe", "seed": 0, "size": "tiny", "data": {}, "figures": {}}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"settings": made}) + "\n")
+        with pytest.raises(SystemExit, match=f"made with other {different}; use other --rows"):
+            script.experiment("solar", *options)
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +235,10 @@ def test_an_arm_has_the_flops_of_the_dense_arm_with_which_it_is_compared(
 def small(trunk: ViT, monkeypatch: pytest.MonkeyPatch) -> arms.TokenDataset:
     """Tokens that tell their class, of which the training images lack one."""
     monkeypatch.setattr(arms, "BATCH", 8)
-    monkeypatch.setattr(arms, "RATES", (1e-3, 1e-2))
-    monkeypatch.setattr(arms, "NUMBERS_OF_EXPERTS", (2,))
+    monkeypatch.setattr(arms, "RATES", dict.fromkeys(arms.MLPS, (1e-3, 1e-2)))
+    monkeypatch.setattr(arms, "MIXTURES", [dict(n_experts=n, expert_penalty=1.0) for n in (1, 2)])
+    two_tasks = {arm: [dict(learning_rate=1e-2)] for arm in arms.TWO_TASKS}
+    monkeypatch.setattr(arms, "TWO_TASKS", two_tasks)
     monkeypatch.setattr(arms, "INVERSE_REGULARIZATION", (0.01, 0.1))
     random, labels = np.random.default_rng(0), np.arange(40) % 4
     labels[:24] %= 3
@@ -193,6 +255,7 @@ def test_all_arms_start_from_a_regression_of_their_own_features(
     found = {arm: arms.measure(trunk, arm, small, epochs=0, seed=0) for arm in tables.ARMS}
     for each in found.values():
         assert len(each["right"]) == len(each["defect"]) == 8
+    assert found["mixture"]["n_experts"] in (1, 2) and found["probe"]["c"] in (0.01, 0.1)
     kept = ("dense", "dense_active", "dense_total", "adapter", "moe_copies", "moe_clusters")
     for arm in (*kept, "low_rank"):
         assert found[arm]["validation"] == pytest.approx(found["probe"]["validation"], abs=1e-3)
@@ -203,22 +266,29 @@ def test_all_arms_start_from_a_regression_of_their_own_features(
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["moe_copies", "low_rank"])
 def test_validation_alone_chooses_the_rate_and_the_epoch(
-    trunk: ViT, small: arms.TokenDataset, arm: str
+    trunk: ViT, small: arms.TokenDataset, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = arms.measure(trunk, arm, small, epochs=3, seed=0)
-    assert first["rate"] == arms.RATES[np.argmin(first["losses"])]
+    assert first["rate"] == arms.RATES[arm][np.argmin(first["losses"])]
+    assert first["steps"] == 9
     assert first["epoch"] and first["validation"] == min(first["losses"])
     other = small._replace(labels=np.concatenate([small.labels[:32], small.labels[:8]]))
     second = arms.measure(trunk, arm, other, epochs=3, seed=0)
     assert second["losses"] == first["losses"] and second["right"] != first["right"]
+    monkeypatch.setattr(arms, "PILOT", arms.RATES[arm])
+    untested = small._replace(split=small.split._replace(test=np.array([1_000_000])))
+    tried = arms.pilot(trunk, arm, untested, epochs=3, seed=0)
+    assert [each["validation"] for each in tried] == first["losses"]
 
 
 @pytest.mark.slow
 def test_low_rank_experts_leave_the_mlp_as_it_is(trunk: ViT, small: arms.TokenDataset) -> None:
-    start = arms.started(trunk, "low_rank", small, 0)
+    start, _ = arms.started(trunk, "low_rank", small, 0)
     after = arms.trained(start, small, 1e-2, 1, 0).tail
     same = [np.array_equal(*pair) for pair in zip(*map(_kernels, (start, after)), strict=True)]
     assert same == [False, True]
+    costs = arms.costs(trunk, "low_rank")
+    assert 0 < costs["trained"] < costs["parameters"]
 
 
 def _kernels(tail: arms.Tail) -> list[np.ndarray]:
@@ -234,7 +304,10 @@ def test_the_command_makes_a_row_of_a_fold_with_all_draws(
     options = ["--tiny", "--solar", cells, "--trunk", tmp_path / "trunk"]
     options += ["--tokens", tmp_path / "tokens", "--rows", tmp_path / "rows.jsonl"]
     script.experiment("solar", *options, "--row", "solar_40_probe", "0")
-    draws = json.loads(capsys.readouterr().out)["figures"]["draws"]
+    row = json.loads(capsys.readouterr().out)
+    assert {"jax", "optax", "scipy", "sklearn"} <= row["versions"].keys()
+    draws = row["figures"]["draws"]
+    assert "commit" in row["figures"]
     assert len(draws) == 3 and len({len(draw["defect"]) for draw in draws}) == 1
     (file,) = (tmp_path / "tokens").glob("*.npy")
     assert np.load(file).shape[:2] == (80, 4)  # every second row and column of 4 x 4 patches

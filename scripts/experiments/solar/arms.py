@@ -6,8 +6,8 @@ from the same trunk. Its attention stays as it is, in all arms; the MLP or the e
 and the head are trained. The head starts as the logistic regression of the arm's own features that
 is best on validation, so a start that keeps the MLP's outputs predicts what the linear probe does.
 
-A step reads some patches of an image, drawn anew. Training runs once with each of ``RATES``; the
-rate and the epoch that are best on validation count, the start included.
+A step reads some patches of an image, drawn anew. Training runs once with each of the arm's
+``RATES``; the rate and the epoch that are best on validation count, the start included.
 """
 
 import functools
@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scripts.experiments.solar.data import SplitIndices
@@ -41,11 +42,21 @@ from vmoe.surgery.upcycle import upcycle_params, upcycled_layer
 EXPERTS, K = 4, 2
 RANK = 8  # hidden units of a low-rank expert
 BATCH, PATCHES = 32, 16  # images of a step, and patches of each
-RATES = (1e-4, 3e-4, 1e-3)
-INVERSE_REGULARIZATION = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
+WARMUP = 10  # steps at most
+PILOT = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # the rates that ``pilot`` tries
+INVERSE_REGULARIZATION = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
 UNSEEN = 3.0  # how much lower the bias of a class is that no training image has
 COMPONENTS = 16  # of the features, for the classic mixture
-NUMBERS_OF_EXPERTS = (2, 3, 4)  # those that models of the features try
+MIXTURES: list[dict[str, Any]] = [
+    dict(n_experts=n, expert_penalty=c) for n in (1, 2, 3, 4) for c in (0.1, 1.0, 10.0)
+]
+TWO_TASKS: dict[str, list[dict[str, Any]]] = {
+    "shared_bottom": [dict(learning_rate=rate) for rate in (1e-3, 1e-2)],
+    "mmoe": [dict(learning_rate=r, n_experts=n) for r in (1e-3, 1e-2) for n in (2, 3, 4)],
+}
+"""The settings that models of two tasks try."""
+TRAINING: dict[str, Any] = dict(batch_size=32, max_epochs=400, patience=50)
+"""How models of two tasks are trained."""
 CLUSTERED = 256  # training images at most whose tokens make clusters
 DEFECTIVE = 2  # the first of the levels above an even chance of a defect
 
@@ -149,15 +160,42 @@ MLPS: Mapping[str, Start] = {
     "low_rank": upcycled(surgery.LowRank(RANK)),
 }
 """The MLP or the experts of each arm."""
-ON_FEATURES = ("probe", "mixture", "shared_bottom", "mmoe")
+RATES = {
+    **dict.fromkeys(MLPS, (1e-4, 3e-4, 1e-3)),
+    **dict.fromkeys(("adapter", "low_rank"), (3e-4, 1e-3, 3e-3)),
+}
+"""The rates that an arm tries, by its kind: MLPs and their copies, or what stands beside an MLP.
+``pilot`` tells whether they are enough."""
+ON_FEATURES = ("probe", "mixture", *TWO_TASKS)
 """Arms on the features of the trunk; the last two learn defect and crystal."""
+COPIES = ("moe_copies", "moe_noise", "moe_drop", "moe_clusters")
+"""Arms whose experts start as copies of the MLP, or nearly so."""
 BASES = {
-    **dict.fromkeys(ON_FEATURES, "dense"),
-    **dict.fromkeys(("moe_copies", "moe_noise", "moe_drop", "moe_clusters"), "dense_active"),
+    "probe": "dense",
+    "mixture": "probe",
+    "shared_bottom": "probe",
+    "mmoe": "shared_bottom",
+    **dict.fromkeys(COPIES, "dense_active"),
     "moe_split": "dense_half",
     "low_rank": "adapter",
 }
-"""The dense arm that has the FLOPs of each other arm."""
+"""The plainer arm that has the FLOPs of each other arm."""
+SETTINGS: dict[str, Any] = dict(
+    experts=EXPERTS,
+    k=K,
+    rank=RANK,
+    batch=BATCH,
+    patches=PATCHES,
+    warmup=WARMUP,
+    c=[*INVERSE_REGULARIZATION],
+    unseen=UNSEEN,
+    components=COMPONENTS,
+    mixtures=MIXTURES,
+    two_tasks=TWO_TASKS,
+    training=TRAINING,
+    clustered=CLUSTERED,
+)
+"""What all rows are made with but the rates, as JSON has it."""
 
 
 def measure(trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int) -> dict[str, Any]:
@@ -166,27 +204,31 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int)
     Returns:
         "right", whether the likeliest class is the image's, 0 or 1 for each image of the test;
         "defect", the same of whether the classes of more than an even chance of a defect are
-        together likelier than the others; "validation", the mean log loss; and for an arm that is
-        trained, "rate", "epoch" and "losses", the validation of each rate.
+        together likelier than the others; "validation", the mean log loss; "c" of the regression,
+        for the probe and for an arm that is trained, which also has "rate", "epoch", "steps" and
+        "losses", the validation of each rate; and for the others the settings that are best on
+        validation.
     """
-    train, held, test = data.split
-    start = started(trunk, arm if arm in MLPS else "dense", data, seed)
+    _, held, test = data.split
+    start, c = started(trunk, arm if arm in MLPS else "dense", data, seed)
+    found: dict[str, Any]
     if arm in MLPS:
-        runs = [trained(start, data, rate, epochs, seed) for rate in RATES]
-        best = min(range(len(RATES)), key=lambda i: runs[i].validation)
+        runs = [trained(start, data, rate, epochs, seed) for rate in RATES[arm]]
+        best = min(range(len(runs)), key=lambda i: runs[i].validation)
         tail, validation, epoch = runs[best]
         probabilities = predicted(tail, features(tail, data.tokens[test]))
-        found = {"rate": RATES[best], "epoch": epoch, "losses": [run.validation for run in runs]}
+        found = {"c": c, "rate": RATES[arm][best], "epoch": epoch, "steps": epochs * steps_of(data)}
+        found["losses"] = [run.validation for run in runs]
     else:
         every = {
             name: features(start, data.tokens[own]) for name, own in data.split._asdict().items()
         }
-        predict = (
-            (lambda x: predicted(start, x))
+        found, predict = (
+            ({"c": c}, lambda x: predicted(start, x))
             if arm == "probe"
             else on_features(arm, every, data, seed)
         )
-        probabilities, found = predict(every["test"]), {}
+        probabilities = predict(every["test"])
         validation = log_loss(predict(every["validation"]), data.labels[held])
     labels = data.labels[test]
     likely = probabilities[:, DEFECTIVE:].sum(1) > 0.5
@@ -197,8 +239,17 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int)
     }
 
 
-def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> Tail:
-    """An arm before its training, whose head is the regression of its own features."""
+def pilot(
+    trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int
+) -> list[dict[str, Any]]:
+    """The best "epoch" and its "validation" with each rate of ``PILOT``; reads no test image."""
+    start, _ = started(trunk, arm, data, seed)
+    runs = [(rate, trained(start, data, rate, epochs, seed)) for rate in PILOT]
+    return [{"rate": rate, "epoch": x.epoch, "validation": x.validation} for rate, x in runs]
+
+
+def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> tuple[Tail, float]:
+    """An arm before its training, whose head is the regression of its own features, and its C."""
     train, held, _ = data.split
     norm = trunk.blocks[-1].norm2
     some = train[:: -(-len(train) // CLUSTERED)]  # of all parts of the data set
@@ -207,7 +258,7 @@ def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> Tail:
     tail = Tail(trunk, mlp, data.classes)
     x, y = features(tail, data.tokens[train]), data.labels[train]
     mean, std = x.mean(0), x.std(0) + 1e-6
-    held_features, least = features(tail, data.tokens[held]), np.inf
+    held_features, least, best = features(tail, data.tokens[held]), np.inf, np.nan
     for c in INVERSE_REGULARIZATION:
         fitted = LogisticRegression(C=c, max_iter=2000).fit((x - mean) / std, y)
         rows, bias = fitted.coef_, fitted.intercept_
@@ -221,10 +272,10 @@ def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> Tail:
             scipy.special.softmax(held_features @ kernel + every, axis=-1), data.labels[held]
         )
         if loss < least:
-            least = loss
+            least, best = loss, c
             tail.head.kernel[...] = jnp.asarray(kernel, jnp.float32)
             tail.head.bias[...] = jnp.asarray(every, jnp.float32)
-    return tail
+    return tail, best
 
 
 Predict = Callable[[np.ndarray], np.ndarray]  # features (b, d) -> probabilities (b, y)
@@ -232,20 +283,17 @@ Predict = Callable[[np.ndarray], np.ndarray]  # features (b, d) -> probabilities
 
 def on_features(
     arm: str, features: Mapping[str, np.ndarray], data: TokenDataset, seed: int
-) -> Predict:
-    """An arm of ``ON_FEATURES`` but the probe, with the number of experts best on validation."""
+) -> tuple[dict[str, Any], Predict]:
+    """An arm of ``ON_FEATURES`` but the probe, with the settings that are best on validation."""
     train, held, _ = data.split
-    scale = StandardScaler().fit(features["train"])
+    parts = [PCA(min(COMPONENTS, len(train) - 1), random_state=0)] if arm == "mixture" else []
+    scale = make_pipeline(StandardScaler(), *parts).fit(features["train"])
     x, y = scale.transform(features["train"]), data.labels[train]
-    found: list[Predict] = []
+    found: list[tuple[dict[str, Any], Any]] = []
     if arm == "mixture":
-        parts = PCA(min(COMPONENTS, len(train) - 1), random_state=0).fit(x)
-        for experts in NUMBERS_OF_EXPERTS:
-            mixture = MixtureOfExpertsClassifier(
-                experts, gate_penalty=1.0, expert_penalty=1.0, random_state=seed
-            )
-            mixture.fit(parts.transform(x), y)
-            found.append(lambda f, m=mixture: spread(m, parts.transform(scale.transform(f)), data))
+        for settings in MIXTURES:
+            mixture = MixtureOfExpertsClassifier(gate_penalty=1.0, random_state=seed, **settings)
+            found.append((settings, mixture.fit(x, y)))
     else:
         known = np.isin(data.labels[held], y) & np.isin(data.crystals[held], data.crystals[train])
         both = ((train, x), (held[known], scale.transform(features["validation"])[known]))
@@ -253,12 +301,18 @@ def on_features(
             (each, {"label": data.labels[rows], "crystal": data.crystals[rows]})
             for rows, each in both
         )
-        for experts in NUMBERS_OF_EXPERTS if arm == "mmoe" else NUMBERS_OF_EXPERTS[:1]:
-            tasks = MultiTaskClassifier(arm, n_experts=experts, random_state=seed)
-            tasks.fit(x, y, validation=validation)
-            found.append(lambda f, m=tasks: spread(m, scale.transform(f), data))
-    labels = data.labels[held]
-    return min(found, key=lambda each: log_loss(each(features["validation"]), labels))
+        for settings in TWO_TASKS[arm]:
+            tasks = MultiTaskClassifier(arm, random_state=seed, **TRAINING, **settings)
+            found.append((settings, tasks.fit(x, y, validation=validation)))
+
+    def predict(fitted: Any, rows: np.ndarray) -> np.ndarray:
+        return spread(fitted, scale.transform(rows), data)
+
+    def loss(fitted: Any) -> float:
+        return log_loss(predict(fitted, features["validation"]), data.labels[held])
+
+    settings, best = min(found, key=lambda each: loss(each[1]))
+    return settings, functools.partial(predict, best)
 
 
 def spread(fitted: Any, x: np.ndarray, data: TokenDataset) -> np.ndarray:
@@ -291,14 +345,19 @@ def is_trained(path: tuple[Any, ...], value: Any) -> bool:
     return isinstance(value, nnx.Param) and "shared" not in path
 
 
+def steps_of(data: TokenDataset) -> int:
+    """Steps of an epoch."""
+    return -(-len(data.split.train) // BATCH)
+
+
 def trained(start: Tail, data: TokenDataset, rate: float, epochs: int, seed: int) -> Trained:
     """An arm that is trained with a peak learning rate, which warms up and falls as a cosine."""
     train, held, _ = data.split
     random, labels = np.random.default_rng(seed), data.labels[train]
     tokens, validation = data.tokens[train], data.tokens[held]
-    steps = -(-len(train) // BATCH)
+    steps = steps_of(data)
     number = np.arange(steps * epochs)
-    warm = np.minimum(1, (number + 1) / min(10, steps))
+    warm = np.minimum(1, (number + 1) / max(1, min(WARMUP, len(number) // 10)))
     rates = iter(rate * warm * (1 + np.cos(np.pi * number / len(number))) / 2)
     graph, params, rest = nnx.split(start, is_trained, ...)
     moments = OPTIMIZER.init(params)
@@ -348,10 +407,10 @@ def _features(graph: Any, state: Any, tokens: Array) -> Array:
 
 def features(tail: Tail, tokens: np.ndarray) -> Float[np.ndarray, "b d"]:
     """The mean of all patches of each image, after the MLP or the experts."""
-    graph, state = nnx.split(tail)
+    (graph, state), batch = nnx.split(tail), min(BATCH, len(tokens))
     found = [
-        np.asarray(_features(graph, state, np.resize(part, (BATCH, *part.shape[1:]))))[: len(part)]
-        for part in (tokens[i : i + BATCH] for i in range(0, len(tokens), BATCH))
+        np.asarray(_features(graph, state, np.resize(part, (batch, *part.shape[1:]))))[: len(part)]
+        for part in (tokens[i : i + batch] for i in range(0, len(tokens), batch))
     ]
     return np.concatenate(found)
 
@@ -371,8 +430,8 @@ def costs(trunk: ViT, arm: str) -> dict[str, float]:
     """What the MLP or the experts of an arm cost.
 
     Returns:
-        "parameters"; "gflops"; and "ms", on the cores of this process: the median time of fifteen
-        batches, divided by the images of a batch.
+        "parameters"; "trained", how many of these are trained; "gflops"; and "ms", on the cores of
+        this process: the median time of fifteen batches, divided by the images of a batch.
     """
     run, state, x = _program(trunk, arm, "auto")
     times = []
@@ -380,10 +439,12 @@ def costs(trunk: ViT, arm: str) -> dict[str, float]:
         begin = time.perf_counter()
         run(state, x).block_until_ready()
         times.append(time.perf_counter() - begin)
+    kinds = {"parameters": nnx.Param, "trained": is_trained}
     return {
-        "parameters": sum(
-            each.size for each in jax.tree.leaves(nnx.filter_state(state, nnx.Param))
-        ),
+        **{
+            name: sum(each.size for each in jax.tree.leaves(nnx.filter_state(state, kind)))
+            for name, kind in kinds.items()
+        },
         "gflops": gflops(trunk, arm),
         "ms": 1000 * float(np.median(times[1:])) / BATCH,
     }

