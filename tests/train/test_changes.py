@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import signal
 import sys
@@ -93,7 +94,7 @@ def test_fields_that_decide_no_number_may_change_each_with_a_line(
     config: TrainConfig, tmp_path: Path
 ) -> None:
     workdir, now = started(tmp_path / "run", config), environment_of(config)
-    of_images = {"evaluations.data", "fewshot.data", "data.name"}
+    of_images = {"evaluations.data", "data.name"}
     assert CHANGES.keys() | of_images | {"data.check"} == MAY_CHANGE.keys()
     for key, changed in CHANGES.items():
         new = configs.replace(config, **changed)
@@ -210,9 +211,10 @@ def test_images_may_be_moved_and_other_images_are_refused(
     workdir = started(tmp_path / "run", on_photos(config, photos(tmp_path / "there")))
     moved = on_photos(config, shutil.copytree(tmp_path / "there", tmp_path / "here"))
     lines = opened(workdir, moved)
-    fields = ("evaluations.1.data", "data.name", "fewshot.data")
+    fields = ("evaluations.1.data", "data.name")
     for field in fields:
         assert any(field in line and "/here" in line for line in lines), "\n".join(lines)
+    assert any(re.search(r"few-shot sets folder:.*/there -> folder:.*/here:", x) for x in lines)
     assert read_config(workdir) == moved
     again = on_photos(config, shutil.copytree(tmp_path / "there", tmp_path / "third"))
     assert len(opened(workdir, again)) >= len(fields)
@@ -238,6 +240,9 @@ def test_sets_may_be_added_and_one_that_returns_with_other_images_is_said(
         assert "has changed since this run began (31 images then, 31 now)" in line
     reordered = configs.replace(more, fewshot=dict(data=fewshot["data"][::-1]))
     assert opened(workdir, reordered) == opened(workdir, more)
+    other = configs.replace(more, fewshot=dict(data=("digits", *fewshot["data"][:1])))
+    assert any(": few-shot sets folder:" in line for line in opened(workdir, other))
+    assert read_config(workdir) == other
 
 
 def test_a_run_without_a_checkpoint_is_set_aside_for_another_config(

@@ -22,7 +22,6 @@ MAY_CHANGE = {
     "fewshot": "",
     "fewshot.every": "",
     "fewshot.batch_size": GROUPS,
-    "fewshot.data": "",
     "data.name": "",
     "data.num_workers": "",
     "data.check": "",
@@ -34,7 +33,7 @@ MAY_CHANGE = {
 """The fields that may change, without the numbers of evaluation sets, and what the change does to
 the numbers of the run: if empty, nothing, it ends with bitwise the same parameters. All other
 fields decide the numbers; only the length may grow."""
-OF_IMAGES = ("data.name", "evaluations.data", "fewshot.data")
+OF_IMAGES = ("data.name", "evaluations.data")
 """Those that may change only if the images stay the same, as after they were moved."""
 
 
@@ -43,7 +42,7 @@ class Change(NamedTuple):
 
     Attributes:
         field: such as "evaluations.0.batch_size"; for an evaluation set that only one of the
-            configs has, "evaluations"; if one of them has more few-shot sets, "fewshot".
+            configs has, "evaluations"; for the few-shot sets, "fewshot".
         before: its value before; for such a set its name, or None; the names of few-shot sets.
         now: its value now.
     """
@@ -85,10 +84,7 @@ def changes(stored: TrainConfig, current: TrainConfig) -> list[Change]:
         if name in before:
             found += _differences(before[name], now[name], f"evaluations.{i}")
     sets = stored.fewshot.data, current.fewshot.data
-    if len(sets[0]) == len(sets[1]):
-        others = [[each for each in own if each not in there] for own, there in (sets, sets[::-1])]
-        found += (Change("fewshot.data", *pair) for pair in zip(*others, strict=True))
-    else:
+    if {*sets[0]} != {*sets[1]}:
         found.append(Change("fewshot", *sets))
     if bool(sets[0]) == bool(sets[1]):
         found += _differences(stored.fewshot, current.fewshot, "fewshot", ["data"])

@@ -28,7 +28,8 @@ def environment(data: Data, placement: Placement) -> dict[str, Any]:
     measured = {each.name: own for each, own in data.evaluations}
     for each in data.fewshot:  # whole splits: which images are drawn follows from them
         splits = (own.source if isinstance(own, Subset) else own for own in each.sources)
-        measured |= zip(_few_shot(each.name), splits, strict=True)
+        names = (f"few-shot {each.name}, {split}" for split in ("train", "test"))
+        measured |= zip(names, splits, strict=True)
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -41,11 +42,6 @@ def environment(data: Data, placement: Placement) -> dict[str, Any]:
         **_data(data.source),
         "evaluations": {name: _data(each) for name, each in measured.items()},
     }
-
-
-def _few_shot(name: str) -> tuple[str, str]:
-    """The names of the two splits of a few-shot set."""
-    return f"few-shot {name}, train", f"few-shot {name}, test"
 
 
 def _data(source: Source) -> dict[str, Any]:
@@ -89,18 +85,10 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def same_images(change: Change, stored: dict[str, Any], current: dict[str, Any]) -> bool:
     """Whether a data set that has another name has the same images as at the start of the run."""
-
-    def images(environment: dict[str, Any]) -> list[Any]:
-        if change.key == "data.name":
-            return [environment]
-        sets = environment.get("evaluations") or {}
-        if change.key == "fewshot.data":
-            name = change.before if environment is stored else change.now
-            return [sets.get(each) for each in _few_shot(name)]
-        name = list(current["evaluations"])[int(change.field.split(".")[1])]
-        return [sets.get(name)]
-
-    return all(map(_same, images(stored), images(current)))
+    if change.key == "data.name":
+        return _same(stored, current)
+    name = list(current["evaluations"])[int(change.field.split(".")[1])]
+    return _same((stored.get("evaluations") or {}).get(name), current["evaluations"][name])
 
 
 def with_new_sets(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
