@@ -87,7 +87,14 @@ def run(argv: Sequence[str]) -> None:
     if not stored.config.sparse_blocks:
         raise UsageError(f"{args.source}: no block of this model is sparse")
     config = _pruned_config(args, stored)
-    placements = [placement_of(each, **args.devices) for each in (stored.config, config)]
+    placements = [placement_of(stored.config, **args.devices)]
+    try:
+        placements.append(placement_of(config, **args.devices))
+    except UsageError as error:
+        if not args.mesh:
+            raise
+        placements.append(placement_of(config, "", args.fsdp))
+        print_messages([f"the pruned model is on {placements[1]}: {error}"])
     kept = _kept_without_data(args, stored)
     source, replace = open_data(args.data, stored, split="validation")
     left_out = Unreadable("left out")
