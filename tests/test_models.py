@@ -154,7 +154,7 @@ SIGLINO |= dict(depth=18, num_classes=0, attention_sink=True, qk_rms=True)
 SIGLINOS: dict[str, tuple[int, dict[str, Any]]] = {  # parameters, and fields
     "siglino-moe-0.3-0.6B": (
         503_539_344,
-        dict(width=768, num_heads=8, head_width=128, mlp_dim=384, sparse_blocks=tuple(range(18)))
+        dict(width=768, num_heads=8, head_dim=128, mlp_dim=384, sparse_blocks=tuple(range(18)))
         | dict(moe=MoEConfig(28, GatedMlpExpert(), router=BiasBalanced(k=6, dropless=True))),
     ),
     "siglino-0.6B": (472_896_288, dict(width=1280, num_heads=16, mlp_dim=5120, mlp="gated")),

@@ -28,6 +28,7 @@ from vmoe.config import (
     Hash,
     RoutingOverrides,
     ZeroExpert,
+    replace,
 )
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
@@ -178,10 +179,17 @@ def test_programs_are_written_by_the_command(tiny_run: Path, tmp_path: Path) -> 
         assert result.stderr.count("\n") == 1 and not (tmp_path / "model.onnx").exists()
 
 
+def test_heads_as_wide_as_those_of_published_models_may_be_named(tmp_path: Path) -> None:
+    stored = read(PUBLISHED)
+    named = replace(stored.config, head_dim=stored.config.dim_per_head)
+    write(stored._replace(config=named), tmp_path / "ckpt", format="published")
+    assert read(tmp_path / "ckpt").config == stored.config
+
+
 def test_a_model_that_the_published_format_cannot_represent_is_refused(tmp_path: Path) -> None:
     result = vmoe("convert", TIMM, tmp_path / "x", "--format", "published")
     assert result.returncode == 2 and not list(tmp_path.iterdir())
-    assert "model.activation=erf: published checkpoints do not store this field" in result.stderr
+    assert "model.activation=gelu: published checkpoints do not store this field" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

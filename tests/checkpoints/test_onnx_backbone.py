@@ -153,7 +153,7 @@ def test_settings_that_only_config_json_has_are_assumed_and_named(tmp_path: Path
     found = inspect(tmp_path / "model.onnx").model
     assert found is not None and found.origin.assumed[1:4] == (
         "attention heads of 64 channels: 1",
-        "GELU (erf)",
+        "exact GELU",
         "norms with epsilon 1e-06",
     )
 

@@ -97,10 +97,10 @@ def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
     assert reason in str(caught.value)
     arguments = arguments | {"act_layer": "quick_gelu", "global_pool": "token"}
     (folder / "config.json").write_text(json.dumps(config | {"model_args": arguments}))
-    assert vmoe.load(folder).model.config.activation == "quick"
+    assert vmoe.load(folder).model.config.activation == "quick_gelu"
 
 
-@pytest.mark.parametrize(("patch", "gelu"), [(14, "erf"), (16, "tanh")])
+@pytest.mark.parametrize(("patch", "gelu"), [(14, "gelu"), (16, "gelu_tanh")])
 def test_towers_of_siglip_have_the_gelu_that_timm_gives_them(
     patch: int, gelu: str, tmp_path: Path
 ) -> None:

@@ -207,9 +207,9 @@ CASES: dict[str, tuple[list[str], str]] = {
         "parameters from the weights (--init, --init-partial)",
     ),
     "another GELU to start from": (
-        [*TINY_TRAIN, "--init", "{run}", "--model.activation", "erf"],
-        "the parameters were trained with model.activation=tanh; use that "
-        "(--init, --model.activation tanh)",
+        [*TINY_TRAIN, "--init", "{run}", "--model.activation", "gelu"],
+        "the parameters were trained with model.activation=gelu_tanh; use that "
+        "(--init, --model.activation gelu_tanh)",
     ),
     "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
     "truncated arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),

@@ -212,7 +212,7 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     arguments += ["--optim.warmup-steps", "1", "--init", TIMM, "--model.patch-size", "4"]
     arguments += ["--model.width", "24", "--model.mlp-dim", "48", "--model.num-heads", "3"]
     arguments += ["--model.num-classes", "11", "--model.depth", "2", "--model.sparse-blocks"]
-    result = vmoe(*arguments, "--model.activation", "erf")
+    result = vmoe(*arguments, "--model.activation", "gelu")
     assert result.returncode == 0, result.stderr
     lines = without_times(result.stderr)
     assert f"starting from {TIMM.relative_to(ROOT)}: 37 parameters loaded" in lines
@@ -222,8 +222,8 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     model = read_config(workdir).model
     for field, message in [
         (
-            {"activation": "tanh"},
-            "model.activation=tanh: the parameters were trained with model.activation=erf",
+            {"activation": "gelu_tanh"},
+            "model.activation=gelu_tanh: the parameters were trained with model.activation=gelu",
         ),
         ({"sparse_blocks": (1,)}, "only in the model: blocks/1/mlp/experts/.* or a partial load"),
     ]:

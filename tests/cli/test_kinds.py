@@ -39,11 +39,11 @@ def test_a_kind_has_its_own_options_and_defaults() -> None:
     layer = moe(
         "--model.moe.router.kind", "expert_choice", "--model.moe.router.noise-std", "0.5",
         "--model.moe.gate.kind=cosine", "--model.moe.experts.kind", "gated_mlp",
-        "--model.moe.experts.activation", "erf",
+        "--model.moe.experts.activation", "gelu",
     )  # fmt: skip
     assert layer["router"] == vars(ExpertChoice(noise_std=0.5))
     assert layer["gate"]["temperature"] == CosineGate().temperature
-    assert layer["experts"] == vars(GatedMlpExpert(activation="erf"))
+    assert layer["experts"] == vars(GatedMlpExpert(activation="gelu"))
 
 
 def test_the_kind_of_the_config_keeps_the_settings_of_the_config() -> None:

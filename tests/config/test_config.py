@@ -260,15 +260,30 @@ OLDER = {"dropout": "expert_dropout", "implementation": "implementation"}
 
 
 @pytest.mark.parametrize(
-    ("router", "moved", "experts"),
+    ("router", "moved", "experts", "gelu"),
     [
-        (TokenChoice(k=1, dropless=True), (*GROUPS, "dropless"), GatedMlpExpert(dropout=0.5)),
-        (ExpertChoice(capacity=3), (*GROUPS, "capacity_rounding"), CnnExpert(shared_init=False)),
-        (Soft(capacity_factor=2.0), GROUPS[:2], MlpExpert(implementation="batched")),
+        (
+            TokenChoice(k=1, dropless=True),
+            (*GROUPS, "dropless"),
+            GatedMlpExpert(dropout=0.5, activation="gelu"),
+            "erf",
+        ),
+        (
+            ExpertChoice(capacity=3),
+            (*GROUPS, "capacity_rounding"),
+            CnnExpert(shared_init=False),
+            None,
+        ),
+        (
+            Soft(capacity_factor=2.0),
+            GROUPS[:2],
+            MlpExpert(implementation="batched", activation="quick_gelu"),
+            "quick",
+        ),
     ],
 )
 def test_an_older_run_has_a_gelu_and_settings_of_its_router_and_experts_beside_them(
-    router: configs.AnyRouter, moved: tuple[str, ...], experts: Any
+    router: configs.AnyRouter, moved: tuple[str, ...], experts: Any, gelu: str | None
 ) -> None:
     """Those that its kind of router or expert does not have had no effect."""
     layer = MoEConfig(router=grouped(router, 2), experts=experts)
@@ -283,7 +298,10 @@ def test_an_older_run_has_a_gelu_and_settings_of_its_router_and_experts_beside_t
         older |= {} if "dropless" in moved else {"dropless": False}
         older |= {"images_per_group": 1} if router.kind == "soft" else {}
         older["shared_init"] = older["experts"].pop("shared_init")
-        fields["model"]["gelu"] = fields["model"].pop("activation")
+        assert fields["model"].pop("activation") == "gelu_tanh"
+        fields["model"]["gelu"] = "tanh"
+        if "activation" in older["experts"]:
+            older["experts"]["activation"] = gelu
         for name, before in OLDER.items():
             older[before] = older["experts"].pop(name, {"dropout": 0.0}.get(name, "auto"))
         assert configs.from_json(TrainConfig, json.dumps(fields)) == config

@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 def test_a_sink_gates_each_head_by_the_logits_of_the_tokens_that_it_sees(masked: bool) -> None:
     """A head's outputs are multiplied by sigmoid(log(sum(exp(logits))) - sink)."""
     layer = Attention(
-        D, HEADS, head_width=Z, qk_rms=True, sink=True, dtype=jnp.float32, rngs=nnx.Rngs(0)
+        D, HEADS, head_dim=Z, qk_rms=True, sink=True, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     layer.sink[...] = jnp.array([-1.0, 2.0])
     tokens = jnp.asarray(RNG.normal(size=(B, N, D)), jnp.float32)

@@ -65,7 +65,11 @@ KINDS: dict[str, Expert] = {
     "constant": ConstantExpert(),
     "list": LIST,
 }
-ACTIVATIONS = {"tanh": gelu, "relu": lambda x: np.maximum(x, 0), "silu": lambda x: x * expit(x)}
+ACTIVATIONS = {
+    "gelu_tanh": gelu,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * expit(x),
+}
 
 OneExpert = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """One expert: tokens (c, d), the image and the position of each -> outputs (c, x)."""

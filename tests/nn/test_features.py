@@ -97,9 +97,9 @@ def test_a_new_classifier_replaces_the_last_layer_only() -> None:
 @pytest.mark.parametrize(
     ("activation", "expected"),
     [
-        ("erf", lambda x: x * (1 + erf(x / np.sqrt(2))) / 2),
-        ("quick", lambda x: x / (1 + np.exp(-1.702 * x))),
-        ("tanh", lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2),
+        ("gelu", lambda x: x * (1 + erf(x / np.sqrt(2))) / 2),
+        ("quick_gelu", lambda x: x / (1 + np.exp(-1.702 * x))),
+        ("gelu_tanh", lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2),
     ],
 )
 def test_mlps_and_experts_have_the_activation_of_the_config(activation: Any, expected: Any) -> None:

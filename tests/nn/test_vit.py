@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "later": dict(
         **dict(registers=3, rotary=GridRotary(), mlp="gated_norm", norm="rms", attention_norm=True),
-        **dict(head_width=12, qk_rms=True, attention_sink=True),
+        **dict(head_dim=12, qk_rms=True, attention_sink=True),
         **dict(activation="silu", sparse_blocks=(1,), depth=2),
     ),
     "attention_and_qk_norm": dict(pooling="attention", qk_norm=True),

@@ -148,7 +148,7 @@ def test_a_new_head_can_be_requested() -> None:
         ),
         (dict(moe=dict(num_experts=3)), "weights have num_experts .4,., and the model has num_e"),
         (
-            dict(mlp_dim=24),
+            dict(mlp_dim=24, head_dim=TINY.dim_per_head),
             "the weights have mlp_dim 32, and the model has mlp_dim 24; other shapes: "
             "blocks/0/mlp/down/kernel is 32 x 16 in the weights and 24 x 16 in the model, .*, and "
             "4 more; use .*takes .. of the model's .. parameters",
@@ -172,8 +172,8 @@ def test_changes_that_the_target_does_not_need_are_refused_unless_allowed(
     [
         (
             {},
-            dict(activation="erf"),
-            "model.activation=erf: the parameters were trained with model.activation=tanh",
+            dict(activation="gelu"),
+            "model.activation=gelu: the parameters were trained with model.activation=gelu_tanh",
         ),
         (
             dict(rotary=GridRotary()),

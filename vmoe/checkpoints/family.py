@@ -1,7 +1,7 @@
 """A family of weights: what its files specify before an array is read; checks for all families."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -95,7 +95,7 @@ def summary(preprocessing: Preprocessing) -> str:
     return f"images resized by {preprocessing.interpolation} {what} px{cropped}{stored}"
 
 
-def check_known(path: Path, field: str, value: Any, known: Mapping[str, Any]) -> None:
+def check_known(path: Path, field: str, value: Any, known: Collection[str]) -> None:
     """Checks that the value of a field is one of those known.
 
     Raises:

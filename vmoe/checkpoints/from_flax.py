@@ -40,7 +40,7 @@ def vit_npz(path: Path) -> Family:
         npz.read(path),
         rename,
         _prepared,
-        given={"activation": "tanh", "norm_epsilon": 1e-6},
+        given={"activation": "gelu_tanh", "norm_epsilon": 1e-6},
         moe=ASSUMED,
         capacity_source=SOURCE,
     )

@@ -35,10 +35,10 @@ from vmoe.errors import UsageError
 IMAGES = "preprocessor_config.json"
 MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 ACTIVATIONS = {
-    "gelu": "erf",
-    "gelu_new": "tanh",
-    "gelu_pytorch_tanh": "tanh",
-    "quick_gelu": "quick",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "relu": "relu",
 }

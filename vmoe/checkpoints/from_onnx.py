@@ -73,7 +73,7 @@ def family(path: Path) -> Family:
         preprocessing, assumed = found.prepared(image_size)
         if not config:
             settings = [f"attention heads of {HEAD_WIDTH} channels: {heads}"]
-            settings.append("SwiGLU" if given["use_swiglu_ffn"] else "GELU (erf)")
+            settings.append("SwiGLU" if given["use_swiglu_ffn"] else "exact GELU")
             settings.append(f"norms with epsilon {found.given['norm_epsilon']}")
             assumed = settings + assumed
         return preprocessing, assumed

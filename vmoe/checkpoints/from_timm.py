@@ -34,6 +34,7 @@ from vmoe.checkpoints.torch_layouts import (
     same,
 )
 from vmoe.config import CenteredRotary, GridRotary
+from vmoe.config.experts import Activation
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
@@ -47,13 +48,6 @@ FAMILIES = "vit|deit|deit3|flexivit|eva|eva02"
 PLAIN = (  # words after the size in the names of architectures that are plain ViTs
     r"patch\d+|\d+|clip|quickgelu|siglip|gap|plus|dinov2|dinov3|qkvb|miil|distilled|reg\d+"
 )
-ACTIVATIONS = {
-    "gelu": "erf",
-    "gelu_tanh": "tanh",
-    "quick_gelu": "quick",
-    "silu": "silu",
-    "relu": "relu",
-}
 NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
@@ -139,7 +133,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
     of_eva = re.fullmatch(OF_EVA, architecture)
     # timm's Eva takes a class as its norm_layer, which no config.json can hold.
-    choices = {"act_layer": ACTIVATIONS, "norm_layer": {} if of_eva else NORMS}
+    choices = {"act_layer": get_args(Activation), "norm_layer": {} if of_eva else NORMS}
     activation, norm_layer = map(changes.get, choices)
     for field, known in choices.items():
         if changes.get(field) is not None:
@@ -149,9 +143,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     larger = re.fullmatch(LARGER_EPSILON, architecture)
     given: dict[str, Any] = {
         "registers": changes.get("num_reg_tokens" if of_eva else "reg_tokens", named),
-        "activation": _activation(file, architecture)
-        if activation is None
-        else ACTIVATIONS[activation],
+        "activation": activation or _activation(file, architecture),
         "norm": NORMS[norm_layer or "layernorm"],
         "norm_epsilon": 1e-5 if not norm_layer and larger else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
@@ -228,8 +220,8 @@ def _activation(file: ArrayFile, architecture: str) -> str:
     if up and down and up.shape[:1] == tuple(2 * x for x in down.shape[1:]):
         return "silu"  # SwiGLUPacked
     if re.fullmatch(QUICK, architecture):
-        return "quick"
-    return "tanh" if any(re.fullmatch(each, architecture) for each in TANH) else "erf"
+        return "quick_gelu"
+    return "gelu_tanh" if any(re.fullmatch(each, architecture) for each in TANH) else "gelu"
 
 
 def _prepared(pretrained: Mapping[str, Any], image_size: int) -> tuple[Preprocessing, list[str]]:

@@ -41,7 +41,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         mlp_dim=mlp_dim,
         mlp=_mlp(shapes, mlp_dim),
         num_heads=query[1],
-        head_width=query[2] if query[1] * query[2] != query[0] else None,
+        head_dim=query[2] if query[1] * query[2] != query[0] else None,
         num_classes=_shape(shapes, "head/classes/kernel", 2)[1]
         if "head/classes/kernel" in shapes
         else 0,

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from vmoe.errors import require
 from vmoe.fields import NOT_EMPTY, Checked, Count, Rate, at_least
 
-Activation = Literal["tanh", "erf", "quick", "relu", "silu"]
-"""The activation of an MLP. tanh, erf, quick: GELU(x) by the tanh approximation, exactly (erf), or
-as x * sigmoid(1.702 x); relu: max(x, 0); silu: x * sigmoid(x)."""
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+"""The activation of an MLP, by its name in timm. gelu, gelu_tanh, quick_gelu: GELU(x) exactly, by
+the tanh approximation, or as x * sigmoid(1.702 x); relu: max(x, 0); silu: x * sigmoid(x)."""
 Implementation = Literal["batched", "blocked", "ragged"]
 """How MLPs compute (``vmoe/nn/implementations.py``)."""
 

@@ -29,6 +29,8 @@ OF_EXPERTS = {
     "implementation": "implementation",
 }
 """Fields of routers and of experts, by their older name, that older versions wrote beside them."""
+GELUS = {"tanh": "gelu_tanh", "erf": "gelu", "quick": "quick_gelu"}
+"""Activations by the names that older versions wrote."""
 _PACKAGE = Path(__file__).parents[1]
 _NAMED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # in a wheel, in a checkout
 
@@ -125,7 +127,7 @@ def _without_version(fields: Any) -> Any:
 
 
 def _moved(fields: Any) -> Any:
-    """Renames and moves what older versions wrote: ``gelu``, and settings beside their owner.
+    """Renames and moves what older versions wrote: GELUs, and settings beside their owner.
 
     Settings that this kind of router or expert does not have had no effect.
     """
@@ -136,6 +138,10 @@ def _moved(fields: Any) -> Any:
     fields = {name: _moved(value) for name, value in fields.items()}
     if "gelu" in fields and "activation" not in fields:
         fields["activation"] = fields.pop("gelu")
+    own = "patch_size" in fields or str(fields.get("kind")) in kinds(ExpertConfig)
+    if own and "activation" in fields:
+        older = fields["activation"]
+        fields["activation"] = GELUS.get(str(older), older)
     if "num_experts" in fields:
         moved = {name: fields.pop(name) for name in OF_ROUTERS if name in fields}
         _give(fields.setdefault("router", {"kind": TokenChoice.kind}), kinds(AnyRouter), moved)

@@ -161,9 +161,9 @@ class ViTConfig(Checked):
     """Initial standard deviation of the head's kernel."""
     head_bias: float = 0.0
     """Initial bias of the head."""
-    activation: Activation = "tanh"
-    """The activation of MLPs and experts. tanh: approximate GELU (V-MoE, ViT in JAX); erf: exact
-    GELU (timm, Hugging Face); quick: x * sigmoid(1.702 x) (CLIP); relu: max(x, 0); silu:
+    activation: Activation = "gelu_tanh"
+    """The activation of MLPs and experts. gelu_tanh: approximate GELU (V-MoE, ViT in JAX); gelu:
+    exact GELU (timm, Hugging Face); quick_gelu: x * sigmoid(1.702 x) (CLIP); relu: max(x, 0); silu:
     x * sigmoid(x), of most gated MLPs (SwiGLU)."""
     mlp: Literal["plain", "gated", "gated_norm"] = "plain"
     """The dense MLPs of blocks; those of shared experts and of attention pooling are plain. plain:
@@ -188,7 +188,7 @@ class ViTConfig(Checked):
     """Add a learned logit of each head, the sink, to the softmax of the attention, whose weights
     then sum to less than 1. So a head is gated by sigmoid(log(sum(exp(logits))) - sink) (SigLino,
     arXiv 2512.20157)."""
-    head_width: Count | None = None
+    head_dim: Count | None = None
     """Width of an attention head; if None, width / num_heads."""
     dropout: Rate = 0.0
     """Dropout rate of embeddings, attention outputs and dense MLPs."""
@@ -209,16 +209,16 @@ class ViTConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = self.width % self.num_heads == 0
-        divides = whole or (self.head_width is not None and self.pooling != "attention")
+        divides = whole or (self.head_dim is not None and self.pooling != "attention")
         self.require(divides, "use a divisor of the width", "num_heads", "width")
         self.require(not (self.qk_norm and self.qk_rms), "use one of them", "qk_norm", "qk_rms")
         divides = self.image_size % self.patch_size == 0
         self.require(divides, "use a divisor of the image size", "patch_size", "image_size")
         divides = self.positions != "sincos2d" or self.width % 4 == 0
         self.require(divides, "use a multiple of 4", "width", "positions")
-        divides = self.rotary is None or self.width_per_head % 4 == 0
+        divides = self.rotary is None or self.dim_per_head % 4 == 0
         remedy = "use heads of a width that is a multiple of 4"
-        of_heads = "head_width" if self.head_width else "num_heads"
+        of_heads = "head_dim" if self.head_dim else "num_heads"
         self.require(divides, remedy, of_heads, "rotary.kind")
         blocks = self.sparse_blocks
         valid = list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks)
@@ -246,14 +246,14 @@ class ViTConfig(Checked):
                     raise UsageError("use a divisor of the width", **fields)
 
     @property
-    def width_per_head(self) -> int:
+    def dim_per_head(self) -> int:
         """Width of an attention head."""
-        return self.head_width or self.width // self.num_heads
+        return self.head_dim or self.width // self.num_heads
 
     @property
     def heads_phrase(self) -> str:
         """The attention heads in a description, such as "8 heads" or "8 heads of 128"."""
-        return f"{self.num_heads} heads" + (f" of {self.head_width}" if self.head_width else "")
+        return f"{self.num_heads} heads" + (f" of {self.head_dim}" if self.head_dim else "")
 
     @property
     def has_class_token(self) -> bool:

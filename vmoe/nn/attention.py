@@ -29,7 +29,7 @@ class Attention(nnx.MultiHeadAttention):
         num_heads: int,
         *,
         dropout: float = 0.0,
-        head_width: int | None = None,
+        head_dim: int | None = None,
         qk_norm: bool = False,
         qk_rms: bool = False,
         sink: bool = False,
@@ -41,7 +41,7 @@ class Attention(nnx.MultiHeadAttention):
         super().__init__(
             num_heads,
             width,
-            qkv_features=num_heads * (head_width or width // num_heads),
+            qkv_features=num_heads * (head_dim or width // num_heads),
             out_features=width,
             dropout_rate=dropout,
             broadcast_dropout=False,

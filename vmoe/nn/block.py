@@ -43,12 +43,12 @@ class Block(nnx.Module):
     ):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.norm1 = make_norm(config, rngs=rngs)
-        of_heads = config.num_heads * config.width_per_head
+        of_heads = config.num_heads * config.dim_per_head
         self.attention = Attention(
             width,
             config.num_heads,
             dropout=config.attention_dropout,
-            head_width=config.head_width,
+            head_dim=config.head_dim,
             qk_norm=config.qk_norm,
             qk_rms=config.qk_rms,
             sink=config.attention_sink,

@@ -18,9 +18,9 @@ kernel_init = nnx.initializers.xavier_uniform()
 bias_init = nnx.initializers.normal(1e-6)
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
-    "tanh": functools.partial(nnx.gelu, approximate=True),
-    "erf": functools.partial(nnx.gelu, approximate=False),
-    "quick": lambda x: x * nnx.sigmoid(1.702 * x),
+    "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
+    "gelu": functools.partial(nnx.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
     "relu": nnx.relu,
     "silu": nnx.silu,
 }
@@ -36,7 +36,7 @@ class Hidden(NamedTuple):
             activation, multiplies its second half (arXiv 2002.05202).
     """
 
-    activation: Activation = "tanh"
+    activation: Activation = "gelu_tanh"
     dropout: float = 0.0
     gated: bool = False
 

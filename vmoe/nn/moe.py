@@ -143,7 +143,7 @@ class MoE(nnx.Module):
         mlp_dim: int,
         tokens: int,
         *,
-        activation: Activation = "tanh",
+        activation: Activation = "gelu_tanh",
         dtype: jax.typing.DTypeLike | None = None,
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,

@@ -181,7 +181,7 @@ class ViT(nnx.Module):
             return None
         h, w = (config.image_size,) * 2 if images is None else images.shape[1:3]
         i, j = h // config.patch_size, w // config.patch_size
-        a, z = config.num_heads, config.width_per_head
+        a, z = config.num_heads, config.dim_per_head
         return rotation(config.rotary, i, j, a, z, config.prefix_tokens)
 
     def encode(

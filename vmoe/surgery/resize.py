@@ -35,10 +35,12 @@ SIZES = (
     "width",
     "mlp_dim",
     "num_heads",
-    "head_width",
+    "head_dim",
     "registers",
     "mlp",
+    "pre_norm",
     "attention_norm",
+    "qk_norm",
     "attention_sink",
     "sparse_blocks",
 )
@@ -254,7 +256,8 @@ def _by(shape: tuple[int, ...]) -> str:
 def _sizes(config: ViTConfig, target: ViTConfig) -> str:
     """The sizes in which the weights and the model differ; empty if they do not."""
     of_weights, of_model = (
-        {name: getattr(each, name) for name in SIZES} for each in (config, target)
+        {name: getattr(each, name) for name in SIZES} | {"head_dim": each.dim_per_head}
+        for each in (config, target)
     )
     if config.sparse_blocks == target.sparse_blocks:
         for sizes, each in ((of_weights, config), (of_model, target)):

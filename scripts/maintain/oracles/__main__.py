@@ -78,14 +78,14 @@ class Oracle:
         return self.build(seed, *self.arguments, **(self.options or {}))
 
 
-def of_timm(note: str, architecture: str, gelu: str = "erf", **options: object) -> Oracle:
+def of_timm(note: str, architecture: str, gelu: str = "gelu", **options: object) -> Oracle:
     larger = re.match("vit_.*(clip|dinov3)", architecture)
     epsilon = 1e-5 if larger else 1e-6
     return Oracle(note, gelu, epsilon, timm_model, (architecture,), options)
 
 
 def of_npz(note: str, *arguments: object, **options: object) -> Oracle:
-    return Oracle(note, "tanh", 1e-6, npz_model, arguments, options)
+    return Oracle(note, "gelu_tanh", 1e-6, npz_model, arguments, options)
 
 
 SHARDS = "as `hf_vit`, in shards with `model.safetensors.index.json`"
@@ -127,19 +127,19 @@ ORACLES = {
         embed_dim=32,
     ),
     "timm_siglip": of_timm(
-        "attention pooling; erf",
+        "attention pooling; exact GELU",
         "vit_base_patch16_siglip_224",
         num_heads=2,
     ),
     "timm_siglip_tanh": of_timm(
         "attention pooling; tanh, known from the architecture only; 16 heads",
         "vit_so400m_patch16_siglip_256",
-        gelu="tanh",
+        gelu="gelu_tanh",
     ),
     "timm_clip": of_timm(
         "`norm_pre`, no bias of the patches; patches of 8, images of 32; 12 heads",
         "vit_base_patch16_clip_quickgelu_224.openai",
-        gelu="quick",
+        gelu="quick_gelu",
         patch_size=8,
         img_size=32,
         embed_dim=24,
@@ -147,7 +147,7 @@ ORACLES = {
     "timm_clip_eps": of_timm(
         "as `timm_clip`, small tokens, before and after `norm_pre`",
         "vit_base_patch16_clip_quickgelu_224.openai",
-        gelu="quick",
+        gelu="quick_gelu",
         small=True,
         num_heads=2,
     ),
@@ -226,33 +226,33 @@ ORACLES = {
         "eva_giant_patch14_224",
         embed_dim=32,
     ),
-    "hf_vit": Oracle("class token; `id2label`", "erf", 1e-12, hf_vit),
-    "hf_vit_shards": Oracle(SHARDS, "erf", 1e-12, hf_vit, options={"max_shard_size": "20KB"}),
+    "hf_vit": Oracle("class token; `id2label`", "gelu", 1e-12, hf_vit),
+    "hf_vit_shards": Oracle(SHARDS, "gelu", 1e-12, hf_vit, options={"max_shard_size": "20KB"}),
     "hf_vit_new_names": Oracle(
         "`save_original_format=False`: `vit.layers.i.attention.q_proj`, ...",
-        "erf",
+        "gelu",
         1e-12,
         hf_vit,
         options=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, save_original_format=False),
     ),
     "hf_vit_eps": Oracle(
-        "as `hf_vit`, small tokens", "erf", 1e-12, hf_vit, options={"small": True}
+        "as `hf_vit`, small tokens", "gelu", 1e-12, hf_vit, options={"small": True}
     ),
     "hf_pooler": Oracle(
         "`ViTModel`: no `vit.` prefix, no classifier; features are the pooler's: dense, tanh",
-        "erf",
+        "gelu",
         1e-12,
         hf_pooler,
     ),
     "hf_dinov2": Oracle(
         "`Dinov2Model`: layer scale, unused `mask_token`, no classifier; features: the class token",
-        "erf",
+        "gelu",
         1e-6,
         hf_dinov2,
     ),
     "hf_dinov2_registers": Oracle(
         "`Dinov2WithRegistersModel`: as `hf_dinov2`, with 4 registers",
-        "erf",
+        "gelu",
         1e-6,
         hf_dinov2,
         options={"registers": 4},
@@ -273,7 +273,7 @@ ORACLES = {
     ),
     "hf_dinov3": Oracle(
         "`DINOv3ViTModel`: rotary positions only, 4 registers, layer scale, no bias of keys",
-        "erf",
+        "gelu",
         1e-5,
         hf_dinov3,
     ),

@@ -34,9 +34,9 @@ HALF: Triple = (0.5, 0.5, 0.5)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 GELUS: dict[str, Callable[[], torch.nn.Module]] = {
-    "erf": torch.nn.GELU,
-    "tanh": partial(torch.nn.GELU, approximate="tanh"),
-    "quick": timm.layers.QuickGELU,
+    "gelu": torch.nn.GELU,
+    "gelu_tanh": partial(torch.nn.GELU, approximate="tanh"),
+    "quick_gelu": timm.layers.QuickGELU,
     "silu": torch.nn.SiLU,
 }
 HF_SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16)

@@ -132,7 +132,7 @@ class NumpyViT:
         gelu: str | None = None,
         epsilon: float | None = None,
     ) -> Arrays:
-        gelu, epsilon = gelu or "tanh", epsilon or 1e-6
+        gelu, epsilon = gelu or "gelu_tanh", epsilon or 1e-6
         p = {key: value.astype(dtype) for key, value in self.parameters.items()}
         x = embed(p, images.astype(dtype))
         for i in range(DEPTH):

@@ -3,6 +3,7 @@
 Shapes and axis orders are the same here; only the names differ (``flax_names.py``).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,14 +38,14 @@ from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
 
 PUBLISHED = {
-    "activation": "tanh",
+    "activation": "gelu_tanh",
     "mlp": "plain",
     "norm": "layer",
     "norm_epsilon": 1e-6,
     "fc_norm": False,
     "pre_norm": False,
     "attention_norm": False,
-    "head_width": None,
+    "head_dim": None,
     "qk_rms": False,
     "attention_sink": False,
     "registers": 0,
@@ -95,6 +96,8 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
 
 def _check_fields(config: ViTConfig) -> None:
     """Checks that a reader finds the fields of the dense parts, which no file stores."""
+    if config.num_heads * config.dim_per_head == config.width:
+        config = dataclasses.replace(config, head_dim=None)
     for field, value in PUBLISHED.items():
         if getattr(config, field) != value:
             raise UsageError(

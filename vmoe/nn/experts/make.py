@@ -59,7 +59,7 @@ def make_experts(
     width: int,
     mlp_dim: int,
     *,
-    activation: Activation = "tanh",
+    activation: Activation = "gelu_tanh",
     dtype: jax.typing.DTypeLike | None = None,
     rngs: Rngs,
 ) -> Experts:
