@@ -19,7 +19,7 @@ def no_more_files(*, until_retry: bool = False) -> Iterator[None]:
     Args:
         until_retry: until a failed read waits to be tried again.
     """
-    gc.collect()  # else it may close files of earlier tests meanwhile
+    gc.disable()  # else it may close files of earlier tests meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0] + 50, hard))
@@ -38,5 +38,6 @@ def no_more_files(*, until_retry: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
+            gc.enable()
             close()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
