@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import ROOT, TINY, forked, start
+from tests.command import ROOT, TINY, vmoe
 from tests.run_folder import arrays, assert_close, differences, last_step, rows
+from tests.train.test_stops import signal_at_step
 from vmoe import config as configs
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.config.changes import MAY_CHANGE
@@ -325,31 +325,28 @@ def test_a_set_that_is_added_to_a_finished_run_is_evaluated(
 
 
 @pytest.mark.process
-@pytest.mark.slow
 def test_a_command_that_is_stopped_and_resumed_with_its_data_moved_ends_bit_for_bit_the_same(
     tmp_path: Path,
 ) -> None:
     """The oracle is the same command on the images where they were, not interrupted."""
     there, here = photos(tmp_path / "there"), tmp_path / "elsewhere" / "photos"
-    every = (("log", 5), ("evaluate", 50), ("checkpoint", 50))
+    every = (("log", 5), ("evaluate", 20), ("checkpoint", 20))
     settings = [word for name, n in every for word in (f"--{name}-every", str(n))]
 
     def line(name: str, folder: Path) -> list[str | Path]:
         words = ["train", "--config", TINY, "--workdir", tmp_path / name, *settings]
-        more = ["--steps", "200", "--batch-size", "16", "--model.num-classes", "2", "--data.flip"]
+        more = ["--steps", "40", "--batch-size", "16", "--model.num-classes", "2", "--data.flip"]
         return [*words, *more, "--data.name", f"folder:{folder}"]
 
-    result = forked(*line("whole", there))
+    result = vmoe(*line("whole", there))
     assert result.returncode == 0, result.stderr
-    with start(*line("moved", there)) as process:
-        process.wait_until(lambda: last_step(tmp_path / "moved") >= 60)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait() == 75, process.stderr
-    assert last_step(tmp_path / "moved") < 200
+    with signal_at_step(27):
+        result = vmoe(*line("moved", there))
+    assert result.returncode == 75 and last_step(tmp_path / "moved") == 25, result.stderr
     here.parent.mkdir()
     there.rename(here)
-    result = forked(*line("moved", here))
+    result = vmoe(*line("moved", here))
     assert result.returncode == 0 and f"-> folder:{here}: the same images" in result.stderr
-    assert not differences(tmp_path / "whole", tmp_path / "moved", 200)
+    assert not differences(tmp_path / "whole", tmp_path / "moved", 40)
     (change,) = (tmp_path / "moved" / "changes.txt").read_text().splitlines()
     assert "data.name" in change
