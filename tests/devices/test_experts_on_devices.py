@@ -43,14 +43,12 @@ LIST = ExpertList(each=(MlpExpert(), *[CnnExpert()] * 4, IdentityExpert(), *[Zer
 @pytest.mark.parametrize(
     ("fields", "mesh"),
     [
-        ({"experts": CnnExpert()}, "expert=4"),
         ({"experts": AttentionExpert(num_heads=2)}, "expert=2"),
-        ({"experts": GatedMlpExpert()}, "expert=8"),
         ({"experts": LIST}, "expert=1"),
-        ({"gate": NoisyGate(), "shared_experts": 2}, "expert=4"),
-        ({"gate": CosineGate(), "shared_experts": 1}, "expert=8"),
+        ({"experts": CnnExpert(), "gate": NoisyGate(), "shared_experts": 2}, "expert=4"),
+        ({"experts": GatedMlpExpert(), "gate": CosineGate(), "shared_experts": 1}, "expert=8"),
     ],
-    ids=["cnn", "attention", "gated_mlp", "list", "noisy_gate", "cosine_gate"],
+    ids=["attention", "list", "cnn with noisy_gate", "gated_mlp with cosine_gate"],
 )
 def test_other_experts_and_gates_have_the_logits_losses_and_gradients_of_one_device(
     fields: dict[str, Any], mesh: str

@@ -110,12 +110,15 @@ def test_the_planned_memory_of_the_state_equals_the_bytes_on_each_device(
 def test_the_planned_communication_equals_that_of_the_compiled_training_step(
     placement: Placement,
 ) -> None:
-    compiled = traced_step(CONFIG, placement).lower().compile(COMPILER_OPTIONS)
+    """Without FSDP in two parts, which the program has once, as the body of a loop."""
+    parts = 1 if placement.fsdp else 2
+    config = replace(CONFIG, accumulate=parts)
+    compiled = traced_step(config, placement).lower().compile(COMPILER_OPTIONS)
     compiled_bytes, planned = collections.Counter(), collections.Counter()
     for collective in parse_collectives(compiled.as_text()):
         compiled_bytes[collective.kind, len(collective.replica_group)] += collective.bytes_sent
-    for collective in communication(CONFIG, [placement], CHIPS["h100"])[0]:
-        planned[collective.kind, collective.group_size] += collective.total_bytes_sent
+    for collective in communication(config, [placement], CHIPS["h100"])[0]:
+        planned[collective.kind, collective.group_size] += collective.total_bytes_sent / parts
     assert planned["all-to-all", placement.expert] > 0 or placement.expert == 1
     for kind in compiled_bytes | planned:
         # The rest is norms and metrics: a few hundred numbers.
@@ -171,15 +174,6 @@ def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_h
     )
     assert parts.saved_activations == pytest.approx(whole.saved_activations / 2, rel=0.02)
     assert parts.gradients == 2 * whole.gradients and parts.state == whole.state
-
-
-@pytest.mark.slow
-def test_the_compiled_step_sends_in_each_part_what_is_planned_for_it() -> None:
-    config, placement = replace(CONFIG, accumulate=2), on("expert=4")
-    text = traced_step(config, placement).lower().compile(COMPILER_OPTIONS).as_text()
-    compiled = sum(each.bytes_sent for each in parse_collectives(text))  # counts a loop's body once
-    planned = communication(config, [placement], CHIPS["h100"])[0]
-    assert sum(each.total_bytes_sent for each in planned) / 2 == pytest.approx(compiled, rel=0.01)
 
 
 def all_collectives(x: jax.Array) -> tuple[jax.Array, ...]:
