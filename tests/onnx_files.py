@@ -32,7 +32,7 @@ def raw_data(values: bytes) -> bytes:
 def dinov2(
     folder: Path,
     *,
-    size: int,
+    size: int | tuple[int, int],
     others: Mapping[str, np.ndarray] = MappingProxyType({}),
     stored: Callable[[bytes], bytes] = raw_data,
     **resize: str | int | float,
@@ -40,7 +40,7 @@ def dinov2(
     """A folder of transformers as the ONNX file of a model that has more than its backbone.
 
     Args:
-        size: of the images, in pixels.
+        size: of the images, in pixels; their side or their height and width.
         others: more arrays.
         stored: the fields that hold the values of an array.
         resize: more attributes of the operation that resamples positions.
@@ -68,11 +68,12 @@ def dinov2(
 def model(
     arrays: Mapping[str, np.ndarray],
     nodes: list[bytes],
-    size: int,
+    size: int | tuple[int, int],
     stored: Callable[[bytes], bytes],
 ) -> bytes:
     """A file of arrays and operations, of images of some size."""
-    shape = field(1, field(2, "batch"), *(field(1, n) for n in (3, size, size)))
+    sides = (size, size) if isinstance(size, int) else size
+    shape = field(1, field(2, "batch"), *(field(1, n) for n in (3, *sides)))
     images = field(1, "images") + field(2, field(1, field(1, 1) + field(2, shape)))
     graph = field(1, *nodes) + field(5, *(tensor(*each, stored) for each in arrays.items()))
     return field(1, 7) + field(7, graph + field(11, images))

@@ -67,7 +67,6 @@ def test_positions_are_resampled_to_the_images_of_the_export_as_pytorch_does(fil
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (b"cubic", b"liner", "corrupt (positions are resized by {'mode': 'liner'"),
         (b"embeddings.cls_token", b"embeddings.cls_other", "no array is embeddings.cls_token"),
         (b"layer.1/mlp/fc2/MatMul", b"layer.1/mlp/fc3/MatMul", "backbone.encoder.layer.1.mlp.fc3"),
         (b"backbone.layernorm.weight", b"backbone.layernorm.weighs", "layernorm.weighs"),
@@ -88,7 +87,7 @@ def test_a_file_that_would_take_many_times_its_size_in_memory_is_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_bytes(dinov2(DINOV2, size=80))
-    with pytest.raises(Failure, match="16 positions are resized to 20 x 20"):
+    with pytest.raises(UsageError, match="16 positions are resized to 20 x 20, at most 4 times"):
         vmoe.load(file)
     monkeypatch.setattr("vmoe.checkpoints.onnx_graph.MOST_FIELDS", 1_000)
     file.write_bytes(dinov2(DINOV2, size=16) + field(2, "") * 1_000)
@@ -114,20 +113,36 @@ def test_values_of_arrays_are_read_where_they_lie_in_the_file_or_the_remedy_is_n
         assert reason in str(caught.value) and "onnx." in str(caught.value)
 
 
-def test_settings_of_the_resampling_that_are_not_pytorchs_bicubic_are_refused(file: Path) -> None:
+def test_other_resampling_of_positions_than_pytorchs_bicubic_to_a_square_is_refused(
+    file: Path,
+) -> None:
+    """Such a file is intact."""
     for resize, fits in (
         (dict(cubic_coeff_a=-0.75, antialias=0, nearest_mode="floor"), True),
         (dict(cubic_coeff_a=-0.5), False),
         (dict(antialias=1), False),
         (dict(exclude_outside=1), False),
+        (dict(mode="linear"), False),
     ):
         file.write_bytes(dinov2(DINOV2, size=12, **resize))
         if fits:
             assert read(file).config.image_size == 12
             continue
         ((key, value),) = resize.items()
-        with pytest.raises(Failure, match=f"positions are resized .*'{key}': {value}"):
+        message = f"positions are resized .*'{key}': {value!r}.*; give the checkpoint"
+        with pytest.raises(UsageError, match=message):
             vmoe.load(file)
+    for size in ((12, 16), (2, 2)):
+        file.write_bytes(dinov2(DINOV2, size=size))
+        message = f"images of {size[0]} x {size[1]} pixels in patches of 4: .*; give the checkpoint"
+        with pytest.raises(UsageError, match=message):
+            vmoe.load(file)
+
+
+def test_positions_that_the_export_does_not_resample_stay_whatever_its_images(file: Path) -> None:
+    file.write_bytes(dinov2(DINOV2, size=(40, 30)).replace(b"Resize", b"Resiza"))
+    positions = [read(path).params["positions"]["embedding"] for path in (file, DINOV2)]
+    np.testing.assert_array_equal(*positions)
 
 
 def test_a_file_of_other_models_than_one_plain_dinov2_is_refused_by_what_it_has(file: Path) -> None:

@@ -15,12 +15,13 @@ from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.family import Family, Transform, corrupt_if_wrong, read_json
 from vmoe.checkpoints.onnx_graph import Graph
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, naming
 
 CLASS = "embeddings.cls_token"
 HEAD_WIDTH = 64  # channels of an attention head, in every DINOv2
 LARGEST = 256  # patches along a side
 MOST_TIMES = 4  # as many patches along a side after resampling
+REMEDY = "give the checkpoint that the file was exported from"
 BICUBIC = {  # PyTorch's settings of Resize, which but for the mode are ONNX's defaults
     **{"mode": "cubic", "coordinate_transformation_mode": "half_pixel"},
     **{"cubic_coeff_a": -0.75, "antialias": 0, "exclude_outside": 0},
@@ -41,8 +42,7 @@ def family(path: Path) -> Family:
     if registers or not prefixes:
         raise UsageError(
             f"{path}: {'it has register tokens' if registers else f'no array is {CLASS}'}; of ONNX "
-            "files, only transformers' DINOv2 without registers is opened; give the checkpoint "
-            "that the file was exported from"
+            "files, only transformers' DINOv2 without registers is opened; {REMEDY}"
         )
     place = path.with_name("config.json")
     config = read_json(place)
@@ -53,7 +53,7 @@ def family(path: Path) -> Family:
             f"{path}: width {width} is no multiple of {HEAD_WIDTH}, so the number of attention "
             "heads is unknown; put the model's config.json next to the file"
         )
-    with corrupt_if_wrong(path):
+    with naming(path), corrupt_if_wrong(path):
         arrays = _arrays(graph, prefix)
     infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
     file = ArrayFile(path, infos, lambda names: ((x, arrays[x]) for x in infos if x in names))
@@ -103,7 +103,7 @@ def _arrays(graph: Graph, prefix: str) -> dict[str, np.ndarray]:
         kernel = arrays.get(f"{prefix}embeddings.patch_embeddings.projection.weight")
         if kernel is None:
             raise ValueError("it has no patch_embeddings.projection.weight")
-        patches = _resized(embeddings["Reshape"], _side(graph, kernel.shape), resampled)
+        patches = _resized(embeddings["Reshape"], graph, kernel.shape, resampled)
         positions = np.concatenate([embeddings["Concat"], patches], axis=1)
         arrays[f"{prefix}embeddings.position_embeddings"] = positions
     return arrays
@@ -115,24 +115,36 @@ def _side(graph: Graph, kernel: tuple[int, ...]) -> int | None:
     *_, patch = kernel
     if height is None or width is None:
         return None
-    if height != width or not 1 <= width // patch <= LARGEST:
-        raise ValueError(f"images of {height} x {width} pixels in patches of {patch}")
+    if height != width or not patch <= width < (LARGEST + 1) * patch:
+        raise UsageError(
+            f"images of {height} x {width} pixels in patches of {patch}: opened are square images "
+            f"of 1 to {LARGEST} patches along a side; {REMEDY}"
+        )
     return width // patch
 
 
 def _resized(
-    positions: np.ndarray, side: int | None, settings: Mapping[str, str | float]
+    positions: np.ndarray,
+    graph: Graph,
+    kernel: tuple[int, ...],
+    settings: Mapping[str, str | float],
 ) -> np.ndarray:
-    """Positions of patches, 1 n d, resampled to a square as the graph's Resize does."""
+    """Positions of patches, 1 n d, resampled to a square as the graph's Resize does, if any."""
     _, patches, _ = positions.shape
     old = math.isqrt(patches)
+    side = _side(graph, kernel) if settings else None
     if side is None or side == old:
         return positions
     if side > MOST_TIMES * old:
-        raise ValueError(f"{patches:,} positions are resized to {side} x {side}")
+        raise UsageError(
+            f"{patches:,} positions are resized to {side} x {side}, at most {MOST_TIMES} times as "
+            f"many along a side are opened; {REMEDY}"
+        )
     found = {**BICUBIC, "mode": "nearest", "factor": "", **settings}
     if found != {**found, **BICUBIC, "factor": ""}:
-        raise ValueError(f"positions are resized by {settings!r:.200}, not bicubically to a size")
+        raise UsageError(
+            f"positions are resized by {settings!r:.200}, opened is bicubically to a size; {REMEDY}"
+        )
     import cv2
 
     with np.errstate(over="ignore"):  # the result is checked
