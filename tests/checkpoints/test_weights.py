@@ -289,6 +289,42 @@ def test_a_model_of_no_registers_has_none(tmp_path: Path) -> None:
     assert read(tmp_path).config.registers == 0
 
 
+def test_positions_of_registers_are_added_to_them_also_beside_a_class_token(tmp_path: Path) -> None:
+    """timm adds positions to the class token, the registers and the patches, in this order."""
+    own = changed_positions(tmp_path, np.random.default_rng(0), n=1 + 4 + 16)
+    before, after = read(GOLDEN / "timm_registers").params, read(tmp_path).params
+    np.testing.assert_allclose(after["registers"], before["registers"] + own[:, 1:5], rtol=1e-6)
+    patches = np.delete(own, slice(1, 5), axis=1)
+    np.testing.assert_array_equal(after["positions"]["embedding"], patches)
+
+
+def test_positions_that_fit_two_grids_are_read_by_the_size_that_the_config_names(
+    tmp_path: Path,
+) -> None:
+    """25 positions are of 5 x 5 patches, or of a class token, 8 registers and 4 x 4 patches."""
+    changed_positions(tmp_path, np.random.default_rng(0), n=25, registers=8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for size in (16, 20, 24):
+        config["model_args"] |= dict(img_size=[size, size], reg_tokens=8)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if size != 24:
+            assert read(tmp_path).config.image_size == size
+    with pytest.raises(UsageError, match="images may be of 16 or 20 pixels, but image_size is 24"):
+        read(tmp_path)
+
+
+def changed_positions(
+    folder: Path, draw: np.random.Generator, n: int, registers: int = 4
+) -> np.ndarray:
+    """Writes a model of timm with class token and registers, with n positions of its own."""
+    shutil.copytree(GOLDEN / "timm_registers", folder, dirs_exist_ok=True)
+    arrays = load_file(folder / "model.safetensors")
+    arrays["reg_token"] = np.resize(arrays["reg_token"], (1, registers, 16))
+    arrays["pos_embed"] = draw.standard_normal((1, n, 16), np.float32)
+    save_file(arrays, folder / "model.safetensors")
+    return arrays["pos_embed"]
+
+
 GATE, UP, WHOLE = (f"blocks.0.mlp.fc1{half}.weight" for half in ("_g", "_x", ""))
 
 

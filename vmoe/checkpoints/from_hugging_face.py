@@ -105,6 +105,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         "registers": config.get("num_register_tokens", registers),
         "activation": ACTIVATIONS[activation],
         "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS.get(kind, 1e-6))),
+        "image_size": side_of(config.get("image_size", 224)),
     }
     if (act := config.get("pooler_act", "tanh")) != "tanh":
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
@@ -113,7 +114,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
             pooling="class_token",
             positions="none",
             rotary=CenteredRotary(base=float(config.get("rope_theta", 100.0))),
-            image_size=side_of(config.get("image_size", 224)),
         )
     elif not any(name.endswith("position_embeddings") for name in file.infos):
         raise UsageError(f"{file.path}: it has no position_embeddings")

@@ -128,7 +128,8 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
             f"{file.path}: model_args.{unknown[0]}={changes[unknown[0]]!r:.40} is not supported"
         )
     pretrained = config.get("pretrained_cfg") or {}
-    rotary = _rotary(architecture, changes, pretrained)
+    rotary = _rotary(architecture)
+    size = side_of(changes.get("img_size", pretrained.get("input_size", [None])[-1]))
     if "pos_embed" not in file.infos and rotary.get("positions") != "none":
         raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
     of_eva = re.fullmatch(OF_EVA, architecture)
@@ -148,6 +149,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         "norm_epsilon": 1e-5 if not norm_layer and larger else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
         **rotary,
+        **({} if size is None else {"image_size": size}),
     }
     pooling = pretrained.get(
         "global_pool", "avg" if of_eva and "_clip_" not in architecture else None
@@ -201,16 +203,13 @@ def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     return 24 if found[1] == "giant" and "dinov2" in architecture else HEADS[found[1]]
 
 
-def _rotary(
-    architecture: str, changes: Mapping[str, Any], pretrained: Mapping[str, Any]
-) -> dict[str, Any]:
+def _rotary(architecture: str) -> dict[str, Any]:
     """The fields of rotary positions (timm 1.0.31, models/eva.py)."""
     if architecture.startswith("eva02_"):
         return {"rotary": GridRotary()}
     if "_dinov3" not in architecture:
         return {}
-    size = changes.get("img_size", pretrained.get("input_size", [3, 256, 256])[-1])
-    return {"rotary": CenteredRotary(), "positions": "none", "image_size": side_of(size)}
+    return {"rotary": CenteredRotary(), "positions": "none", "image_size": 256}
 
 
 def _activation(file: ArrayFile, architecture: str) -> str:

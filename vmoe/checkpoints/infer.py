@@ -18,7 +18,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
 
     Args:
         given: fields that do not follow from shapes, such as ``activation``; ``image_size`` is used
-            only if there are no learned positions.
+            only if there are no learned positions, or if those fit several grids.
         moe: config of the MoE layers, apart from the number of experts and a soft router.
     """
     patches = _shape(shapes, "patches/embed/kernel", 4)
@@ -123,7 +123,16 @@ def _positions(shapes: Shapes, patch_size: int, fields: Mapping[str, Any]) -> di
     # The class token may have no position, and registers may have some. What is no number of
     # registers is refused with the config.
     registers = fields["registers"] if isinstance(fields["registers"], int) else 0
-    for patches in (n - first, n, n - first - registers):
-        if (side := math.isqrt(max(patches, 0))) ** 2 == patches > 0:
-            return {"positions": "learned", "image_size": side * patch_size}
-    raise UsageError(f"positions/embedding has {n} positions: this is not a square grid")
+    patches = (n - first, n, n - first - registers)
+    sizes = {math.isqrt(x) * patch_size for x in patches if x > 0 and math.isqrt(x) ** 2 == x}
+    if not sizes:
+        raise UsageError(f"positions/embedding has {n} positions: this is not a square grid")
+    if len(sizes) > 1:
+        given, known = fields.get("image_size"), sizes
+        if not (sizes := {size for size in known if size == given}):
+            raise UsageError(
+                f"positions/embedding has {n} positions: with {registers} registers, images may be "
+                f"of {' or '.join(map(str, sorted(known)))} pixels, but image_size is {given!r:.40}"
+                "; name the size in config.json (img_size in model_args of timm)"
+            )
+    return {"positions": "learned", "image_size": sizes.pop()}
