@@ -105,7 +105,8 @@ def test_a_router_state_that_is_damaged_or_missing_makes_a_checkpoint_corrupt(
     assert end.endswith("no intact checkpoint; the reasons are above")
 
 
-def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) -> None:
+def test_it_is_converted_evaluated_inspected_and_predicts(run: Path, tmp_path: Path) -> None:
+    """tests/cli/test_each_kind.py has the other commands."""
     copy = tmp_path / "copy"
     assert vmoe("convert", run, copy).returncode == 0
     results = [
@@ -115,18 +116,9 @@ def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) ->
     assert results[0]["accuracy"] == results[1]["accuracy"]
     image = tmp_path / "image.png"
     Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(image)
-    page = tmp_path / "page.html"
-    for line in (
-        ("convert", run, tmp_path / "program", "--format", "jax"),
-        ("predict", "--checkpoint", copy, image),
-        ("inspect", run),
-        ("routing", "--checkpoint", run, "--images", "8", "--page-images", "4", "--out", page),
-        ("capacity", "--checkpoint", run, "--images", "16", "--budget", "0.95x"),
-        ("attack", "--checkpoint", run, "--images", "8", "--epsilon", "8"),
-    ):
+    for line in (("predict", "--checkpoint", copy, image), ("inspect", run)):
         result = vmoe(*line)
         assert result.returncode == 0, (line, result.stderr)
-    assert "<html" in page.read_text()
 
 
 def test_a_plan_of_several_devices_does_not_split_the_experts(config_file: Path) -> None:
