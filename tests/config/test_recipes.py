@@ -94,9 +94,9 @@ def test_a_dry_run_trains_a_recipe_without_its_data_and_keeps_nothing(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("devices", [6, 8, 16])
+@pytest.mark.parametrize("devices", [6, 16])
 def test_a_dry_run_works_on_any_number_of_devices(devices: int, tmp_path: Path) -> None:
-    options = ["--data.mixup", "0.2", "--accumulate", "2", "--model.moe.num-experts", "48"]
+    options = ["--data.mixup", "0.2", "--accumulate", "2", "--model.moe.num-experts", "16"]
     result = forked(
         *("train", "--config", FOLDER / "tiny.py", "--dry-run", *options),
         *("--mesh", "expert=2" if devices == 6 else f"expert={devices}"),
