@@ -15,6 +15,7 @@ is known exactly. It is 0 at best, and 1 for the mean of the targets. The loss w
 by the variance of the noise.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -136,16 +137,18 @@ def new_params(architecture: str, key: jax.Array) -> tuple[nnx.GraphDef, nnx.Sta
     return nnx.split(new_model(architecture, config, D, outputs, (TOWER,), rngs=nnx.Rngs(key)))
 
 
-def train(architecture: str, runs: Sequence[Run], size: Size) -> np.ndarray:
-    """The excess of runs that are trained at once: (points of the curve, runs).
+class Programs(NamedTuple):
+    """The compiled programs of runs that are trained at once, each with an axis of the runs."""
 
-    It is a mean over both tasks. All models of a seed see the same rows, with the same noise, in
-    the same order.
-    """
-    found = jax.tree.map(lambda *x: np.stack(x), *(functions(r.p, r.c, r.seed) for r in runs))
-    rates = jnp.array([run.rate for run in runs])
-    keys = jax.vmap(jax.random.key)(jnp.array([run.seed for run in runs]))
-    graph, _ = new_params(architecture, keys[0])
+    start: Any
+    some_steps: Any
+    tested: Any
+
+
+@functools.cache
+def programs(architecture: str, size: Size) -> Programs:
+    """Those of an architecture, which all settings share."""
+    graph, _ = new_params(architecture, jax.random.key(0))
     labels = jnp.full(2, float(size.batch))
 
     def trainer(rate: Any) -> Trainer:
@@ -175,6 +178,20 @@ def train(architecture: str, runs: Sequence[Run], size: Size) -> np.ndarray:
     def tested(params: Any, found: Functions, key: jax.Array, rate: jax.Array) -> jax.Array:
         x = jax.random.normal(key, (size.tested, D))
         return trainer(rate).losses(params, data(x, found(x))).tasks.mean()
+
+    return Programs(start, some_steps, tested)
+
+
+def train(architecture: str, runs: Sequence[Run], size: Size) -> np.ndarray:
+    """The excess of runs that are trained at once: (points of the curve, runs).
+
+    It is a mean over both tasks. All models of a seed see the same rows, with the same noise, in
+    the same order.
+    """
+    found = jax.tree.map(lambda *x: np.stack(x), *(functions(r.p, r.c, r.seed) for r in runs))
+    rates = jnp.array([run.rate for run in runs])
+    keys = jax.vmap(jax.random.key)(jnp.array([run.seed for run in runs]))
+    start, some_steps, tested = programs(architecture, size)
 
     def keys_of(part: int) -> jax.Array:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, part)
