@@ -7,11 +7,12 @@ processes of their own. In these ``{run}`` is a trained run, ``{tiny}`` its conf
 
 import ast
 import dataclasses
-import functools
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -565,13 +566,32 @@ def refused(
 SETPRIV = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
+ONE_BY_ONE = """
+import json, sys
+from tests.command import vmoe
+for line in sys.stdin:
+    words, cwd = json.loads(line)
+    result = vmoe(*words, cwd=cwd)
+    print(json.dumps([result.returncode, result.stdout, result.stderr]), flush=True)
+"""
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("name", LOCKED)
-def test_what_its_user_may_not_open_is_named(name: str, tiny_run: Path, files: Path) -> None:
+def test_what_its_user_may_not_open_is_named(tiny_run: Path, files: Path) -> None:
+    """One process without these rights runs all commands."""
     under = SETPRIV if os.geteuid() == 0 else ()
     if under and not shutil.which("setpriv"):
         pytest.skip("root ignores permissions, and setpriv is not installed to change that")
-    refused(name, functools.partial(interpreter, under=under), tiny_run, files)
+    line = [*under, sys.executable, "-c", ONE_BY_ONE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
+
+        def command(*words: str, cwd: Path) -> CompletedProcess[str]:
+            print(json.dumps([words, str(cwd)]), file=process.stdin, flush=True)
+            return CompletedProcess(words, *json.loads(process.stdout.readline()))
+
+        for name in LOCKED:
+            refused(name, command, tiny_run, files)
 
 
 def test_out_of_memory_names_the_option_of_an_evaluation_that_helps(tiny_run: Path) -> None:
