@@ -86,7 +86,7 @@ def test_the_router_of_the_page_trains_by_command_with_the_expert_in_a_copy_and_
     assert [kind, steps, number] == ["--model.moe.experts.kind", "--steps", "200"]
     fewer = [{number: "10"}.get(word, word) for word in train]  # training is most of the time
     options = (kind, name, setting, value, "--optim.warmup-steps", "5")
-    only_sparse = ("--model.depth", "2", "--model.sparse-blocks", "0", "1")
+    only_sparse = ("--model.depth", "1", "--model.sparse-blocks", "0")
     assert "step 10/10" in run(*fewer, *options, *only_sparse)
     model = json.loads((tmp_path / "runs" / "threshold" / "config.json").read_text())["model"]
     for own, expected in {
@@ -97,4 +97,4 @@ def test_the_router_of_the_page_trains_by_command_with_the_expert_in_a_copy_and_
     run(*routing, "--images", "16")
     html = (tmp_path / "threshold.html").read_text()
     (model,) = json.JSONDecoder().raw_decode(html[html.index('{"summary"') :])[0]["models"]
-    assert [block["chosen"]["shape"][-1] for block in model["blocks"]] == [2, 2]  # k
+    assert [block["chosen"]["shape"][-1] for block in model["blocks"]] == [2]  # k
