@@ -79,12 +79,13 @@ OTHERS = (
 )
 ROUTERS: dict[str, Router] = {
     "order": SPARSE.router,
-    **{p: TokenChoice(priority=p) for p in ("largest_gate", "sum_of_gates", "random")},
-    "all_losses": TokenChoice(
-        k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
+    "largest_gate, shares": TokenChoice(priority="largest_gate", shares=(0.5,) * 6 + (1.0,) * 2),
+    "sum_of_gates, next_expert": TokenChoice(priority="sum_of_gates", overflow="next_expert"),
+    "random, all_losses": TokenChoice(
+        k=1,
+        priority="random",
+        aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1),
     ),
-    "next_expert": TokenChoice(overflow="next_expert"),
-    "shares": TokenChoice(shares=(0.5,) * 6 + (1.0,) * 2),
     "losses_over_batch": TokenChoice(k=1, aux_loss=AuxLossWeights(0.1, 0.1, 0.1, over="batch")),
     "expert_choice": ExpertChoice(),
     "choice_by_threshold": ExpertChoice(threshold_rate=0.1),
@@ -233,7 +234,7 @@ def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -
 @pytest.mark.parametrize(
     ("router", "mesh"),
     [
-        (ROUTERS["largest_gate"], "expert=4"),
+        (TokenChoice(priority="largest_gate"), "expert=4"),
         (ROUTERS["expert_choice"], "expert=2"),
         (OVER_DEVICE, "expert=4"),
     ],
