@@ -81,12 +81,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """The layer of each model, in its only block; gates are with routers, on which they do not depend.
 The other tests of each command have token choice with a linear gate and MLPs."""
-OF_EACH_FORM = {
-    *("expert_choice", "gshard", "top_p", "bias_balanced", "sinkhorn", "transport", "random"),
-    *("soft", "experts"),
-}
-"""Models of each form of routing with each set of figures, and that of all experts. Figures, the
-removal of experts and attacks depend on these forms alone."""
+WITH_PLOTS = {"expert_choice", "top_p", "transport", "random", "soft"}
+"""One router of each form of routing with each set of figures, which are drawn from these forms;
+tests/studies/test_analysis_commands.py has all figures, of token choice."""
+OF_EACH_FORM = {*WITH_PLOTS, "bias_balanced", "experts"}
+"""The removal of experts and attacks depend on these forms, a router's state and the experts."""
 
 NEITHER = "block 0: router {} has no k and no priority to choose"
 NO_PRIORITY = "block 0: router {} has no priority to choose"
@@ -214,7 +213,7 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     page = ("--out", "page.html", "--page-images", "4", "--export", "routing.safetensors")
     mates = "--victims 2 --draws 2 --capacity-factor .5 --priority order"
     commands = {
-        "routing": (*sample, *page, *(() if name in OF_EACH_FORM else ("--no-removals",))),
+        "routing": (*sample, *page),
         "capacity": (*sample, "--budget", "0.99x", "--out", "routing.json"),
         "prune": ("model", "pruned", "--num-experts", "2", *data),
         "prune --rule average": ("model", "dense", "--num-experts", "0", *data),
@@ -223,10 +222,13 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
         "convert --format jax": ("model", "jax"),
         "convert --format vmoe": ("model", "copy"),
     }
+    if name in WITH_PLOTS:
+        commands["routing"] += ("--plots", "plots")
     if name in OF_EACH_FORM:
         commands["attack"] = (*sample, "--steps", "1", "--epsilon", "8")
+    else:
+        commands["routing"] += ("--no-removals",)
     if name != "experts":  # what follows depends on the router
-        commands["routing"] += ("--plots", "plots") if name in OF_EACH_FORM else ()
         commands["mates"] = (*sample, "--steps", "1", *mates.split())
     reports = {}
     for text, arguments in commands.items():
