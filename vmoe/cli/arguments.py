@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
 import itertools
 import operator
@@ -92,13 +93,19 @@ def _join_lines(value: Any) -> None:
         for each in value:
             _join_lines(each)
     for kind in filter(dataclasses.is_dataclass, type(value).__mro__):
-        fields = {field.name: field for field in dataclasses.fields(kind)}
-        for text in docstring_parser.parse_from_object(kind).params:
-            if text.arg_name in fields and text.description:
-                joined = " ".join(text.description.split())
-                fields[text.arg_name].metadata = types.MappingProxyType({"help": joined})
-        for name in fields:
-            _join_lines(getattr(value, name))
+        _join_lines_of(kind)
+        for field in dataclasses.fields(kind):
+            _join_lines(getattr(value, field.name))
+
+
+@functools.cache
+def _join_lines_of(kind: Any) -> None:
+    """The same for the fields of one class; once, since its source is read."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for text in docstring_parser.parse_from_object(kind).params:
+        if text.arg_name in fields and text.description:
+            joined = " ".join(text.description.split())
+            fields[text.arg_name].metadata = types.MappingProxyType({"help": joined})
 
 
 def _refused(error: BaseException | None) -> UsageError | None:
