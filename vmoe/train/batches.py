@@ -1,18 +1,21 @@
 """The batches of a run: how the loop waits for them, and how a signal ends the wait."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 
 from vmoe import distributed
+from vmoe.config import TrainConfig, replace
 from vmoe.data.pipeline import Batch, Read
 from vmoe.data.reading import Reader, Reading, read_ahead, wait_message
+from vmoe.sharding import Placement
 from vmoe.train.pictures import examples, sheet
 from vmoe.train.setup import Run
 from vmoe.train.sinks import Entry, write_errors
 from vmoe.train.state import State
-from vmoe.train.step import Inputs, make_inputs, step_key
+from vmoe.train.step import OF_NO_STEP, Inputs, make_inputs, step_key
 
 
 class Interrupted(Exception):
@@ -62,18 +65,18 @@ def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
     Args:
         number: number of the batch.
     """
-    config, placement = run.config, run.program.placement
-
-    @jax.jit
-    def inputs(batch: Batch, number: jax.Array) -> Inputs:
-        return make_inputs(batch, step_key(config, number), config, placement)
-
+    config = replace(run.config, **OF_NO_STEP)  # so that a run that is resumed compiles nothing
     with run.report.measure("pause"):
-        made = inputs(batch, jax.device_put(number))
+        made = _inputs(batch, jax.device_put(number), config, run.program.placement)
         images, targets, _ = jax.device_get([x.addressable_data(0) for x in made])
         if distributed.is_primary():
             picture = sheet(examples(images, targets, run.data.source.class_names))
             run.report.write(step, Entry(pictures={"train/examples": picture}))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _inputs(batch: Batch, number: jax.Array, config: TrainConfig, placement: Placement) -> Inputs:
+    return make_inputs(batch, step_key(config, number), config, placement)
 
 
 def must_stop(run: Run) -> bool:
