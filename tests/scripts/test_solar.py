@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
 from PIL import Image
 
@@ -195,22 +196,31 @@ def test_the_answer_leaves_out_folds_with_kin_and_says_what_is_not_excluded() ->
 
 
 def test_the_table_of_rates_counts_the_bounds_of_what_was_tried() -> None:
-    low, *_, high = arms.RATES["low_rank"]
-    epochs = tables.SUBSETS["solar_200"].epochs
-    chosen = [(low, 1), (low, 0), (high, epochs)]
-    draws = [{"rate": rate, "epoch": epoch, "steps": 105} for rate, epoch in chosen]
+    low, _, high = arms.RATES["low_rank"]
+    draws = [{"rate": rate} for rate in (low, low, high)]
     rows = {"solar_200_low_rank": {0: {"figures": {"draws": draws}}}}
-    assert "| cells, 200 | 105 | 3 | 1 | 1 | 1 | 1 |" in tables.rates(rows)
+    assert "| cells, 200 | 100 | 3 | 2 | 0 | 1 |" in tables.rates(rows)
+
+
+def test_predictions_that_are_too_sharp_are_not_worse() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = 2 * random.normal(size=(500, 3)), random.integers(3, size=500)
+    logits[np.arange(500), labels] += 2
+    own, sharp = (scipy.special.softmax(scale * logits, axis=-1) for scale in (1, 3))
+    rows = np.arange(500)
+    assert arms.log_loss(sharp, labels) == pytest.approx(arms.log_loss(own, labels), abs=1e-3)
+    assert arms.log_loss(own, labels) <= -np.log(own[rows, labels]).mean() + 1e-6
+    assert arms.log_loss(own[:, ::-1], labels) > 1.05 * arms.log_loss(own, labels)
 
 
 def test_a_row_is_not_taken_for_one_with_other_settings(cells: Path, tmp_path: Path) -> None:
     settings = command.PARTS["solar_40_probe"].settings
-    assert settings == json.loads(json.dumps(settings)) and settings["epochs"] == 40
+    assert settings == json.loads(json.dumps(settings)) and settings["steps"] == 100
     assert command.PARTS["solar_40_dense"].settings["rates"] == [*arms.RATES["dense"]]
     (tmp_path / "trunk").touch()
     options = ["--solar", cells, "--trunk", tmp_path / "trunk", "--rows", tmp_path / "rows.jsonl"]
     options += ["--workdir", tmp_path, "--tiny", "--only", "solar_40_probe", "--seeds", "0"]
-    for made, different in ((settings, "data"), (settings | {"epochs": 41}, "data, settings")):
+    for made, different in ((settings, "data"), (settings | {"steps": 101}, "data, settings")):
         row = {"model": "solar_40_probe", "seed": 0, "size": "tiny", "data": {}, "figures": {}}
         (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"settings": made}) + "\n")
         with pytest.raises(SystemExit, match=f"made with other {different}; use other --rows"):
@@ -252,7 +262,7 @@ def small(trunk: ViT, monkeypatch: pytest.MonkeyPatch) -> arms.TokenDataset:
 def test_all_arms_start_from_a_regression_of_their_own_features(
     trunk: ViT, small: arms.TokenDataset
 ) -> None:
-    found = {arm: arms.measure(trunk, arm, small, epochs=0, seed=0) for arm in tables.ARMS}
+    found = {arm: arms.measure(trunk, arm, small, steps=0, seed=0) for arm in tables.ARMS}
     for each in found.values():
         assert len(each["right"]) == len(each["defect"]) == 8
     assert found["mixture"]["n_experts"] in (1, 2) and found["probe"]["c"] in (0.01, 0.1)
@@ -265,20 +275,20 @@ def test_all_arms_start_from_a_regression_of_their_own_features(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["moe_copies", "low_rank"])
-def test_validation_alone_chooses_the_rate_and_the_epoch(
+def test_validation_alone_chooses_the_rate(
     trunk: ViT, small: arms.TokenDataset, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = arms.measure(trunk, arm, small, epochs=3, seed=0)
+    first = arms.measure(trunk, arm, small, steps=9, seed=0)
     assert first["rate"] == arms.RATES[arm][np.argmin(first["losses"])]
-    assert first["steps"] == 9
-    assert first["epoch"] and first["validation"] == min(first["losses"])
+    assert first["validation"] == min(first["losses"])
     other = small._replace(labels=np.concatenate([small.labels[:32], small.labels[:8]]))
-    second = arms.measure(trunk, arm, other, epochs=3, seed=0)
+    second = arms.measure(trunk, arm, other, steps=9, seed=0)
     assert second["losses"] == first["losses"] and second["right"] != first["right"]
     monkeypatch.setattr(arms, "PILOT", arms.RATES[arm])
     untested = small._replace(split=small.split._replace(test=np.array([1_000_000])))
-    tried = arms.pilot(trunk, arm, untested, epochs=3, seed=0)
-    assert [each["validation"] for each in tried] == first["losses"]
+    tried = arms.pilot(trunk, arm, untested, steps=9, seed=0)
+    assert [each["rate"] for each in tried] == [0.0, *arms.RATES[arm]]
+    assert [each["validation"] for each in tried[1:]] == first["losses"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ and the head are trained. The head starts as the logistic regression of the arm'
 is best on validation, so a start that keeps the MLP's outputs predicts what the linear probe does.
 
 A step reads some patches of an image, drawn anew. Training runs once with each of the arm's
-``RATES``; the rate and the epoch that are best on validation count, the start included.
+``RATES``, and the rate whose last step is best on validation counts.
 """
 
 import functools
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.optimize
 import scipy.special
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -42,8 +43,8 @@ from vmoe.surgery.upcycle import upcycle_params, upcycled_layer
 EXPERTS, K = 4, 2
 RANK = 8  # hidden units of a low-rank expert
 BATCH, PATCHES = 32, 16  # images of a step, and patches of each
-WARMUP = 10  # steps at most
-PILOT = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # the rates that ``pilot`` tries
+WARMUP = 0.1  # of the steps
+PILOT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # the rates that ``pilot`` tries
 INVERSE_REGULARIZATION = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
 UNSEEN = 3.0  # how much lower the bias of a class is that no training image has
 COMPONENTS = 16  # of the features, for the classic mixture
@@ -198,27 +199,25 @@ SETTINGS: dict[str, Any] = dict(
 """What all rows are made with but the rates, as JSON has it."""
 
 
-def measure(trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int) -> dict[str, Any]:
+def measure(trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int) -> dict[str, Any]:
     """What an arm predicts for the images of the test.
 
     Returns:
         "right", whether the likeliest class is the image's, 0 or 1 for each image of the test;
         "defect", the same of whether the classes of more than an even chance of a defect are
-        together likelier than the others; "validation", the mean log loss; "c" of the regression,
-        for the probe and for an arm that is trained, which also has "rate", "epoch", "steps" and
-        "losses", the validation of each rate; and for the others the settings that are best on
-        validation.
+        together likelier than the others; "validation", the ``log_loss``; "c" of the regression,
+        for the probe and for an arm that is trained, which also has "rate" and "losses", the
+        validation of each rate; and for the others the settings that are best on validation.
     """
     _, held, test = data.split
     start, c = started(trunk, arm if arm in MLPS else "dense", data, seed)
     found: dict[str, Any]
     if arm in MLPS:
-        runs = [trained(start, data, rate, epochs, seed) for rate in RATES[arm]]
-        best = min(range(len(runs)), key=lambda i: runs[i].validation)
-        tail, validation, epoch = runs[best]
+        runs = {rate: trained(start, data, rate, steps, seed) for rate in RATES[arm]}
+        rate = min(runs, key=lambda each: runs[each].validation)
+        tail, validation = runs[rate]
         probabilities = predicted(tail, features(tail, data.tokens[test]))
-        found = {"c": c, "rate": RATES[arm][best], "epoch": epoch, "steps": epochs * steps_of(data)}
-        found["losses"] = [run.validation for run in runs]
+        found = {"c": c, "rate": rate, "losses": [run.validation for run in runs.values()]}
     else:
         every = {
             name: features(start, data.tokens[own]) for name, own in data.split._asdict().items()
@@ -240,12 +239,15 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int)
 
 
 def pilot(
-    trunk: ViT, arm: str, data: TokenDataset, *, epochs: int, seed: int
-) -> list[dict[str, Any]]:
-    """The best "epoch" and its "validation" with each rate of ``PILOT``; reads no test image."""
+    trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int
+) -> list[dict[str, float]]:
+    """The "validation" of each "rate" of ``PILOT``, and of the start as rate 0.
+
+    It reads no test image.
+    """
     start, _ = started(trunk, arm, data, seed)
-    runs = [(rate, trained(start, data, rate, epochs, seed)) for rate in PILOT]
-    return [{"rate": rate, "epoch": x.epoch, "validation": x.validation} for rate, x in runs]
+    runs = [(rate, trained(start, data, rate, steps, seed)) for rate in (0.0, *PILOT)]
+    return [{"rate": rate, "validation": run.validation} for rate, run in runs]
 
 
 def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> tuple[Tail, float]:
@@ -328,11 +330,10 @@ def spread(fitted: Any, x: np.ndarray, data: TokenDataset) -> np.ndarray:
 
 
 class Trained(NamedTuple):
-    """An arm after its best epoch, the mean log loss on validation, and the number of epochs."""
+    """An arm after its last step, and its log loss on validation."""
 
     tail: Tail
     validation: float
-    epoch: int
 
 
 OPTIMIZER = optax.chain(
@@ -345,38 +346,24 @@ def is_trained(path: tuple[Any, ...], value: Any) -> bool:
     return isinstance(value, nnx.Param) and "shared" not in path
 
 
-def steps_of(data: TokenDataset) -> int:
-    """Steps of an epoch."""
-    return -(-len(data.split.train) // BATCH)
-
-
-def trained(start: Tail, data: TokenDataset, rate: float, epochs: int, seed: int) -> Trained:
+def trained(start: Tail, data: TokenDataset, rate: float, steps: int, seed: int) -> Trained:
     """An arm that is trained with a peak learning rate, which warms up and falls as a cosine."""
     train, held, _ = data.split
-    random, labels = np.random.default_rng(seed), data.labels[train]
-    tokens, validation = data.tokens[train], data.tokens[held]
-    steps = steps_of(data)
-    number = np.arange(steps * epochs)
-    warm = np.minimum(1, (number + 1) / max(1, min(WARMUP, len(number) // 10)))
-    rates = iter(rate * warm * (1 + np.cos(np.pi * number / len(number))) / 2)
+    random, number = np.random.default_rng(seed), np.arange(steps)
+    passes = [random.permutation(train) for _ in range(-(-steps * BATCH // len(train)))]
+    images = np.concatenate([train[:0], *passes])[: steps * BATCH].reshape(steps, BATCH)
+    warm = np.minimum(1, (number + 1) / (WARMUP * steps + 1))
+    rates = rate * warm * (1 + np.cos(np.pi * number / max(1, steps))) / 2
     graph, params, rest = nnx.split(start, is_trained, ...)
     moments = OPTIMIZER.init(params)
-
-    def judged(params: Any, epoch: int) -> Trained:
-        tail = nnx.merge(graph, params, rest)
-        loss = log_loss(predicted(tail, features(tail, validation)), data.labels[held])
-        return Trained(tail, loss, epoch)
-
-    best = judged(params, 0)
-    for epoch in range(1, epochs + 1):
-        order = np.resize(random.permutation(len(train)), steps * BATCH).reshape(steps, BATCH)
-        for rows in order:
-            patches = random.random((BATCH, tokens.shape[1])).argsort(1)[:, :PATCHES]
-            key = jax.random.key(int(random.integers(1 << 31)))
-            given = tokens[rows[:, None], patches], labels[rows], np.float32(next(rates)), key
-            params, moments = _step(graph, params, rest, moments, *given)
-        best = min(best, judged(params, epoch), key=lambda each: each.validation)
-    return best
+    for rows, now in zip(images, rates, strict=True):
+        patches = random.random((BATCH, data.tokens.shape[1])).argsort(1)[:, :PATCHES]
+        key = jax.random.key(int(random.integers(1 << 31)))
+        given = data.tokens[rows[:, None], patches], data.labels[rows], np.float32(now), key
+        params, moments = _step(graph, params, rest, moments, *given)
+    tail = nnx.merge(graph, params, rest)
+    probabilities = predicted(tail, features(tail, data.tokens[held]))
+    return Trained(tail, log_loss(probabilities, data.labels[held]))
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -465,6 +452,14 @@ def bits(values: np.ndarray) -> str:
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The mean log loss."""
-    own = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, 1e-6)).mean())
+    """The mean log loss with the best temperature: sharper predictions are not worse by that.
+
+    Accuracy, which is compared, does not depend on the temperature.
+    """
+    logs = np.log(np.maximum(probabilities, 1e-12))
+    rows = np.arange(len(labels))
+
+    def loss(log_scale: float) -> float:
+        return -scipy.special.log_softmax(np.exp(log_scale) * logs, axis=-1)[rows, labels].mean()
+
+    return float(scipy.optimize.minimize_scalar(loss, bounds=(-4, 3), method="bounded").fun)

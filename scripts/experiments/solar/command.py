@@ -59,16 +59,16 @@ def _images(options: argparse.Namespace, name: str) -> data.Images:
 def _given(
     options: argparse.Namespace, subset: Subset, fold: int
 ) -> Iterator[tuple[ViT, arms.TokenDataset, dict[str, int]]]:
-    """The trunk, and the tokens of each draw with the epochs and the seed of their training."""
+    """The trunk, and the tokens of each draw with the steps and the seed of their training."""
     images, trunk = _images(options, subset.data), data.trunk(options.trunk)
     checksums = "-".join(each[:8] for each in _made_of(options, subset).values())
     path = options.tokens / f"{subset.data}-{options.size}-{checksums}-{data.TOKENS}.npy"
     tokens = data.tokens(images, trunk, path)
-    size, epochs = (subset.size, subset.epochs) if options.size == "full" else (None, 2)
+    size, steps = (subset.size, subset.steps) if options.size == "full" else (None, 2)
     for draw in range(subset.draws):
         split = data.split(images, subset.folds, fold, size, draw)
         given = arms.TokenDataset(tokens, images.labels, images.crystals, split)
-        yield trunk.model, given, dict(epochs=epochs, seed=draw * data.FOLDS + fold)
+        yield trunk.model, given, dict(steps=steps, seed=draw * data.FOLDS + fold)
 
 
 def _made_of(options: argparse.Namespace, subset: Subset) -> dict[str, str]:
