@@ -6,8 +6,8 @@ from the same trunk. Its attention stays as it is, in all arms; the MLP or the e
 and the head are trained. The head starts as the logistic regression of the arm's own features that
 is best on validation, so a start that keeps the MLP's outputs predicts what the linear probe does.
 
-A step reads some patches of an image, drawn anew. Training runs once with each of the arm's
-``RATES``, and the rate whose last step is best on validation counts.
+A step reads some patches of an image, drawn anew. Training runs once with each of ``RATES``, and
+the one whose last step is best on validation counts.
 """
 
 import functools
@@ -44,6 +44,7 @@ EXPERTS, K = 4, 2
 RANK = 8  # hidden units of a low-rank expert
 BATCH, PATCHES = 32, 16  # images of a step, and patches of each
 WARMUP = 0.1  # of the steps
+RATES = (3e-5, 3e-4)  # the peak learning rates that all arms try
 PILOT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # the rates that ``pilot`` tries
 INVERSE_REGULARIZATION = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
 UNSEEN = 3.0  # how much lower the bias of a class is that no training image has
@@ -161,12 +162,6 @@ MLPS: Mapping[str, Start] = {
     "low_rank": upcycled(surgery.LowRank(RANK)),
 }
 """The MLP or the experts of each arm."""
-RATES = {
-    **dict.fromkeys(MLPS, (1e-4, 3e-4, 1e-3)),
-    **dict.fromkeys(("adapter", "low_rank"), (3e-4, 1e-3, 3e-3)),
-}
-"""The rates that an arm tries, by its kind: MLPs and their copies, or what stands beside an MLP.
-``pilot`` tells whether they are enough."""
 ON_FEATURES = ("probe", "mixture", *TWO_TASKS)
 """Arms on the features of the trunk; the last two learn defect and crystal."""
 COPIES = ("moe_copies", "moe_noise", "moe_drop", "moe_clusters")
@@ -213,7 +208,7 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int) 
     start, c = started(trunk, arm if arm in MLPS else "dense", data, seed)
     found: dict[str, Any]
     if arm in MLPS:
-        runs = {rate: trained(start, data, rate, steps, seed) for rate in RATES[arm]}
+        runs = {rate: trained(start, data, rate, steps, seed) for rate in RATES}
         rate = min(runs, key=lambda each: runs[each].validation)
         tail, validation = runs[rate]
         probabilities = predicted(tail, features(tail, data.tokens[test]))

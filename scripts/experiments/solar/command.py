@@ -91,7 +91,7 @@ def _arm(subset: Subset, arm: str) -> Part:
         ]
         return {"commit": commit(), "draws": draws}
 
-    settings = _settings(subset, arms.RATES.get(arm, ()))
+    settings = _settings(subset, arms.RATES if arm in arms.MLPS else ())
     return Part(data.FOLDS, figures, lambda options: _made_of(options, subset), settings=settings)
 
 

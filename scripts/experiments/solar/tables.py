@@ -244,19 +244,19 @@ def costs(rows: Rows) -> str:
 
 
 def rates(rows: Rows) -> str:
-    """The steps of each subset, and how often validation chose a bound of the rates."""
+    """The steps of each subset, and how often validation chose each learning rate."""
     lines = []
     for name, subset in SUBSETS.items():
         chosen = [
-            RATES[arm].index(draw["rate"])
+            draw["rate"]
             for arm in MLPS
             for figures in figures_of(rows, f"{name}_{arm}")
             for draw in figures["draws"]
         ]
         if chosen:
-            counts = subset.steps, len(chosen), *(chosen.count(i) for i in range(3))
+            counts = subset.steps, len(chosen), *map(chosen.count, RATES)
             lines.append([subset.title, *map(str, counts)])
-    return markdown_table(["images", "steps", "blocks", "lowest rate", "middle", "highest"], lines)
+    return markdown_table(["images", "steps", "blocks", *(f"{rate:g}" for rate in RATES)], lines)
 
 
 def pilot(rows: Rows) -> str:
@@ -341,7 +341,7 @@ TABLES: Tables = {
     "compared": ("Differences of all arms in points of accuracy", compared),
     "costs": ("What the MLP or the experts cost", costs),
     "pilot": ("Log loss on validation by learning rate, one fold", pilot),
-    "rates": ("Steps, and how often a bound was chosen", rates),
+    "rates": ("Steps, and how often each rate was chosen", rates),
     "progress": ("What was measured", progress),
     "answer": ("The answer", answer),
 }
