@@ -273,6 +273,9 @@ def test_the_task_of_a_token_is_its_expert_and_without_a_known_task_it_has_none(
     for wrong in (task / 1.0, task[..., None]):
         with pytest.raises(UsageError, match="task has .*: give one integer for each token"):
             layer(jnp.asarray(PADDED), per_token={"task": jnp.asarray(wrong)})
+    with pytest.raises(UsageError, match="capacity_factor=0.5: it needs dropless=False"):
+        ByTask(capacity_factor=0.5)
+    assert ByTask(capacity_factor=0.5, dropless=False).slots(8, 4) < 8
     with pytest.raises(UsageError, match="a ByTask router reads no logits"):
         MoE(experts, gate(), ByTask())
     with pytest.raises(UsageError, match="model.moe.router=ByTask: a ViT has no task for each"):

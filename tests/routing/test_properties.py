@@ -23,6 +23,7 @@ from tests.routers import ROUTERS, grouped
 from vmoe.axes import Record, Routing
 from vmoe.config import (
     BiasBalanced,
+    ByTask,
     ExpertChoice,
     ExpertRace,
     MlpExpert,
@@ -47,7 +48,7 @@ SHAPES = {"4x9_e4_tight": TIGHT, "3x5_e3": UNEVEN, "2x17_e8_roomy": ROOMY}
 IMPLEMENTATIONS = get_args(Implementation)
 LONG = pytest.mark.slow
 
-KINDS: dict[str, Router] = {config().kind: config() for config in ROUTERS}
+KINDS: dict[str, Router] = {config().kind: config() for config in ROUTERS} | {"by_task": ByTask()}
 ROUTER_CONFIGS: dict[str, Router] = {
     **KINDS,
     # settings that take another code path
@@ -68,7 +69,7 @@ NO_DROPS = "no choice is ever dropped"
 ORDERED = dict.fromkeys(
     (
         *("token_choice", "random_first", "k3_normalized", "switch", "gshard", "bias_balanced"),
-        *("sinkhorn", "sinkhorn_k1", "transport", "relu", "top_p"),
+        *("sinkhorn", "sinkhorn_k1", "transport", "relu", "top_p", "by_task"),
     ),
     BY_INDEX,
 )
@@ -109,7 +110,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     | dict.fromkeys(
         (
             *("switch", "gshard", "bias_balanced", "random", "hash", "sinkhorn", "transport"),
-            *("relu", "top_p"),
+            *("relu", "top_p", "by_task"),
         ),
         AS_TOKEN_CHOICE,
     )
@@ -167,7 +168,7 @@ shape = pytest.mark.parametrize(
 
 
 def test_every_router_and_every_property_with_an_exemption_is_tested() -> None:
-    assert {type(config) for config in ROUTER_CONFIGS.values()} == set(ROUTERS)
+    assert {type(config) for config in ROUTER_CONFIGS.values()} == {*ROUTERS, ByTask}
     assert EXEMPT.keys() <= TESTED
     for reasons in EXEMPT.values():
         assert reasons.keys() <= ROUTER_CONFIGS.keys() and all(reasons.values())
@@ -177,7 +178,8 @@ def test_every_router_and_every_property_with_an_exemption_is_tested() -> None:
 def layer(router: Router, shape: Shape, seed: int = 0, implementation: str = "auto") -> MoE:
     """An MoE layer whose experts differ, with random state."""
     _, n, e, factor, images_per_group = shape
-    own = dict(dropless=factor is None, capacity_factor=factor or 1.0, capacity_multiple=1)
+    own = dict(dropless=factor is None, capacity_multiple=1)
+    own |= {} if factor is None else dict(capacity_factor=factor)
     config = MoEConfig(
         num_experts=e,
         router=grouped(
@@ -199,12 +201,19 @@ def images(shape: Shape, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(b, n, WIDTH)).astype(np.float32)
 
 
+def per_token(moe: MoE, tokens: jax.Array) -> dict[str, jax.Array] | None:
+    """What the router reads: a task, which follows from the values of a token, so stays with it."""
+    tasks = (jnp.abs(tokens[..., 0]) * 100).astype(jnp.int32) % moe.experts.num_experts
+    return {"task": tasks} if moe.router.takes else None
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def program(
     graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, Record]:
     """The outputs and the record of a layer; one program for each layer and shape of tokens."""
-    return nnx.merge(graph, state).forward(tokens, mask=mask)
+    moe = nnx.merge(graph, state)
+    return moe.forward(tokens, mask=mask, per_token=per_token(moe, tokens))
 
 
 def run(moe: MoE, tokens: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, Record]:
@@ -335,7 +344,8 @@ def assert_equal_to_einsums(
     graph, state = nnx.split(moe)
 
     def loss(params: dict, tokens: jax.Array) -> tuple[jax.Array, Record]:
-        out, record = nnx.merge(graph, params).forward(tokens, key=key)
+        moe = nnx.merge(graph, params)
+        out, record = moe.forward(tokens, key=key, per_token=per_token(moe, tokens))
         return (out * target).sum(), record
 
     scores = scores_of(router)
@@ -369,7 +379,8 @@ def test_6_a_float32_layer_computes_the_same_in_training_if_float64_is_enabled(
     graph, state = nnx.split(layer(router, TIGHT))
 
     def forward(state: nnx.State, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out, record = nnx.merge(graph, state).forward(tokens, key=key)
+        moe = nnx.merge(graph, state)
+        out, record = moe.forward(tokens, key=key, per_token=per_token(moe, tokens))
         return out, record.aux_loss
 
     expected = jax.jit(forward)(state, tokens)

@@ -32,6 +32,11 @@ class ByTask(Router):
     normalized = True
     takes = ("task",)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unused = self.dropless and self.capacity_factor != ByTask.capacity_factor
+        self.require(not unused, "it needs dropless=False", "capacity_factor")
+
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         assert inputs.per_token is not None
         e, tasks = inputs.logits.shape[-1], inputs.per_token["task"]
