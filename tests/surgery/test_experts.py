@@ -354,6 +354,18 @@ def test_experts_are_averaged_whatever_chooses_them(fields: dict[str, Any]) -> N
     np.testing.assert_allclose(after, before.mean(0), rtol=1e-6)
 
 
+def test_gated_experts_of_a_model_without_mlps_are_averaged_to_a_gated_mlp() -> None:
+    """The config of such a model, as SigLino-MoE, names no gated MLP."""
+    moe = replace(CONFIG.moe, experts=GatedMlpExpert(activation=CONFIG.activation))
+    config = replace(CONFIG, depth=1, sparse_blocks=(0,), moe=moe)
+    params = random_params(config)
+    experts = layer(params, 0)["experts"]
+    layer(params, 0)["experts"] = jax.tree.map(lambda x: x[:1].repeat(E, 0), experts)
+    dense, averaged = average_experts(config, params)
+    assert dense.mlp == "gated" and not dense.sparse_blocks
+    np.testing.assert_allclose(logits(dense, averaged), logits(config, params), atol=1e-5)
+
+
 def test_shared_experts_stay_when_others_are_pruned_or_merged() -> None:
     config = replace(CONFIG, moe=dict(shared_experts=1))
     params = random_params(config)

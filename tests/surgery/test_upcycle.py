@@ -127,6 +127,10 @@ def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> No
         UsageError, match=r"model.mlp=gated: LowRank makes .* use the start copies or"
     ):
         vmoe.upcycle(parent, blocks=(0,), start=LowRank())
+    low_rank = MoEConfig(experts=GatedMlpExpert("gated_mlp", mlp_dim=8), shared_experts=1)
+    params = models.params_of(parent)
+    with pytest.raises(UsageError, match="model.mlp=gated: LowRank makes experts of MLPs that are"):
+        upcycle_params(config, params, blocks=(0,), moe=low_rank, start=LowRank(8))
     with pytest.raises(
         UsageError, match=r"model.mlp=gated_norm: .* plain or gated; use vmoe.moefy"
     ):

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.config import GatedMlpExpert, MoEConfig, ViTConfig, replace
 from vmoe.errors import require
 from vmoe.fields import at_least
 from vmoe.surgery.params import (
@@ -198,12 +198,18 @@ def average_experts(
 ) -> tuple[ViTConfig, Params]:
     """Replaces each MoE layer by a dense MLP, the mean of its experts; drops the routers.
 
+    A model without dense blocks, whose config decides no MLP, gets those of the kind of its
+    experts.
+
     Args:
         blocks: sparse blocks to make dense; all if None.
     """
     chosen = config.sparse_blocks if blocks is None else tuple(blocks)
-    for block in chosen:
-        moe = _checked(config, block)
+    checked = {block: _checked(config, block) for block in chosen}
+    if len(config.sparse_blocks) == config.depth:
+        gated = any(isinstance(moe.experts, GatedMlpExpert) for moe in checked.values())
+        config = replace(config, mlp="gated" if gated else "plain")
+    for block, moe in checked.items():
         require(
             is_mlp_of(config, moe.experts),
             f"block {block} has experts {moe.experts.kind} unlike the model's MLPs: their mean "

@@ -50,6 +50,14 @@ class UpcyclingStart(Checked):
 
     def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
         """Checks that a layer can start this way."""
+        others = [name for name, each in STARTS.items() if dense.mlp in each.takes]
+        kinds = f"{type(self).__name__} makes experts of MLPs that are {' or '.join(self.takes)}"
+        remedy = f"use the start {' or '.join(others)}" if others else "use vmoe.moefy"
+        require(dense.mlp in self.takes, f"{kinds}; {remedy}", **{"model.mlp": dense.mlp})
+        self.check_layer(dense, moe)
+
+    def check_layer(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        """Checks that a layer fits this start, whose ``takes`` has the MLPs of the model."""
         kind = "mlp" if dense.mlp == "plain" else "gated_mlp"
         require(
             is_mlp_of(dense, moe.experts),
@@ -161,8 +169,8 @@ class Drop(Copies):
     drop_ratio: Annotated[float, more_than(0), at_most(1)] = 0.5
     """Share of the hidden units whose weights are re-initialized, rounded down to whole units."""
 
-    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
-        super().check(dense, moe)
+    def check_layer(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        super().check_layer(dense, moe)
         f = dense.mlp_dim
         least = f"no hidden unit of {f} is re-initialized, use at least 1/{f}"
         self.require(int(self.drop_ratio * f) > 0, least, "drop_ratio")
@@ -215,7 +223,7 @@ class Split(UpcyclingStart):
             routed_scale=float(moe.router.k),
         )
 
-    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+    def check_layer(self, dense: ViTConfig, moe: MoEConfig) -> None:
         f, e, k = dense.mlp_dim, moe.num_experts, moe.router.k
         require(f % e == 0, f"use a divisor of the hidden width {f}", num_experts=e)
         _check_mlps(dense, moe, f // e, "the experts are groups of hidden units of the MLP")
@@ -263,8 +271,8 @@ class Clusters(Copies):
 
     reads_tokens = True
 
-    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
-        super().check(dense, moe)
+    def check_layer(self, dense: ViTConfig, moe: MoEConfig) -> None:
+        super().check_layer(dense, moe)
         _check_linear(moe)
 
     def params(
@@ -303,7 +311,7 @@ class LowRank(UpcyclingStart):
     def fields(self, dense: ViTConfig, moe: MoEConfig) -> dict[str, Any]:
         return dict(experts=dict(mlp_dim=self.rank), shared_experts=1)
 
-    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
+    def check_layer(self, dense: ViTConfig, moe: MoEConfig) -> None:
         _check_mlps(dense, moe, self.rank, "the experts are MLPs of the rank")
         the_mlp = "the shared expert is the MLP, use 1"
         require(moe.shared_experts == 1, the_mlp, shared_experts=moe.shared_experts)

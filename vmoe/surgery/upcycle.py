@@ -32,7 +32,7 @@ from vmoe.errors import require
 from vmoe.fields import NOT_EMPTY
 from vmoe.nn.vit import ViT
 from vmoe.surgery.params import Params, initial_values, wanted_shapes, with_sparse_blocks
-from vmoe.surgery.starts import COPIES, STARTS, UpcyclingStart
+from vmoe.surgery.starts import COPIES, UpcyclingStart
 
 Blocks = str | Iterable[int]
 """Blocks of a model: their numbers, or a name such as "every2" or "last2"."""
@@ -95,10 +95,6 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     the router have one. Several devices need a capacity; with a capacity factor of e / k no choice
     is dropped either. A start may need other defaults.
     """
-    others = [name for name, each in STARTS.items() if dense.mlp in each.takes]
-    kinds = f"{type(start).__name__} makes experts of MLPs that are {' or '.join(start.takes)}"
-    remedy = f"use the start {' or '.join(others)}" if others else "use vmoe.moefy"
-    require(dense.mlp in start.takes, f"{kinds}; {remedy}", **{"model.mlp": dense.mlp})
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
     router = TokenChoice(normalize_weights=True, dropless=not limited)
@@ -108,7 +104,9 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     layer = MoEConfig(router=router, experts=experts)
     read = {name: fields[name] for name in ("num_experts", "router") if name in fields}
     layer = replace(layer, **start.fields(dense, replace(layer, **read)))
-    return replace(layer, **fields)
+    layer = replace(layer, **fields)
+    start.check(dense, layer)
+    return layer
 
 
 def upcycle_params(
