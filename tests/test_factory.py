@@ -197,6 +197,14 @@ def test_a_model_whose_layer_was_replaced_is_not_saved_as_another_one(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_named_model_has_the_parts_of_the_weights_that_it_starts_from(tmp_path: Path) -> None:
+    parts = dict(registers=2, mlp="gated", attention_norm=True, attention_sink=True, head_dim=8)
+    model = vmoe.create_model("vit_test", **parts, depth=4)
+    vmoe.save(model, tmp_path / "own", class_names=list(map(str, range(10))))
+    named = vmoe.create_model("vit_test", pretrained=tmp_path / "own")
+    assert named.config == model.config
+
+
 def test_a_tag_without_pretrained_is_refused() -> None:
     with pytest.raises(UsageError, match="a tag names trained weights; use pretrained=True"):
         vmoe.create_model("vit_fashion_mnist.best_of_3")

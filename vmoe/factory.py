@@ -33,6 +33,10 @@ from vmoe.trees import by_name
 from vmoe.workdir.routing_file import OLDER_NAME, ROUTING_FILE, read_routing_file
 
 SIZES = ("num_classes", "pre_logits", "image_size")
+PARTS = (
+    *("registers", "mlp", "pre_norm", "attention_norm", "qk_norm", "attention_sink", "head_dim"),
+)
+"""Fields that no named model sets, and that weights have or have not."""
 
 __all__ = ["Loaded", "Origin", "create_model", "list_models", "load", "save"]
 
@@ -134,10 +138,11 @@ def create_model(
         name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
             ``list_models(pretrained=True)``.
         pretrained: True for the weights of that name; or a path, as for ``load``. The model then
-            takes from the weights the number of classes, pre-logits, image size and the fields
-            that training depends on, such as the activation (``SIZES``, ``FIXED``). Position
-            embeddings are resampled for another ``image_size``; the head is new for another
-            ``num_classes`` or ``pre_logits``. New and resampled parameters are reported on stderr.
+            takes from the weights the number of classes, pre-logits, image size, parts such as
+            registers, and the fields that training depends on, such as the activation (``SIZES``,
+            ``PARTS``, ``FIXED``). Position embeddings are resampled for another ``image_size``; the
+            head is new for another ``num_classes`` or ``pre_logits``. New and resampled parameters
+            are reported on stderr.
         seed: seed of the new parameters.
         overrides: fields of ViTConfig; a dict changes fields of a nested config.
 
@@ -159,7 +164,7 @@ def create_model(
     if entry:
         config = replace(trained, **overrides)
     else:
-        given = {field: getattr(trained, field) for field in (*FIXED, *SIZES)}
+        given = {field: getattr(trained, field) for field in (*FIXED, *SIZES, *PARTS)}
         config = models.model_config(name, **given | overrides)
     params, changes = fit(trained, stored.params, config, seed=seed)
     del stored  # else its arrays would be held twice

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.command import ROOT, forked, vmoe
-from tests.random_models import stored_of
+from tests.random_models import stored_model, stored_of
 from vmoe.checkpoints import read, write
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.data.sources import open_source
@@ -168,6 +168,17 @@ def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], message: str) 
     result = vmoe(*MODEL, *arguments)
     assert result.returncode == 2 and message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_model_without_classes_is_refused_where_classes_are_needed_with_a_remedy(
+    tmp_path: Path,
+) -> None:
+    stored = stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), num_classes=0)
+    path = write(stored, tmp_path / "features", format="vmoe")
+    for command in ("routing", "evaluate"):
+        result = vmoe(command, "--checkpoint", path, "--data", "digits")
+        message = f"{path}: the model has no classes, only features: fine-tune it with a head"
+        assert result.returncode == 2 and result.stderr.startswith(f"vmoe: {message}")
 
 
 @pytest.mark.slow

@@ -31,8 +31,13 @@ def open_data(
     """``open_any_classes``, with the classes of the model.
 
     Raises:
-        UsageError: there is no such data, or it has other classes.
+        UsageError: there is no such data, or it has other classes, or the model has none.
     """
+    if not trained.class_names:
+        raise UsageError(
+            f"{trained.origin.path}: the model has no classes, only features: fine-tune it with a "
+            "head, or probe its features"
+        )
     source, replace = open_any_classes(data, trained, split=split)
     return relabel(source, trained.class_names), replace
 
