@@ -124,7 +124,7 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
         choices, kept = np.zeros(E, int), np.zeros(E, int)
         by_position, coactivation, uses = np.zeros((E, N)), np.zeros((E, E)), np.zeros((B, E))
         by_priority, kept_by, chosen_by = (np.zeros(BINS) for _ in range(3))
-        entropy, unprocessed, by_kind = 0.0, 0, np.zeros((3, 2), int)
+        entropy, unprocessed, by_kind = 0.0, 0, np.zeros((4, 2), int)
         for b, n in np.ndindex(B, N):
             gates = block.gates[b, n].astype(np.float64)
             entropy -= (gates * np.log(gates)).sum()
@@ -143,7 +143,7 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
             got = block.experts[b, n][block.positions[b, n] >= 0]
             for e in got:
                 kept[e] += 1
-            kind = 0 if n == 0 else 2 if n - 1 < b % 6 else 1
+            kind = 0 if n == 0 else 3 if n - 1 < b % 6 else 2
             by_kind[kind] += len(got), len(chosen)
             unprocessed += not len(got) and block.experts.shape[-1] > 0
         assert own.tokens == B * N and own.unprocessed == unprocessed
@@ -197,9 +197,22 @@ def test_shares_of_images_without_plain_background_are_unknown() -> None:
     half = own._replace(foreground=np.broadcast_to(np.arange(4) % 2 == 0, (4, 1, 4)))
     assert statistics([half])[0].kept_share == {
         "class_token": 1.0,
+        "register": None,
         "background": 1.0,
         "foreground": 1.0,
     }
+
+
+def test_registers_are_a_kind_of_token_of_their_own() -> None:
+    config = model_of(ROUTERS["token_choice"]).config
+    config = replace(config, depth=1, sparse_blocks=(0,), registers=2)
+    (part,) = collect(models.build(config), in_batches(images_on_white()[:3]))
+    block = statistics([part])[0]
+    assert block.choices_by_kind.tolist() == [3 * 2, 3 * 2 * 2, 2 * (48 - 3), 2 * 3]
+    kept = [part.blocks[0].kept[:, n].sum() for n in (slice(1), slice(1, 3), slice(3, None))]
+    by_kind = block.kept_by_kind
+    assert kept == [by_kind[0], by_kind[1], by_kind[2:].sum()]
+    assert block.kept_share["register"] == kept[1] / 12
 
 
 def test_mutual_information_equals_scikit_learn() -> None:
@@ -280,4 +293,4 @@ def _routed(experts: np.ndarray, labels: np.ndarray | None = None) -> Collected:
     labels = np.full((b, 1), -1) if labels is None else labels.reshape(b, -1)
     choices, gates = experts[..., None], np.eye(3, dtype=np.float32)[experts]
     block = BlockRouting(gates, choices, choices * 0, gates.max(-1, keepdims=True), np.arange(b))
-    return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool))
+    return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool), experts < 0)

@@ -111,7 +111,9 @@ def invented(
     def logits() -> np.ndarray:
         return rng.normal(0, 3, (B, len(CLASSES))).astype(np.float32)
 
-    routing = Collected(logits(), LABELS, blocks, np.ones((B, SIDE, SIDE), bool))
+    routing = Collected(
+        logits(), LABELS, blocks, np.ones((B, SIDE, SIDE), bool), np.zeros(shape[:2], bool)
+    )
     grid = {(slots, priority): logits() for slots in (0, 8, 16) for priority in PRIORITIES}
     removed = {each: logits() for each in removals(config)}
     maps = rng.integers(0, 256, (3, shape[1], shape[1]), np.uint8)
@@ -773,6 +775,19 @@ def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
     for section in ("capacity-section", "removal-section"):  # no expert is removed
         assert not browser.find_element("id", section).is_displayed()
     assert browser.get_log("browser") == []
+
+
+@in_a_browser
+def test_registers_are_named_and_attention_is_shown_relative_to_patches(
+    browser: Any, tmp_path: Path
+) -> None:
+    model = observed(replace(config_of(TokenChoice(), "class_token"), registers=2))
+    for maps in model.attention.values():
+        assert (maps[..., 3:].max(-1) == 255).all()
+    for token, name in ((0, "class token"), (2, "register"), (3, "row 1, column 1")):
+        opened(browser, written(tmp_path, model), f"#token={token}")
+        found = browser.execute_script("return described(0, models[0].blocks[0])")
+        assert found.startswith(f"{name}: ")
 
 
 @pytest.mark.slow

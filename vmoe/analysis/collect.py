@@ -76,14 +76,16 @@ class Collected(NamedTuple):
         logits: the logits of the model.
         labels: the classes of each image; padded with -1.
         blocks: the routing of each sparse block, by the number of the block.
-        foreground: whether each patch shows more than plain background; see ``foreground``. The
-            tokens before the patches are the class token and the registers.
+        foreground: whether each patch shows more than plain background; see ``foreground``.
+        registers: whether each token is a register. The other tokens before the patches are class
+            tokens.
     """
 
     logits: Float[np.ndarray, "b y"]
     labels: Int[np.ndarray, "b l"]
     blocks: dict[int, BlockRouting]
     foreground: Bool[np.ndarray, "b i j"]
+    registers: Bool[np.ndarray, "b n"]
 
 
 def collect(
@@ -100,16 +102,20 @@ def collect(
         UsageError: labels are not an array (b, l), or a label is not a class of the model.
     """
     program = _run(model, tuple((decide or {}).items()))
-    first = dict.fromkeys(model.config.sparse_blocks, 0)  # number of the batch's first group
+    config = model.config
+    first = dict.fromkeys(config.sparse_blocks, 0)  # number of the batch's first group
     for batch, valid, (logits, blocks), groups in passes.run(program, batches, model.placement):
-        check_labels(batch.labels, model.config.num_classes)
+        check_labels(batch.labels, config.num_classes)
         own = {}
         for i, fields in blocks.items():
             block = BlockRouting(*fields)
             own[i] = block._replace(groups=block.groups + first[i])
             first[i] += int(groups[i])
-        shown = foreground(batch.images[valid], model.config.patch_size)
-        yield Collected(logits, batch.labels[valid], own, shown)
+        shown = foreground(batch.images[valid], config.patch_size)
+        token = np.arange(config.prefix_tokens + shown[0].size)
+        registers = (config.has_class_token <= token) & (token < config.prefix_tokens)
+        registers = np.broadcast_to(registers, (len(shown), len(token)))
+        yield Collected(logits, batch.labels[valid], own, shown, registers)
 
 
 @models.compiled  # once for all passes over a data set
@@ -153,6 +159,7 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
         np.concatenate([part.labels for part in every]),
         {i: BlockRouting(*map(np.concatenate, fields)) for i, fields in blocks.items()},
         np.concatenate([part.foreground for part in every]),
+        np.concatenate([part.registers for part in every]),
     )
 
 

@@ -16,8 +16,8 @@ from vmoe.routing.load import ExpertTotals
 
 BINS = 20
 """Bins of histograms over [0, 1]."""
-KINDS = ("class_token", "background", "foreground")
-"""Kinds of tokens: the class token, with the registers, and patches; see ``foreground``."""
+KINDS = ("class_token", "register", "background", "foreground")
+"""Kinds of tokens; those of patches are the last two, see ``foreground``."""
 MIN_PLAIN = 0.01
 """Smallest fraction of the patches' choices that each kind of patch must have. Below it, the images
 are taken to have no plain background, and there are no results by kind of patch."""
@@ -53,8 +53,8 @@ class BlockStatistics(ExpertTotals):
     by_priority: Int[np.ndarray, "x"]
     kept_by_priority: Int[np.ndarray, "x"]
     choices_by_priority: Int[np.ndarray, "x"]
-    kept_by_kind: Int[np.ndarray, "3"]
-    choices_by_kind: Int[np.ndarray, "3"]
+    kept_by_kind: Int[np.ndarray, "4"]
+    choices_by_kind: Int[np.ndarray, "4"]
     uses: Int[np.ndarray, "b e"]
     labels: Int[np.ndarray, "b l"]
 
@@ -64,11 +64,10 @@ class BlockStatistics(ExpertTotals):
 
         None if there are no such tokens, and for patches if the images have no plain background.
         """
-        patches = self.choices_by_kind[1:]
+        patches = self.choices_by_kind[2:]
         plain = patches.min() >= MIN_PLAIN * max(1, patches.sum())
-        counts = zip(
-            KINDS, self.kept_by_kind, self.choices_by_kind, (True, plain, plain), strict=True
-        )
+        known = (True, True, plain, plain)
+        counts = zip(KINDS, self.kept_by_kind, self.choices_by_kind, known, strict=True)
         return {name: float(x / of) if of and known else None for name, x, of, known in counts}
 
     @property
@@ -127,7 +126,7 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     for part in parts:
         labels.append(part.labels)
         for i, block in part.blocks.items():
-            own, of_images = _of_batch(block, part.foreground, rngs[i])
+            own, of_images = _of_batch(block, part, rngs[i])
             sums[i] = {name: sums[i][name] + x for name, x in own.items()} if i in sums else own
             uses[i].append(of_images)
     if not any(own["tokens"] for own in sums.values()):
@@ -140,12 +139,12 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
 
 
 def _of_batch(
-    block: BlockRouting, foreground: Bool[np.ndarray, "b i j"], rng: np.random.Generator
+    block: BlockRouting, part: Collected, rng: np.random.Generator
 ) -> tuple[dict[str, Any], Int[np.ndarray, "b e"]]:
     """The sums over a batch, and the ``uses`` of its images."""
     gates, experts = block.gates.astype(np.float64), block.experts
     (b, n, e), k = gates.shape, experts.shape[-1]
-    _, i, j = foreground.shape
+    _, i, j = part.foreground.shape
     of_expert = experts[..., None] == np.arange(e)  # b n k e
     kept, chosen, priority = block.kept, experts < e, _bin(block.priority)
     own = np.take_along_axis(gates, np.minimum(experts, e - 1), axis=-1)
@@ -155,8 +154,9 @@ def _of_batch(
     by_patch = by_token[:, n - i * j :]
     positions = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
     shuffled = np.take_along_axis(by_patch, positions[..., None], axis=1)
-    # indices of KINDS; tokens before the patches, if any, are of the first kind
-    kinds = np.pad(1 + foreground.reshape(b, i * j).astype(int), ((0, 0), (n - i * j, 0)))
+    # indices of KINDS
+    kinds = np.pad(2 + part.foreground.reshape(b, i * j), ((0, 0), (n - i * j, 0)))
+    kinds = np.where(part.registers, 1, kinds)
     sums = _totals(block) | dict(
         coactivation=any_of.T @ any_of,
         by_position=by_patch.sum(axis=0).T.reshape(e, i, j),

@@ -52,7 +52,7 @@ class ModelOnImages(NamedTuple):
         top_patches: by sparse block, the top patches of each expert in the sample; blocks can be
             left out.
         attention: by sparse block, how much each token (axis 1) of the first images attends to each
-            token: the mean over the heads, as a fraction of the largest.
+            token: the mean over the heads, as a fraction of the largest to a patch, at most 1.
         sigmoid: whether a probability is the sigmoid of a logit, rather than their softmax.
     """
 
@@ -110,8 +110,10 @@ def _attention(model: ViT, batch: Batch) -> dict[int, UInt8[np.ndarray, "x n n"]
         images = jnp.asarray(batch.images)
         features = capture_features(model, images, names, valid=batch.valid).features
         means = {names[name]: weights.mean(axis=1) for name, weights in features.items()}
+        prefix = model.config.prefix_tokens
+        largest = {i: mean[..., prefix:].max(-1, keepdims=True) for i, mean in means.items()}
         return {
-            i: jnp.round(255 * mean / mean.max(-1, keepdims=True)).astype(jnp.uint8)
+            i: jnp.round(255 * jnp.minimum(1, mean / largest[i])).astype(jnp.uint8)
             for i, mean in means.items()
         }
 

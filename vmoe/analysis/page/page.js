@@ -227,18 +227,20 @@ function frame(pen, x, y, w, h) {
   }
 }
 
+const isClassToken = ({classToken}, token) => classToken && token === 0; // the others before patches are registers
+
 // The selected token in a model; in a model with another grid, the token at the same position.
 function tokenIn(model) {
   const own = models[state.model], other = models[model];
   if (state.token === null || model === state.model) return state.token;
-  if (state.token < own.prefix) return other.classToken ? 0 : null;
+  if (state.token < own.prefix) return isClassToken(own, state.token) && other.classToken ? 0 : null;
   const patch = state.token - own.prefix;
   const row = Math.floor((Math.floor(patch / own.columns) + .5) / own.rows * other.rows);
   const column = Math.floor((patch % own.columns + .5) / own.columns * other.columns);
   return other.prefix + row * other.columns + column;
 }
 
-// How much the selected token attends to each token, as a fraction of the largest; null if unknown.
+// How much the selected token attends to each token, as a fraction of the largest to a patch; null if unknown.
 function attentionOf(model, block, image) {
   const token = tokenIn(model);
   return block.attention && token !== null && image < block.attention.shape[0]
@@ -382,7 +384,8 @@ const positionName = ({columns}, patch) => `row ${Math.floor(patch / columns) + 
 function described(model, block) {
   const token = tokenIn(model), {prefix} = models[model];
   if (token === null) return "no patch is selected; use the arrow keys";
-  const where = token < prefix ? "class token" : positionName(models[model], token - prefix);
+  const before = isClassToken(models[model], token) ? "class token" : "register";
+  const where = token < prefix ? before : positionName(models[model], token - prefix);
   const chosen = choices(block, state.image, token, keptNow(model, block, state.image)).slice(0, 3);
   const experts = chosen.map(({expert, gate, kept}) =>
     `expert ${expert}, gate ${gate.toFixed(2)}${kept ? "" : ", dropped"}`);
