@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from vmoe import models
 from vmoe.axes import Record
 from vmoe.checkpoints.stored import Origin, StoredModel
-from vmoe.config import ViTConfig
+from vmoe.config import GridRotary, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.nn.vit import ViT
 from vmoe.surgery.params import shapes
@@ -25,6 +25,13 @@ def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
         for path, shape in shapes(config).items()
     }
     return jax.device_put(unflatten_dict(values))
+
+
+PARTS: dict[str, Any] = dict(
+    **dict(registers=3, rotary=GridRotary(), mlp="gated_norm", norm="rms", attention_norm=True),
+    **dict(head_dim=12, qk_rms=True, attention_sink=True, activation="silu"),
+)
+"""The parts of later ViTs, each in another arrangement than by default."""
 
 
 def stored_model(name: str, **overrides: Any) -> StoredModel:

@@ -11,6 +11,7 @@ from flax import nnx
 
 import vmoe
 from tests.command import ROOT
+from tests.random_models import PARTS
 from vmoe import models
 from vmoe.config import (
     BiasBalanced,
@@ -212,6 +213,24 @@ def test_flops_of_a_dense_model_equal_a_count_by_hand() -> None:
     block = 8 * n * d * d + 4 * n * n * d + 4 * n * d * f
     by_hand = 2 * 16 * (8 * 8 * 3) * d + depth * block + 2 * d * 10
     assert cost(config).flops_per_image == by_hand
+
+
+def test_flops_and_parameters_of_a_later_vit_equal_a_count_by_hand() -> None:
+    """Heads of width z, a sink as one more token, gated MLPs, RMSNorms and their scales."""
+    config = models.model_config("vit_test", **PARTS)
+    n, d, f, depth, heads, registers = 20, 16, 32, 4, 2, 3
+    az = heads * 12
+    attention = 8 * n * d * az + 4 * n * (n + 1) * az
+    by_hand = 2 * 16 * (8 * 8 * 3) * d + depth * (attention + 6 * n * d * f) + 2 * d * 10
+    assert cost(config).flops_per_image == by_hand and cost(config).tokens_per_image == n
+    attention = 4 * d * az + 3 * az + d + az + heads  # kernels, biases, the norm, the sinks
+    mlp = 3 * d * f + 2 * f + d + f  # the last is the norm's
+    ends = (8 * 8 * 3 + 1) * d + d + registers * d + 17 * d + d + 10 * (d + 1)
+    parts = parameters_by_part(config)
+    assert (
+        sum(parts.values()) == cost(config).parameters == depth * (attention + mlp + 2 * d) + ends
+    )
+    assert parts["registers"] == registers * d
 
 
 def test_flops_of_a_sparse_block_are_those_of_its_slots_and_its_gate() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vmoe
-from tests.random_models import model_of, outputs, random_images, stored_model
+from tests.random_models import PARTS, model_of, outputs, random_images, stored_model
 from tests.routers import grouped
 from vmoe.checkpoints.export import jax_program
 from vmoe.checkpoints.stored import StoredModel
@@ -24,6 +24,7 @@ ROUTERS = {
     "largest_gate": TokenChoice(priority="largest_gate"),
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
+    "later": TokenChoice(priority="largest_gate"),
 }
 BATCHES = (1, 5)
 RUN_ALL = f"""
@@ -49,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, S
             jax_program.write(folder / name, stored[name])
         else:
             moe = dict(router=grouped(replace(router, capacity_factor=0.5), 1))
-            sparse = dict(depth=2, sparse_blocks=(0,), moe=moe)
+            sparse = dict(depth=2, sparse_blocks=(0,), moe=moe) | (PARTS if name == "later" else {})
             stored[name] = stored_model("vmoe_test_last2_e4", **sparse)
             jax_program.write(folder / name, stored[name], shard_bytes=10_000)
     return folder, stored

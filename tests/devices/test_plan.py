@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from tests.command import TINY
+from tests.random_models import PARTS
 from vmoe import models
 from vmoe.config import MoEConfig, OptimConfig, TokenChoice, TrainConfig, ViTConfig, load, replace
 from vmoe.costs.chips import CHIPS
@@ -76,7 +77,7 @@ def shapes_on(placement: Placement) -> State:
 def traced_step(config: TrainConfig, placement: Placement) -> jax.stages.Traced:
     """The training step of the whole model."""
     step = make_train_step(config, placement)
-    return step.trace(shapes_on(placement), batch_shapes(placement))
+    return step.trace(abstract_state(config, placement), batch_shapes(placement))
 
 
 def batch_shapes(placement: Placement) -> Batch:
@@ -127,7 +128,9 @@ def test_the_planned_communication_equals_that_of_the_compiled_training_step(
         ), kind
 
 
-@pytest.mark.parametrize("fields", [{}, dict(model=dict(remat=True)), dict(accumulate=2)])
+@pytest.mark.parametrize(
+    "fields", [{}, dict(model=dict(remat=True)), dict(accumulate=2), dict(model=PARTS)]
+)
 def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(
     fields: dict[str, Any],
 ) -> None:

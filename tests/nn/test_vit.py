@@ -16,6 +16,7 @@ import scipy.stats
 from flax import nnx
 
 import vmoe
+from tests.random_models import PARTS
 from vmoe import models
 from vmoe.analysis import capture, capture_features
 from vmoe.axes import Record
@@ -52,11 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense_mean_without_positions": dict(
         sparse_blocks=(), pooling="mean", positions="none", pre_logits=12, head_bias=-3.0
     ),
-    "later": dict(
-        **dict(registers=3, rotary=GridRotary(), mlp="gated_norm", norm="rms", attention_norm=True),
-        **dict(head_dim=12, qk_rms=True, attention_sink=True),
-        **dict(activation="silu", sparse_blocks=(1,), depth=2),
-    ),
+    "later": dict(**PARTS, sparse_blocks=(1,), depth=2),
     "attention_and_qk_norm": dict(pooling="attention", qk_norm=True),
     "sincos2d_in_bfloat16": dict(positions="sincos2d", dtype="bfloat16"),
     "dropout": DROPOUT,
