@@ -83,19 +83,8 @@ class BlockStatistics(ExpertTotals):
         return _by_class(self.uses, self.labels, num_classes)
 
     def class_information(self, num_classes: int, seed: int = 0) -> tuple[float, float]:
-        """Normalized mutual information of expert and class, and its chance baseline.
-
-        Returns:
-            the information of the choices; and its mean under shuffled labels, the value to expect
-            of a router that ignores the class. It is above 0, as choices of an image are dependent.
-        """
-        rng, known = np.random.default_rng(seed), has_label(self.labels)
-        uses, labels = self.uses[known], self.labels[known]
-        shuffled = [
-            mutual_information(_by_class(uses, rng.permutation(labels), num_classes))
-            for _ in range(SHUFFLES)
-        ]
-        return mutual_information(self.class_table(num_classes)), float(np.mean(shuffled))
+        """``class_information`` of the experts."""
+        return class_information(self.uses, self.labels, num_classes, seed)
 
     @property
     def position_information(self) -> tuple[float, float]:
@@ -196,6 +185,28 @@ def _histogram(
 def _bin(gates: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """The bin of each gate; a NaN is in the first one."""
     return np.minimum((np.nan_to_num(gates) * BINS).astype(int), BINS - 1)
+
+
+def class_information(
+    uses: Int[np.ndarray, "b e"], labels: Int[np.ndarray, "b l"], num_classes: int, seed: int = 0
+) -> tuple[float, float]:
+    """Normalized mutual information of expert and class, and its chance baseline.
+
+    Args:
+        uses: number of choices by image and expert; or of tokens by image and cluster.
+        labels: the classes of each image; padded with -1.
+
+    Returns:
+        the information of the choices; and its mean under shuffled labels, the value to expect of a
+        router that ignores the class. It is above 0, as choices of an image are dependent.
+    """
+    rng, known = np.random.default_rng(seed), has_label(labels)
+    uses, labels = uses[known], labels[known]
+    chance = [
+        mutual_information(_by_class(uses, rng.permutation(labels), num_classes))
+        for _ in range(SHUFFLES)
+    ]
+    return mutual_information(_by_class(uses, labels, num_classes)), float(np.mean(chance))
 
 
 def _by_class(

@@ -48,6 +48,11 @@ class Difference(NamedTuple):
         """Whether p < ``LEVEL``."""
         return self.p < LEVEL
 
+    @property
+    def margin(self) -> float:
+        """Half of the interval that has the true difference in 95% of all cases."""
+        return self.error * float(scipy.stats.t.isf(LEVEL / 2, self.degrees))
+
     def p_above(self, bound: float) -> float:
         """That of the test whether the true difference is above a bound."""
         if not self.error:

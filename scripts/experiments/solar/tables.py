@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from scripts.experiments.framework.differences import (
-    LEVEL,
     Difference,
     Key,
     corrected,
@@ -287,7 +285,7 @@ def _primary(rows: Rows) -> Answer | None:
     text = "; ".join(clear) or f"clearly better or worse on none of {len(found)} sets of images"
     numbers = [f"{name} {signed(each, 1)}" for name, each in found.items()]
     for word, sign in (("gain", 1), ("loss", -1)):
-        bound, name = max((sign * each.mean + _margin(each), name) for name, each in found.items())
+        bound, name = max((sign * each.mean + each.margin, name) for name, each in found.items())
         numbers.append(f"the largest {word} that is not excluded is {bound:.1f} ({name})")
     return (
         f"experts that start as copies are, against a dense block of equal FLOPs, {text}",
@@ -326,11 +324,6 @@ def _costs(rows: Rows) -> Answer | None:
 
 def _better(found: Difference) -> str:
     return f"**{'better' if found.mean > 0 else 'worse'}**"
-
-
-def _margin(found: Difference) -> float:
-    """Half of the interval that has the true difference in 95% of all cases."""
-    return found.error * float(scipy.stats.t.isf(LEVEL / 2, found.degrees))
 
 
 CELLS = {name: subset for name, subset in SUBSETS.items() if subset.data == "solar"}
