@@ -15,8 +15,9 @@ from vmoe.studies.advise.measures import EXPERTS, Measures
 STORED = resources.files("vmoe.studies.advise").joinpath("reference.json")
 LEVEL = 0.05
 """The corrected p below which a difference is a verdict."""
-FACTOR = 2.0
-"""How many times more, or fewer, images or routed FLOPs than measured are still alike."""
+FACTOR = 2.5
+"""How many times more, or fewer, images or routed FLOPs than measured are still alike: no number
+between those that the experiment measures, of which each is five times another, is left out."""
 COMPARED = {
     "groups": ("groups: information of clusters about the class, 0 to 1", ".2f"),
     "spread": (f"spread: clusters of an image's patches, 1 to {EXPERTS}", ".2f"),
@@ -156,12 +157,11 @@ def _unlike(
         if not least - scales[name] <= value <= most + scales[name]:
             word = words.partition(":")[0]
             yield f"{word} {value:{form}} (in the experiment {least:{form}} to {most:{form}})"
-    routed = [each.measures.routed for each in data_sets]
-    if not _near(own.routed, routed):
-        yield f"{ROUTED} {own.routed:.1%} (in the experiment {max(routed):.1%})"
-    sizes = [each.images for each in like.contrasts] or [images]
-    if not _near(images, sizes):
-        yield f"{images:,} images to train on (of {like.name} {_listed(sizes)} were measured)"
+    if not _near(own.routed, like.measures.routed):
+        yield f"{ROUTED} {own.routed:.1%} (in the experiment {like.measures.routed:.1%})"
+    if like.contrasts and not _near(images, like.at(images).images):
+        sizes = _listed(like)
+        yield f"{images:,} images to train on (of {like.name} {sizes} were measured)"
 
 
 def described(config: ViTConfig) -> str:
@@ -188,7 +188,7 @@ def table(
         apart = distances(own, data_sets).values()
         distance = "distance in groups and spread, standard deviations"
         rows.insert(len(COMPARED), [distance, "", *(f"{each:.1f}" for each in apart)])
-    sizes = [_listed([x.images for x in each.contrasts]) or "none yet" for each in data_sets]
+    sizes = [_listed(each) or "none yet" for each in data_sets]
     found = [each.at(images) if each.contrasts else None for each in data_sets]
     points = [f"{x.mean:+.1f} ± {x.error:.1f} ({x.images:,})" if x else "" for x in found]
     rows.append(["images to train on", f"{images:,}", *sizes])
@@ -197,12 +197,12 @@ def table(
     return ["", "yours", *names], rows
 
 
-def _near(value: float, measured: Sequence[float]) -> bool:
-    return min(measured) / FACTOR <= value <= max(measured) * FACTOR
+def _near(value: float, measured: float) -> bool:
+    return measured / FACTOR <= value <= measured * FACTOR
 
 
-def _listed(sizes: Sequence[int]) -> str:
-    return ", ".join(f"{size:,}" for size in sizes)
+def _listed(data_set: DataSet) -> str:
+    return ", ".join(f"{each.images:,}" for each in data_set.contrasts)
 
 
 def _scales(data_sets: Sequence[DataSet]) -> dict[str, float]:
