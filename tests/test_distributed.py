@@ -1,4 +1,7 @@
-"""One run in two real processes: reports, agreement, resuming, and the run folder."""
+"""One run in two real processes: reports, agreement, resuming, and the run folder.
+
+Its processes exchange the slots of one layer, and the rows of another, which has no capacity.
+"""
 
 import json
 import os
@@ -38,11 +41,14 @@ RECIPE = f"""
 from pathlib import Path
 from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
+config = load(Path({str(ROOT / "configs" / "tiny.py")!r}))
+slots = replace(config.model.moe, router=dict(images_per_group=4))
+rows = replace(slots, router=dict(dropless=True))
 config = replace(
-    load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps=20, log_every=5,
+    config, steps=20, log_every=5,
     optim=dict(warmup_steps=5), data=dict(mixup=0.0), evaluate_every=10, checkpoint_every=10,
     ema_decay=0.9,
-    model=dict(depth=1, sparse_blocks=(0,), moe=dict(router=dict(images_per_group=4))),
+    model=dict(depth=2, sparse_blocks=(0, 1), moe=(slots, rows)),
     evaluations=(EvalConfig(batch_size=60),),
     fewshot=FewShotConfig(("digits",), shots=(5,), every=20, batch_size=64),
 )

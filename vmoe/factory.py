@@ -21,7 +21,7 @@ from vmoe.config.routing_file import RoutingFile
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
-from vmoe.errors import UsageError, listed, naming, one_line, require
+from vmoe.errors import UsageError, listed, naming, require
 from vmoe.fields import NOT_EMPTY
 from vmoe.mesh import place
 from vmoe.nn.inputs import to_float
@@ -205,15 +205,7 @@ def placement_of(config: ViTConfig, mesh: str | None, fsdp: bool) -> Placement:
     """Where ``load`` puts a model of this config, with the same arguments."""
     if mesh is None and not fsdp:
         return ONE_DEVICE
-    try:
-        return place(config, jax.local_devices(), mesh=mesh or "", fsdp=fsdp)
-    except UsageError as error:
-        if mesh or fsdp:
-            raise
-        print(
-            one_line(f"1 of {jax.local_device_count()} devices is used: {error}"), file=sys.stderr
-        )
-        return ONE_DEVICE
+    return place(config, jax.local_devices(), mesh=mesh or "", fsdp=fsdp)
 
 
 def load(
@@ -243,8 +235,7 @@ def load(
         routing_file: True for the routing.json in the run folder, if there is one; or the path of
             a file that ``vmoe capacity`` wrote. It cannot be combined with ``routing``.
         mesh: the devices of the model: None for one; such as "data=2,expert=4" for all of this
-            process, as for ``vmoe train --mesh``; "" for all in a mesh that suits the model, or for
-            one, with a line on stderr, if the model cannot be split.
+            process, as for ``vmoe train --mesh``; "" for all in a mesh that suits the model.
         fsdp: also shard large dense parameters over the axis "data" of all devices.
 
     Raises:

@@ -163,11 +163,12 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
         ignores_gates = router.has("priority") and router.priority in ("order", "random")
+        larger = f"capacity{' factor' * (router.capacity is None)}"
+        if ignores_gates:
+            larger += ", or priority largest_gate, which drops the least important tokens"
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
-            f"larger capacity{' factor' * (router.capacity is None)}"
-            + ", or priority largest_gate, which drops the least important tokens"
-            * ignores_gates
+            f"larger {'ragged_buffer_factor' if router.dropless else larger}"
         )
         yield Finding("dropped", i, block.dropped, MAX_DROPPED, message)
     if router.learned and block.relative_entropy < MIN_ENTROPY:

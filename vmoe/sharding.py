@@ -120,6 +120,20 @@ class Placement:
         """Moves slots from the devices of experts back to the devices of groups."""
         return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
 
+    def on_each_expert_device(self, function: Function) -> Function:
+        """A function run by each device on its slots and its experts.
+
+        Its arguments are slots (g, e, c, ...) on the devices of experts, others alike, a tree split
+        over the experts, and one that all devices have.
+        """
+        if self.mesh is None:
+            return function
+        slots = PartitionSpec(DATA, EXPERT)
+        specs = (slots, slots, PartitionSpec(EXPERT), PartitionSpec())
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=slots, check_vma=False
+        )
+
     def replicate(self, tree: Tree) -> Tree:
         """Replicates results that every device, and so every process, needs."""
         return jax.tree.map(lambda x: self._constrained(x, PartitionSpec()), tree)
@@ -254,7 +268,7 @@ class Placement:
         """Checks that a model can be split over the mesh.
 
         Raises:
-            UsageError: the experts cannot be split, or an implementation needs all rows.
+            UsageError: the experts cannot be split.
         """
         if self.devices == 1:
             return
@@ -271,18 +285,6 @@ class Placement:
                     f"{self.expert} does not divide the experts; on {self.devices} devices "
                     f"expert can be {one_of(fit)}",
                     **{"model.moe.num_experts": moe.num_experts, "mesh": str(self)},
-                )
-            if moe.router.dropless:
-                raise UsageError(
-                    f"without a capacity one expert may get the rows of all {self.devices} "
-                    "devices; use False and a capacity factor, or one device",
-                    **{"model.moe.router.dropless": True},
-                )
-            if moe.experts.implementation in ("blocked", "ragged"):
-                raise UsageError(
-                    f"on {self.devices} devices it sorts rows over all groups; use batched or "
-                    "auto, or one device",
-                    **{"model.moe.experts.implementation": moe.experts.implementation},
                 )
 
 

@@ -92,17 +92,15 @@ def test_an_evaluation_and_predictions_on_eight_devices_are_those_of_one(tmp_pat
         np.testing.assert_allclose(own["experts"]["0"], expected.experts[0], rtol=1e-5)
 
 
-def test_a_model_that_cannot_be_split_is_evaluated_on_one_device_with_a_line(
+def test_a_model_without_a_capacity_is_evaluated_on_all_devices_and_attacked_by_mates_on_one(
     tmp_path: Path,
 ) -> None:
     path = saved(tmp_path / "model", dropless=True)
-    model = ("evaluate", "--checkpoint", path, "--data", DATA, "--json")
-    shown = vmoe(*model)
-    assert json.loads(shown.stdout)["devices"] == 1
-    assert shown.stderr.startswith("1 of 8 devices is used: model.moe.router.dropless=True: ")
-    assert len(shown.stderr.splitlines()) == 1
-    refused = vmoe(*model, "--mesh", "expert=1")
-    assert refused.returncode == 2 and "model.moe.router.dropless=True" in refused.stderr
+    shown = vmoe("evaluate", "--checkpoint", path, "--data", DATA, "--json", "--batch-size", "24")
+    ours = json.loads(shown.stdout)
+    one = evaluate(library.load(path).model, open_source("digits", "test"), Reading(SHARE))
+    assert ours["devices"] == 8 and ours["dropped"] == 0
+    assert ours["cross_entropy"] == pytest.approx(one.cross_entropy, rel=1e-6)
     few = ("--images", "16", "--batch-size", "8", "--victims", "1", "--draws", "1", "--steps", "1")
     shown = vmoe("mates", "--checkpoint", path, "--data", DATA, *few, "--capacity-factor", "0.5")
     assert shown.stderr.startswith("1 of 8 devices is used: groups with a victim")

@@ -13,7 +13,7 @@ from tests.command import ROOT
 from tests.run_folder import Poisoned, assert_close, rows
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
-from vmoe.config import EvalConfig, FewShotConfig, RoutingOverrides, TrainConfig
+from vmoe.config import EvalConfig, FewShotConfig, TrainConfig
 from vmoe.errors import UsageError
 from vmoe.evaluate.fewshot import fewshot, open_fewshot
 from vmoe.mesh import place
@@ -102,9 +102,6 @@ def test_an_indivisible_batch_size_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UsageError, match="batch_size=36: each of 8 devices .* use 32 or 40"):
         train(configs.replace(config, batch_size=36), tmp_path / "run")
-    dropless = (EvalConfig(routing=RoutingOverrides(dropless=True)),)
-    with pytest.raises(UsageError, match="router.dropless=True: .* 8 devices"):
-        train(configs.replace(config, evaluations=dropless), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

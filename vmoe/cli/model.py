@@ -101,7 +101,7 @@ class DeviceArgs:
 
     mesh: str = ""
     """Devices for each axis, as for `vmoe train --mesh`, such as data=2,expert=4. By default all
-    devices share the images; or one has all of them, if the model cannot be split."""
+    devices share the images, in a mesh that suits the model."""
     fsdp: bool = False
     """Also shard dense parameters over the data axis, if the model is too large for one device."""
     num_workers: int | None = None

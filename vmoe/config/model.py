@@ -46,6 +46,10 @@ class MoEConfig(Checked):
     (the ``route_scale`` of DeepSeek-V3's code, arXiv 2412.19437)."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the rows sent to the experts and back."""
+    ragged_buffer_factor: Positive | None = None
+    """Rows of the buffer from each device to each other one, for layers whose rows travel instead
+    of slots, as without a capacity: this many times the even share of a device's choices. What does
+    not fit is dropped, and counted as such. If None, all rows fit (MaxText's name; its -1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +59,9 @@ class MoEConfig(Checked):
             require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
         require(k <= self.num_experts, needs, "num_experts", "router.kind")
+        drops = self.ragged_buffer_factor is None or router.can_drop
+        never = "no choice of this router may be dropped, leave it out"
+        require(drops, never, "ragged_buffer_factor", "router.kind")
         by_slots = experts.implementation in ("auto", "batched")
         fills = "a soft router fills every slot, use batched"
         require(not per_slot or by_slots, fills, "experts.implementation")

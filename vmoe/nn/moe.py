@@ -19,6 +19,7 @@ from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
+from vmoe.nn.experts.rows import RowExperts
 from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
 from vmoe.nn.gates import GATES
 from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, inputs_of_router, logits_of
@@ -27,10 +28,11 @@ from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState, next_state
 from vmoe.routing import aux_losses
+from vmoe.routing.exchange import Exchange, without_overflow
 from vmoe.routing.groups import Groups
 from vmoe.routing.layout import combine, dispatch, dispatch_rows, fill_empty, fill_padding, scaled
 from vmoe.routing.load import expert_totals, group_sums
-from vmoe.routing.rows import block_size, keep_class_tokens, sort_rows
+from vmoe.routing.rows import keep_class_tokens
 from vmoe.sharding import ONE_DEVICE, Placement
 
 FINITE_PARTS = (StackedMlps, nnx.Linear, type(None), *GATES.values())
@@ -66,6 +68,7 @@ class MoE(nnx.Module):
         shared_gate: nnx.Module | None = None,
         routed_scale: float = 1.0,
         transfer_dtype: Literal["float32", "bfloat16"] = "float32",
+        ragged_buffer_factor: float | None = None,
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -90,6 +93,7 @@ class MoE(nnx.Module):
                 outputs of the shared experts; None for no such gate.
             routed_scale: see ``MoEConfig``.
             transfer_dtype: see ``MoEConfig``.
+            ragged_buffer_factor: see ``MoEConfig``.
             placement: the devices over which groups and experts are split.
 
         Raises:
@@ -104,6 +108,7 @@ class MoE(nnx.Module):
         self.router = router or TokenChoice()
         self.group, self.placement = group, placement
         self.routed_scale, self.transfer_dtype = routed_scale, transfer_dtype
+        self.ragged_buffer_factor = ragged_buffer_factor
         self._check_parts()
         state = self.router.initial_state(self.experts.num_experts)
         variables = {name: RouterState(x) for name, x in state.items()}
@@ -121,6 +126,7 @@ class MoE(nnx.Module):
             router=router,
             routed_scale=self.routed_scale,
             transfer_dtype=self.transfer_dtype,
+            ragged_buffer_factor=self.ragged_buffer_factor,
         )
         if gate is not None and not callable(gate):
             raise UsageError("give a module that makes logits", gate=type(gate).__name__)
@@ -179,6 +185,7 @@ class MoE(nnx.Module):
             shared_gate=shared_gate,
             routed_scale=config.routed_scale,
             transfer_dtype=config.transfer_dtype,
+            ragged_buffer_factor=config.ragged_buffer_factor,
             placement=placement,
         )
 
@@ -237,15 +244,17 @@ class MoE(nnx.Module):
         record = self.route(
             images, valid, router_key, decide, groups=groups, inputs=of_gate, of_router=of_router
         )
+        record, exchange = self._exchanged(record, tokens.dtype)
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
             self.sow(nnx.Intermediate, "record", record)
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
-        if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
+        alone = groups.parts == 1 and exchange is None
+        if class_token_only and alone and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
         outputs = self._through_experts(
-            rows, inputs, routing, real, groups, dtype, experts_key, *args, **kwargs
+            rows, inputs, routing, real, groups, dtype, experts_key, exchange, *args, **kwargs
         )
         outputs = kept.join(outputs.astype(dtype))  # b n x
         if class_token_only:
@@ -369,10 +378,27 @@ class MoE(nnx.Module):
 
         Soft routing fills every slot, and several devices exchange slots.
         """
-        by_rows = isinstance(routing, Routing) and isinstance(self.experts, StackedMlps)
-        if by_rows and self.placement.devices == 1:
-            return self.experts.implementation_for(routing, self.placement.platform)
-        return "batched"
+        experts, platform = self.experts, self.placement.platform
+        if not isinstance(routing, Routing) or not isinstance(experts, StackedMlps):
+            return "batched"
+        if self.placement.devices > 1 and experts.implementation == "auto":
+            by_rows: Implementation = "blocked" if platform == "cpu" else "ragged"
+            return by_rows if self.router.dropless else "batched"
+        return experts.implementation_for(routing, platform)
+
+    def _exchanged(
+        self, record: Record, dtype: jax.typing.DTypeLike
+    ) -> tuple[Record, Exchange | None]:
+        """How rows travel between several devices, if they do, and what does not fit is dropped."""
+        routing = record.routing
+        by_rows = self._by_rows(routing, dtype)
+        if self.placement.devices == 1 or by_rows is None:
+            return record, None
+        assert isinstance(routing, Routing)  # soft routing fills slots
+        exchange = by_rows.exchange(routing, self.ragged_buffer_factor)
+        if self.ragged_buffer_factor is not None:
+            record = record._replace(routing=without_overflow(routing, exchange))
+        return record, exchange
 
     def _through_experts(
         self,
@@ -383,42 +409,48 @@ class MoE(nnx.Module):
         groups: Groups,
         dtype: jax.typing.DTypeLike,
         key: MaybeKey,
+        exchange: Exchange | None = None,
         /,
         *args: Any,
         **kwargs: Any,
     ) -> jax.Array:
-        """Dispatch, experts, combine: by slots, or by rows sorted over all groups.
+        """Dispatch, experts, combine: by slots, or by rows sorted by expert.
 
         Args:
             inputs: what the experts take besides, (g, s, ...), by name.
+            exchange: how rows travel between several devices.
         """
-        rows, implementation = self._transfer(rows), self.implementation_for(routing)
-        slots = Slots(groups.n, groups.s, dict(inputs))  # sorted rows take none
         routing = scaled(routing, self.routed_scale)
+        if by_rows := self._by_rows(routing, dtype):
+            assert isinstance(routing, Routing)  # soft routing fills slots
+            by_rows.experts.check_inputs(rows, args, kwargs | dict(inputs))
+            if exchange is None:
+                return by_rows.on_one_device(rows, routing, key)
+            outputs = by_rows.on_devices(rows, exchange, key)
+            weighted = scaled(exchange.routing, self.routed_scale)
+            return combine(outputs, weighted).reshape(rows.shape)
+        rows = self._transfer(rows)
+        if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
+            filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
+        else:
+            filled = fill_empty(routing, valid)
+            tokens = dispatch_rows(rows, filled)
+        known = {name: about(name, routing, filled, groups) for name in sorted(self.experts.asks)}
+        inputs = known | jax.tree.map(lambda x: dispatch_rows(x, filled), dict(inputs))
+        tokens, inputs = jax.tree.map(self.placement.to_experts, (tokens, inputs))
+        slots = Slots(groups.n, groups.s, inputs)
+        outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
+        return combine(self.placement.from_experts(self._transfer(outputs)), routing)
+
+    def _by_rows(
+        self, routing: Routing | SoftRouting, dtype: jax.typing.DTypeLike
+    ) -> RowExperts | None:
+        """How the experts compute rows; None if they compute slots."""
+        implementation = self.implementation_for(routing)
         if implementation == "batched":
-            if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
-                filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
-            else:
-                filled = fill_empty(routing, valid)
-                tokens = dispatch_rows(rows, filled)
-            known = {
-                name: about(name, routing, filled, groups) for name in sorted(self.experts.asks)
-            }
-            inputs = known | jax.tree.map(lambda x: dispatch_rows(x, filled), inputs)
-            tokens, inputs = jax.tree.map(self.placement.to_experts, (tokens, inputs))
-            slots = slots._replace(inputs=inputs)
-            outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
-            outputs = self.placement.from_experts(self._transfer(outputs))
-            return combine(outputs, routing)
-        assert isinstance(routing, Routing)  # soft routing is always batched
-        block = block_size(routing, implementation, self.placement.platform)
-        routing, sizes = sort_rows(routing, block=block)
-        one_group = rows.reshape(1, -1, rows.shape[-1])  # 1 gs d
-        sorted_rows = dispatch(one_group, routing)[0, 0].astype(dtype)  # r d
-        assert isinstance(self.experts, StackedMlps)
-        compute = functools.partial(self.experts.on_rows, implementation, block)
-        outputs = compute(sorted_rows, sizes, slots, key, *args, **kwargs)
-        return combine(self._transfer(outputs)[None, None], routing).reshape(rows.shape)
+            return None
+        assert isinstance(self.experts, StackedMlps)  # others compute slots
+        return RowExperts(self.experts, implementation, self.placement, self._transfer, dtype)
 
     def _with_shared(
         self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey

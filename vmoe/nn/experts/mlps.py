@@ -95,7 +95,7 @@ class StackedMlps(Experts):
         **kwargs: Any,
     ) -> Float[Array, "g e c d"]:
         """Applies the experts to slots of fixed capacity."""
-        self._check_inputs(tokens, args, kwargs | (slots.inputs if slots else {}))
+        self.check_inputs(tokens, args, kwargs | (slots.inputs if slots else {}))
         up, down, tokens = reverse_only((self.up.params(), self.down.params(), tokens))
         return implementations.batched(up, down, tokens, self.hidden, key)
 
@@ -115,11 +115,7 @@ class StackedMlps(Experts):
         block: int,
         rows: Float[Array, "r d"],
         sizes: Int[Array, "e"],
-        slots: Slots | None = None,
         key: MaybeKey = None,
-        /,
-        *args: Any,
-        **kwargs: Any,
     ) -> Float[Array, "r d"]:
         """Applies the experts to rows sorted by expert.
 
@@ -128,12 +124,11 @@ class StackedMlps(Experts):
             block: number of rows of a block, see ``vmoe.routing.rows.block_size``.
             sizes: number of rows of each expert, a multiple of ``block``.
         """
-        self._check_inputs(rows, args, kwargs | (slots.inputs if slots else {}))
         up, down, rows = reverse_only((self.up.params(), self.down.params(), rows))
         compute = implementations.ragged if implementation == "ragged" else implementations.blocked
         return compute(up, down, rows, sizes, self.hidden, key, block=block)
 
-    def _check_inputs(
+    def check_inputs(
         self, tokens: Float[Array, "*r d"], args: Sequence[Any], named: Mapping[str, Any]
     ) -> None:
         width = self.up.kernel.shape[1]
