@@ -201,15 +201,25 @@ def test_the_table_of_rates_counts_those_that_were_chosen() -> None:
     assert "| cells, 200 | 100 | 3 | 2 | 1 |" in tables.rates(rows)
 
 
-def test_predictions_that_are_too_sharp_are_not_worse() -> None:
+def test_predictions_that_are_too_sharp_are_not_worse_and_call_the_same_defects() -> None:
     random = np.random.default_rng(0)
-    logits, labels = 2 * random.normal(size=(500, 3)), random.integers(3, size=500)
+    logits, labels = 2 * random.normal(size=(500, 4)), random.integers(4, size=500)
     logits[np.arange(500), labels] += 2
     own, sharp = (scipy.special.softmax(scale * logits, axis=-1) for scale in (1, 3))
     rows = np.arange(500)
-    assert arms.log_loss(sharp, labels) == pytest.approx(arms.log_loss(own, labels), abs=1e-3)
-    assert arms.log_loss(own, labels) <= -np.log(own[rows, labels]).mean() + 1e-6
-    assert arms.log_loss(own[:, ::-1], labels) > 1.05 * arms.log_loss(own, labels)
+    found, sharper = arms.calibration(own, labels), arms.calibration(sharp, labels)
+    assert sharper.loss == pytest.approx(found.loss, abs=1e-3)
+    assert 3 * sharper.scale == pytest.approx(found.scale, rel=0.01)
+    assert found.loss <= -np.log(own[rows, labels]).mean() + 1e-6
+    assert arms.calibration(own[:, ::-1], labels).loss > 1.05 * found.loss
+    pairs = (own, found.scale), (sharp, sharper.scale)
+    first, second = (arms.calibrated(*pair) for pair in pairs)
+    assert -np.log(first[rows, labels]).mean() == pytest.approx(found.loss)
+    for each in (first, second, sharp):
+        np.testing.assert_array_equal(each.argmax(1), own.argmax(1))
+    calls = [each[:, arms.DEFECTIVE :].sum(1) > 0.5 for each in (first, second, own, sharp)]
+    np.testing.assert_array_equal(calls[0], calls[1])
+    assert not np.array_equal(calls[2], calls[3])
 
 
 def test_a_row_is_not_taken_for_one_with_other_settings(cells: Path, tmp_path: Path) -> None:
@@ -273,6 +283,30 @@ def test_all_arms_start_from_a_regression_of_their_own_features(
 
 
 @pytest.mark.slow
+def test_a_defect_is_called_with_the_scale_that_is_best_on_validation(
+    trunk: ViT, small: arms.TokenDataset
+) -> None:
+    noise = np.random.default_rng(1).normal(size=(100, *small.tokens.shape[1:]))
+    unclear = small._replace(
+        tokens=np.concatenate([small.tokens, noise.astype(np.float16)]),
+        labels=np.resize(small.labels, 140),
+        split=small.split._replace(test=np.arange(40, 140)),
+    )
+    start, _ = arms.started(trunk, "dense", unclear, 0)
+    _, held, test = unclear.split
+    validation, tested = (
+        arms.predicted(start, arms.features(start, unclear.tokens[rows])) for rows in (held, test)
+    )
+    scale = arms.calibration(validation, unclear.labels[held]).scale
+    raw, expected = (
+        arms.bits((each[:, arms.DEFECTIVE :].sum(1) > 0.5) == (unclear.labels[test] >= 2))
+        for each in (tested, arms.calibrated(tested, scale))
+    )
+    for arm in ("probe", "dense"):
+        assert arms.measure(trunk, arm, unclear, steps=0, seed=0)["defect"] == expected != raw
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["moe_copies", "low_rank"])
 def test_validation_alone_chooses_the_rate(
     trunk: ViT, small: arms.TokenDataset, arm: str, monkeypatch: pytest.MonkeyPatch
@@ -287,7 +321,9 @@ def test_validation_alone_chooses_the_rate(
     untested = small._replace(split=small.split._replace(test=np.array([1_000_000])))
     tried = arms.pilot(trunk, arm, untested, steps=9, seed=0)
     assert [each["rate"] for each in tried] == [0.0, *arms.RATES]
-    assert [each["validation"] for each in tried[1:]] == first["losses"]
+    start, _ = arms.started(trunk, arm, untested, 0)
+    unmoved = arms.trained(start, untested, 0.0, 9, 0).validation.loss
+    assert [each["validation"] for each in tried] == [unmoved, *first["losses"]]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ and the head are trained. The head starts as the logistic regression of the arm'
 is best on validation, so a start that keeps the MLP's outputs predicts what the linear probe does.
 
 A step reads some patches of an image, drawn anew. Training runs once with each of ``RATES``, and
-the one whose last step is best on validation counts.
+the one whose last step has the least calibrated log loss on validation counts.
 """
 
 import functools
@@ -200,19 +200,20 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int) 
     Returns:
         "right", whether the likeliest class is the image's, 0 or 1 for each image of the test;
         "defect", the same of whether the classes of more than an even chance of a defect are
-        together likelier than the others; "validation", the ``log_loss``; "c" of the regression,
-        for the probe and for an arm that is trained, which also has "rate" and "losses", the
-        validation of each rate; and for the others the settings that are best on validation.
+        together likelier than the others, with the scale of the ``calibration`` on validation;
+        "validation", the loss of that calibration; "c" of the regression, for the probe and for an
+        arm that is trained, which also has "rate" and "losses", the validation of each rate; and
+        for the others the settings that are best on validation.
     """
     _, held, test = data.split
     start, c = started(trunk, arm if arm in MLPS else "dense", data, seed)
     found: dict[str, Any]
     if arm in MLPS:
         runs = {rate: trained(start, data, rate, steps, seed) for rate in RATES}
-        rate = min(runs, key=lambda each: runs[each].validation)
+        rate = min(runs, key=lambda each: runs[each].validation.loss)
         tail, validation = runs[rate]
         probabilities = predicted(tail, features(tail, data.tokens[test]))
-        found = {"c": c, "rate": rate, "losses": [run.validation for run in runs.values()]}
+        found = {"c": c, "rate": rate, "losses": [run.validation.loss for run in runs.values()]}
     else:
         every = {
             name: features(start, data.tokens[own]) for name, own in data.split._asdict().items()
@@ -223,13 +224,13 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int) 
             else on_features(arm, every, data, seed)
         )
         probabilities = predict(every["test"])
-        validation = log_loss(predict(every["validation"]), data.labels[held])
+        validation = calibration(predict(every["validation"]), data.labels[held])
     labels = data.labels[test]
-    likely = probabilities[:, DEFECTIVE:].sum(1) > 0.5
+    likely = calibrated(probabilities, validation.scale)[:, DEFECTIVE:].sum(1) > 0.5
     return found | {
         "right": bits(probabilities.argmax(1) == labels),
         "defect": bits(likely == (labels >= DEFECTIVE)) if len(data.crystals) else "",
-        "validation": validation,
+        "validation": validation.loss,
     }
 
 
@@ -238,11 +239,14 @@ def pilot(
 ) -> list[dict[str, float]]:
     """The "validation" of each "rate" of ``PILOT``, and of the start as rate 0.
 
-    It reads no test image.
+    It reads no test image of its fold.
     """
     start, _ = started(trunk, arm, data, seed)
-    runs = [(rate, trained(start, data, rate, steps, seed)) for rate in (0.0, *PILOT)]
-    return [{"rate": rate, "validation": run.validation} for rate, run in runs]
+    tried = [(0.0, 0), *((rate, steps) for rate in PILOT)]
+    return [
+        {"rate": rate, "validation": trained(start, data, rate, number, seed).validation.loss}
+        for rate, number in tried
+    ]
 
 
 def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> tuple[Tail, float]:
@@ -265,9 +269,8 @@ def started(trunk: ViT, arm: str, data: TokenDataset, seed: int) -> tuple[Tail, 
         every = np.full(data.classes, bias.min() - UNSEEN)
         kernel[:, fitted.classes_] = rows.T / std[:, None]
         every[fitted.classes_] = bias - rows @ (mean / std)
-        loss = log_loss(
-            scipy.special.softmax(held_features @ kernel + every, axis=-1), data.labels[held]
-        )
+        probabilities = scipy.special.softmax(held_features @ kernel + every, axis=-1)
+        loss = calibration(probabilities, data.labels[held]).loss
         if loss < least:
             least, best = loss, c
             tail.head.kernel[...] = jnp.asarray(kernel, jnp.float32)
@@ -306,7 +309,7 @@ def on_features(
         return spread(fitted, scale.transform(rows), data)
 
     def loss(fitted: Any) -> float:
-        return log_loss(predict(fitted, features["validation"]), data.labels[held])
+        return calibration(predict(fitted, features["validation"]), data.labels[held]).loss
 
     settings, best = min(found, key=lambda each: loss(each[1]))
     return settings, functools.partial(predict, best)
@@ -324,11 +327,18 @@ def spread(fitted: Any, x: np.ndarray, data: TokenDataset) -> np.ndarray:
     return every / every.sum(1, keepdims=True)
 
 
+class Calibration(NamedTuple):
+    """The least mean log loss, and the scale of the log probabilities that has it."""
+
+    loss: float
+    scale: float
+
+
 class Trained(NamedTuple):
-    """An arm after its last step, and its log loss on validation."""
+    """An arm after its last step, and its calibration on validation."""
 
     tail: Tail
-    validation: float
+    validation: Calibration
 
 
 OPTIMIZER = optax.chain(
@@ -358,7 +368,7 @@ def trained(start: Tail, data: TokenDataset, rate: float, steps: int, seed: int)
         params, moments = _step(graph, params, rest, moments, *given)
     tail = nnx.merge(graph, params, rest)
     probabilities = predicted(tail, features(tail, data.tokens[held]))
-    return Trained(tail, log_loss(probabilities, data.labels[held]))
+    return Trained(tail, calibration(probabilities, data.labels[held]))
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -446,15 +456,28 @@ def bits(values: np.ndarray) -> str:
     return "".join("01"[int(value)] for value in values)
 
 
-def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The mean log loss with the best temperature: sharper predictions are not worse by that.
-
-    Accuracy, which is compared, does not depend on the temperature.
-    """
-    logs = np.log(np.maximum(probabilities, 1e-12))
+def calibration(
+    probabilities: Float[np.ndarray, "b y"], labels: Int[np.ndarray, "b"]
+) -> Calibration:
+    """The best scale, an inverse temperature: sharper predictions are not worse by that."""
     rows = np.arange(len(labels))
 
     def loss(log_scale: float) -> float:
-        return -scipy.special.log_softmax(np.exp(log_scale) * logs, axis=-1)[rows, labels].mean()
+        return -_scaled(probabilities, np.exp(log_scale))[rows, labels].mean()
 
-    return float(scipy.optimize.minimize_scalar(loss, bounds=(-4, 3), method="bounded").fun)
+    found = scipy.optimize.minimize_scalar(loss, bounds=(-4, 3), method="bounded")
+    return Calibration(float(found.fun), float(np.exp(found.x)))
+
+
+def calibrated(probabilities: Float[np.ndarray, "b y"], scale: float) -> Float[np.ndarray, "b y"]:
+    """The probabilities whose logarithms are scaled.
+
+    The likeliest class stays. Whether several classes are together likelier than the others
+    depends on the scale.
+    """
+    return np.exp(_scaled(probabilities, scale))
+
+
+def _scaled(probabilities: np.ndarray, scale: float) -> np.ndarray:
+    """Log probabilities."""
+    return scipy.special.log_softmax(scale * np.log(np.maximum(probabilities, 1e-12)), axis=-1)

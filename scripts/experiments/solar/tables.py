@@ -142,8 +142,10 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 def primary(rows: Rows) -> dict[str, Difference]:
     """By subset: the mean of the MoEs that start as copies minus the dense arm of equal FLOPs.
 
-    This is what was to be tested before any row was made: one test for each of ``TESTED``, whose p
-    are corrected for the number of these. A fold counts that all the arms have.
+    This is what was to be tested before any row of an arm was made: one test for each of
+    ``TESTED``, whose p are corrected for the number of these. The rule by which a rate counts was
+    set before these rows too, but after the pilot on the validation images of one fold. A fold
+    counts that all the arms have.
     """
     found = {}
     for name, subset in SUBSETS.items():
