@@ -47,9 +47,11 @@ class MoEConfig(Checked):
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the rows sent to the experts and back."""
     ragged_buffer_factor: Positive | None = None
-    """Rows of the buffer from each device to each other one, for layers whose rows travel instead
-    of slots, as without a capacity: this many times the even share of a device's choices. What does
-    not fit is dropped, and counted as such. If None, all rows fit (MaxText's name; its -1)."""
+    """In training, how many rows a device sends at most to each of the devices that share the
+    experts, itself included: this many times the even share of its choices. It holds where rows
+    travel instead of slots, as without a capacity. What is over is dropped, those with the smallest
+    weights first, and counted. If None, all rows fit. MaxText's factor of this name bounds all rows
+    that a device receives; this one, the rows of each pair."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Three implementations of the experts; only the random draws of dropout differ between them.
 
-``batched``: batched matmuls over all slots of fixed capacity; required for sharded experts.
+``batched``: batched matmuls over all slots of fixed capacity.
 ``blocked``: a loop over blocks of rows, each with its expert's weights, so that the hidden layer of
 a block stays in the cache; the custom backward pass saves only the pre-activations.
 ``ragged``: ragged matmuls over sorted rows: by a kernel on a TPU, and on a GPU by a batched matmul

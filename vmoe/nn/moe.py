@@ -244,15 +244,20 @@ class MoE(nnx.Module):
         record = self.route(
             images, valid, router_key, decide, groups=groups, inputs=of_gate, of_router=of_router
         )
-        record, exchange = self._exchanged(record, tokens.dtype)
-        if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
-            self.sow(nnx.Intermediate, "record", record)
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
-        alone = groups.parts == 1 and exchange is None
-        if class_token_only and alone and not self.experts.asks and not inputs:
+        factor = None if key is None else self.ragged_buffer_factor
+        if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
+            factor = None  # they are few
+        exchange = self._exchange(routing, dtype, factor)
+        if exchange is not None and factor is not None:
+            assert isinstance(routing, Routing)  # soft routing fills slots
+            routing = self.placement.on_each_device(without_overflow)(routing, exchange)
+            record = record._replace(routing=routing)
+        if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
+            self.sow(nnx.Intermediate, "record", record)
         outputs = self._through_experts(
             rows, inputs, routing, real, groups, dtype, experts_key, exchange, *args, **kwargs
         )
@@ -376,7 +381,7 @@ class MoE(nnx.Module):
     def implementation_for(self, routing: Routing | SoftRouting) -> Implementation:
         """How the experts compute a routing: by slots, unless they are ``StackedMlps``.
 
-        Soft routing fills every slot, and several devices exchange slots.
+        Soft routing fills every slot. On several devices "auto" means rows without a capacity only.
         """
         experts, platform = self.experts, self.placement.platform
         if not isinstance(routing, Routing) or not isinstance(experts, StackedMlps):
@@ -386,19 +391,15 @@ class MoE(nnx.Module):
             return by_rows if self.router.dropless else "batched"
         return experts.implementation_for(routing, platform)
 
-    def _exchanged(
-        self, record: Record, dtype: jax.typing.DTypeLike
-    ) -> tuple[Record, Exchange | None]:
-        """How rows travel between several devices, if they do, and what does not fit is dropped."""
-        routing = record.routing
+    def _exchange(
+        self, routing: Routing | SoftRouting, dtype: jax.typing.DTypeLike, factor: float | None
+    ) -> Exchange | None:
+        """How rows travel between several devices; None if slots do, or there is one device."""
         by_rows = self._by_rows(routing, dtype)
         if self.placement.devices == 1 or by_rows is None:
-            return record, None
+            return None
         assert isinstance(routing, Routing)  # soft routing fills slots
-        exchange = by_rows.exchange(routing, self.ragged_buffer_factor)
-        if self.ragged_buffer_factor is not None:
-            record = record._replace(routing=without_overflow(routing, exchange))
-        return record, exchange
+        return by_rows.exchange(routing, self.router.k, factor)
 
     def _through_experts(
         self,
@@ -426,7 +427,8 @@ class MoE(nnx.Module):
             by_rows.experts.check_inputs(rows, args, kwargs | dict(inputs))
             if exchange is None:
                 return by_rows.on_one_device(rows, routing, key)
-            outputs = by_rows.on_devices(rows, exchange, key)
+            by_device = rows.reshape(self.placement.devices, -1, rows.shape[-1])
+            outputs = by_rows.on_devices(by_device, exchange, key)
             weighted = scaled(exchange.routing, self.routed_scale)
             return combine(outputs, weighted).reshape(rows.shape)
         rows = self._transfer(rows)

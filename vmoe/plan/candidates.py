@@ -26,7 +26,7 @@ from vmoe.mesh import place
 from vmoe.plan.communication import Communication, communication
 from vmoe.plan.memory import Memory, memory
 from vmoe.plan.segments import segments
-from vmoe.sharding import Placement
+from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.state import abstract_state
 
 UTILIZATION = 0.4
@@ -121,7 +121,7 @@ def plan(
         raise _too_large(config, candidates.values(), limit, devices)
     infeasible = [c for p, c in candidates.items() if p not in feasible]
     costs = cost(config.model)
-    flops = sum(each.flops() * each.times_per_step for each in segments(config, placements[0]))
+    flops = sum(each.flops() * each.times_per_step for each in segments(config, ONE_DEVICE))
     timed = _timed(config, feasible, spec, flops // devices)
     return Plan(
         config=config,

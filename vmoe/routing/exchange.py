@@ -13,32 +13,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vmoe.axes import Routing
+from vmoe.errors import UsageError
 from vmoe.routing.layout import rows_at
 from vmoe.routing.queues import invert, queue
 
 
-def buffer_rows(routing: Routing, devices: int, receivers: int, factor: float | None) -> int:
+def buffer_rows(
+    routing: Routing, devices: int, receivers: int, k: int, factor: float | None
+) -> int:
     """The number of rows of a buffer: ``factor`` even shares, at most all that can be sent.
 
     Args:
         devices: number of equal parts of the groups.
         receivers: number of devices over which the experts are split.
+        k: experts per token.
         factor: None for all rows that one device can send to another.
     """
-    g, s, k = routing.slots.shape
+    g, s, ranks = routing.slots.shape
     _, e, c = routing.choices.shape
-    choices = g // devices * s * k
-    most = min(choices, g // devices * e // receivers * c)
+    tokens = g // devices * s
+    most = min(tokens * ranks, g // devices * e // receivers * c)
     if factor is None or receivers == 1:  # a device's own rows need no buffer
         return most
-    return min(most, math.ceil(factor * choices / receivers))
+    return min(most, math.ceil(factor * tokens * k / receivers))
 
 
 class Exchange(NamedTuple):
     """How the rows of some devices travel.
 
     Attributes:
-        routing: each device's tokens are a group, and the x receivers its experts.
+        routing: each device's tokens are a group, and the x receivers, itself among them, its
+            experts.
         experts: the expert of each row among those of its receiver; their number if there is none.
     """
 
@@ -46,31 +51,36 @@ class Exchange(NamedTuple):
     experts: Int[Array, "g x c"]
 
 
-def send(routing: Routing, receivers: int, buffer: int) -> Exchange:
+def send(routing: Routing, receivers: int, c: int) -> Exchange:
     """Queues the kept choices of a device's tokens for the devices of their experts.
 
-    The first choices of all tokens are before any second one, and among them those of tokens with
-    the largest weights; the last are dropped.
+    Those with the smallest weights are the last in their queue, and are dropped first.
 
     Args:
         routing: of this device's groups.
         receivers: number x of devices over which the experts are split.
-        buffer: number of rows for each of them.
+        c: number of rows for each of them.
 
     Returns:
         the exchange of one device.
+
+    Raises:
+        UsageError: the device has too many choices to be sorted.
     """
     g, s, k = routing.slots.shape
     e = routing.choices.shape[1]
-    experts = jnp.where(routing.kept, routing.experts, e).reshape(1, g * s, k)
+    if (receivers + 1) * g * s * k >= 2**31:
+        raise UsageError(f"{g * s:,} tokens x k={k} on a device are too many: give smaller batches")
+    experts = jnp.where(routing.kept, routing.experts, e).reshape(1, -1, 1)
     own = e // receivers
-    weights = routing.weights.reshape(1, g * s, k)
-    order = jnp.argsort(weights.max(-1), descending=True)
-    slots, choices = queue(experts // own, order, e=receivers, c=buffer)
-    weights = jnp.where(slots < receivers * buffer, weights, 0)
-    of_rows = rows_at(experts.reshape(1, -1) % own, choices)
+    order = jnp.argsort(routing.weights.reshape(1, -1), descending=True)
+    slots, choices = queue(experts // own, order, e=receivers, c=c)
+    of_rows = rows_at(experts[..., 0] % own, choices)
     of_rows = jnp.where(choices < g * s * k, of_rows, own)
-    return Exchange(Routing(experts // own, slots, choices, weights), of_rows)
+    weights = jnp.where(slots.reshape(g, s, k) < receivers * c, routing.weights, 0)
+    by_token = (x.reshape(1, g * s, k) for x in (experts // own, slots, weights))
+    to, slots, weights = by_token
+    return Exchange(Routing(to, slots, choices, weights), of_rows)
 
 
 def received(experts: Int[Array, "x c"], e: int) -> Routing:

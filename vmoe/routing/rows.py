@@ -47,7 +47,9 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     return flat, sizes
 
 
-def block_size(routing: Routing, implementation: str, platform: str) -> int:
+def block_size(
+    routing: Routing, implementation: str, platform: str, choices: int | None = None
+) -> int:
     """Number of rows of a block: small enough to avoid padding, large enough to reuse weights.
 
     If an expert has about as many slots as choices, its slots form one block, or several of at
@@ -59,12 +61,13 @@ def block_size(routing: Routing, implementation: str, platform: str) -> int:
     Args:
         implementation: "blocked" or "ragged", which has blocks on a GPU only; elsewhere 1 row each.
         platform: "cpu", "gpu" or "tpu".
+        choices: how many are expected; all of the routing if None.
     """
     if implementation == "ragged" and platform != "gpu":
         return 1
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
-    even = -(-min(g * s * k, g * e * c) // e)
+    even = -(-min(g * s * k, g * e * c, choices or g * s * k) // e)
     if g * c <= 1.25 * even + 8:
         parts = -(-g * c // LARGEST_BLOCK)
         return -(-g * c // (8 * parts)) * 8

@@ -92,8 +92,8 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
 
     By default the experts have the dropout of the MLPs that they replace, and the router is a token
     choice that normalizes the weights of a token's experts, without a capacity unless the fields of
-    the router have one. Several devices need a capacity; with a capacity factor of e / k no choice
-    is dropped either. A start may need other defaults.
+    the router have one. With a capacity factor of e / k no choice is dropped either. A start may
+    need other defaults.
     """
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
