@@ -173,7 +173,7 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
 
 def test_statistics_do_not_depend_on_how_images_are_batched(collected: Collected) -> None:
     def part(rows: slice) -> Collected:
-        return jax.tree.map(lambda array: array[rows], collected)
+        return jax.tree.map(lambda x: x[rows] if np.ndim(x) else x, collected)
 
     whole, split = statistics([collected]), statistics([part(slice(7)), part(slice(7, B))])
     jax.tree.map(
@@ -213,6 +213,15 @@ def test_registers_are_a_kind_of_token_of_their_own() -> None:
     by_kind = block.kept_by_kind
     assert kept == [by_kind[0], by_kind[1], by_kind[2:].sum()]
     assert block.kept_share["register"] == kept[1] / 12
+
+
+def test_a_batch_of_padding_alone_adds_nothing() -> None:
+    images = images_on_white()[:3]
+    batches = [*in_batches(images), Batch(images, LABELS[:3], np.zeros(3, bool))]
+    real, padding = parts = list(collect(model_of(ROUTERS["token_choice"]), batches))
+    assert padding.foreground.shape == (0, 4, 4) and len(concatenate(parts).logits) == 3
+    for i, block in statistics(parts).items():
+        assert block.choices_by_kind.sum() == statistics([real])[i].choices_by_kind.sum()
 
 
 def test_mutual_information_equals_scikit_learn() -> None:
@@ -293,4 +302,4 @@ def _routed(experts: np.ndarray, labels: np.ndarray | None = None) -> Collected:
     labels = np.full((b, 1), -1) if labels is None else labels.reshape(b, -1)
     choices, gates = experts[..., None], np.eye(3, dtype=np.float32)[experts]
     block = BlockRouting(gates, choices, choices * 0, gates.max(-1, keepdims=True), np.arange(b))
-    return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool), experts < 0)
+    return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool), 0)

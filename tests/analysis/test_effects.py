@@ -180,7 +180,7 @@ def test_no_choice_of_a_model_with_fewer_experts_is_no_choice_of_the_other_s_exp
         """One image of one token, which chose one expert; e is no choice."""
         experts, one = np.full((1, 1, 1), expert), np.ones((1, 1, 1), np.float32)
         block = BlockRouting(np.full((1, 1, e), 1 / e), experts, 0 * experts, one, np.zeros(1, int))
-        return Collected(np.zeros((1, 2)), np.zeros((1, 1), int), {0: block}, one > 0, one[0] < 0)
+        return Collected(np.zeros((1, 2)), np.zeros((1, 1), int), {0: block}, one > 0, 0)
 
     assert saturation(chosen(8, 4), chosen(4, 4)) == {0: 0.0}
     assert saturation(chosen(8, 3), chosen(4, 3)) == {0: 1.0}

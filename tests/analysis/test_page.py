@@ -111,9 +111,7 @@ def invented(
     def logits() -> np.ndarray:
         return rng.normal(0, 3, (B, len(CLASSES))).astype(np.float32)
 
-    routing = Collected(
-        logits(), LABELS, blocks, np.ones((B, SIDE, SIDE), bool), np.zeros(shape[:2], bool)
-    )
+    routing = Collected(logits(), LABELS, blocks, np.ones((B, SIDE, SIDE), bool), 0)
     grid = {(slots, priority): logits() for slots in (0, 8, 16) for priority in PRIORITIES}
     removed = {each: logits() for each in removals(config)}
     maps = rng.integers(0, 256, (3, shape[1], shape[1]), np.uint8)

@@ -51,9 +51,8 @@ def block(experts: np.ndarray, *, gate: float = 0.5, kept: float = 1.0) -> Block
     np.put_along_axis(gates, choices, gate, -1)
     positions = np.where(np.arange(B * N).reshape(B, N, 1) < kept * B * N, 0, -1)
     routing = BlockRouting(gates, choices, positions, gates.max(-1, keepdims=True), np.arange(B))
-    shown, registers = np.ones((B, 5, 5), bool), np.zeros((B, N), bool)
-    labels = np.arange(B)[:, None] % 3
-    return statistics([Collected(np.zeros((B, 3)), labels, {5: routing}, shown, registers)])[5]
+    shown, labels = np.ones((B, 5, 5), bool), np.arange(B)[:, None] % 3
+    return statistics([Collected(np.zeros((B, 3)), labels, {5: routing}, shown, 0)])[5]
 
 
 EVEN = np.arange(B * N).reshape(B, N) % E

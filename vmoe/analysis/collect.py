@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import reduce
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 
 from vmoe import models, passes
@@ -77,15 +77,15 @@ class Collected(NamedTuple):
         labels: the classes of each image; padded with -1.
         blocks: the routing of each sparse block, by the number of the block.
         foreground: whether each patch shows more than plain background; see ``foreground``.
-        registers: whether each token is a register. The other tokens before the patches are class
-            tokens.
+        registers: the number of tokens just before the patches that are registers. The others
+            before the patches are class tokens.
     """
 
     logits: Float[np.ndarray, "b y"]
     labels: Int[np.ndarray, "b l"]
     blocks: dict[int, BlockRouting]
     foreground: Bool[np.ndarray, "b i j"]
-    registers: Bool[np.ndarray, "b n"]
+    registers: int
 
 
 def collect(
@@ -112,10 +112,7 @@ def collect(
             own[i] = block._replace(groups=block.groups + first[i])
             first[i] += int(groups[i])
         shown = foreground(batch.images[valid], config.patch_size)
-        token = np.arange(config.prefix_tokens + shown[0].size)
-        registers = (config.has_class_token <= token) & (token < config.prefix_tokens)
-        registers = np.broadcast_to(registers, (len(shown), len(token)))
-        yield Collected(logits, batch.labels[valid], own, shown, registers)
+        yield Collected(logits, batch.labels[valid], own, shown, config.registers)
 
 
 @models.compiled  # once for all passes over a data set
@@ -159,7 +156,7 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
         np.concatenate([part.labels for part in every]),
         {i: BlockRouting(*map(np.concatenate, fields)) for i, fields in blocks.items()},
         np.concatenate([part.foreground for part in every]),
-        np.concatenate([part.registers for part in every]),
+        every[0].registers,
     )
 
 
@@ -178,6 +175,6 @@ def foreground(
     """
     pixels, p = np.asarray(images), patch_size
     rows, columns = pixels[:, [0, -1]], pixels[:, 1:-1, [0, -1]]
-    border = np.concatenate([x.reshape(len(x), -1, 3) for x in (rows, columns)], axis=1)
+    border = np.concatenate([rearrange(x, "b i j c -> b (i j) c") for x in (rows, columns)], axis=1)
     distance = np.abs(pixels - np.median(border, axis=1)[:, None, None])
     return reduce(distance, "b (i p) (j q) c -> b i j", "max", p=p, q=p) > tolerance

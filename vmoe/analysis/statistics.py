@@ -145,7 +145,7 @@ def _of_batch(
     shuffled = np.take_along_axis(by_patch, positions[..., None], axis=1)
     # indices of KINDS
     kinds = np.pad(2 + part.foreground.reshape(b, i * j), ((0, 0), (n - i * j, 0)))
-    kinds = np.where(part.registers, 1, kinds)
+    kinds[:, n - i * j - part.registers : n - i * j] = 1
     sums = _totals(block) | dict(
         coactivation=any_of.T @ any_of,
         by_position=by_patch.sum(axis=0).T.reshape(e, i, j),
