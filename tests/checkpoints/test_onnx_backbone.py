@@ -155,6 +155,7 @@ def test_a_file_of_other_models_than_one_plain_dinov2_is_refused_by_what_it_has(
         with pytest.raises(UsageError) as caught:
             vmoe.load(file)
         assert str(caught.value).startswith(str(file)) and reason in str(caught.value)
+    assert str(caught.value).endswith("; give the checkpoint that the file was exported from")
 
 
 def test_settings_that_only_config_json_has_are_assumed_and_named(tmp_path: Path) -> None:

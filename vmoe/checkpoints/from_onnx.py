@@ -42,7 +42,7 @@ def family(path: Path) -> Family:
     if registers or not prefixes:
         raise UsageError(
             f"{path}: {'it has register tokens' if registers else f'no array is {CLASS}'}; of ONNX "
-            "files, only transformers' DINOv2 without registers is opened; {REMEDY}"
+            f"files, only transformers' DINOv2 without registers is opened; {REMEDY}"
         )
     place = path.with_name("config.json")
     config = read_json(place)
