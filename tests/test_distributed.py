@@ -284,11 +284,16 @@ def test_a_killed_or_signaled_process_ends_the_other_and_past_a_corrupt_checkpoi
     assert f"resumed from step {step} of 20" in log_of(workdir, 0).read_text()
     newest = workdir / "checkpoints" / "10"
     shutil.copytree(workdir / "checkpoints" / step, newest)
+    index = newest / "checksums" / "metadata"
+    content = json.loads(index.read_text()) | {"step": 10}
+    del content["sha256"]
+    index.write_text(json.dumps(content | {"sha256": sha256_of(content)}))
     for path in newest.rglob("ocdbt.process_1/d/*"):
         path.write_bytes(path.read_bytes()[:10])
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "checkpoint 10 is corrupt (" in first.stderr and f"from step {step} of" in first.stderr
+    assert "a copy of" not in first.stderr
     assert not differences(uninterrupted, workdir, 20)
 
 
