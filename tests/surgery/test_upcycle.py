@@ -134,7 +134,7 @@ def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> No
     with pytest.raises(
         UsageError, match=r"model.mlp=gated_norm: .* plain or gated; use vmoe.moefy"
     ):
-        vmoe.upcycle(models.build_abstract(replace(config, mlp="gated_norm")), blocks=(0,))
+        upcycled_layer(replace(config, mlp="gated_norm"), num_experts=0)
 
 
 @pytest.mark.long_after(4)

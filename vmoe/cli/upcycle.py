@@ -87,7 +87,6 @@ def run(argv: Sequence[str]) -> None:
     if args.capacity_factor is not None:
         router["capacity_factor"] = args.capacity_factor
     moe = upcycled_layer(stored.config, start, num_experts=args.num_experts, router=router)
-    start.check(stored.config, moe)
     numbers = re.fullmatch(r"[0-9]+(,[0-9]+)*", args.blocks)
     blocks = [int(i) for i in args.blocks.split(",")] if numbers else args.blocks
     config, params = upcycle_params(

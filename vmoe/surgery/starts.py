@@ -48,13 +48,12 @@ class UpcyclingStart(Checked):
         """
         return {}
 
-    def check(self, dense: ViTConfig, moe: MoEConfig) -> None:
-        """Checks that a layer can start this way."""
+    def check_mlps(self, dense: ViTConfig) -> None:
+        """Checks that this start takes the MLPs of a model."""
         others = [name for name, each in STARTS.items() if dense.mlp in each.takes]
         kinds = f"{type(self).__name__} makes experts of MLPs that are {' or '.join(self.takes)}"
         remedy = f"use the start {' or '.join(others)}" if others else "use vmoe.moefy"
         require(dense.mlp in self.takes, f"{kinds}; {remedy}", **{"model.mlp": dense.mlp})
-        self.check_layer(dense, moe)
 
     def check_layer(self, dense: ViTConfig, moe: MoEConfig) -> None:
         """Checks that a layer fits this start, whose ``takes`` has the MLPs of the model."""

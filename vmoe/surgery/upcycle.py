@@ -94,7 +94,11 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     choice that normalizes the weights of a token's experts, without a capacity unless the fields of
     the router have one. With a capacity factor of e / k no choice is dropped either. A start may
     need other defaults.
+
+    Raises:
+        UsageError: the start does not take the model's MLPs, or a field is wrong or does not fit.
     """
+    start.check_mlps(dense)
     given = fields.get("router", {})
     limited = isinstance(given, dict) and {"dropless", "capacity", "capacity_factor"} & given.keys()
     router = TokenChoice(normalize_weights=True, dropless=not limited)
@@ -105,7 +109,7 @@ def upcycled_layer(dense: ViTConfig, start: UpcyclingStart = COPIES, **fields: A
     read = {name: fields[name] for name in ("num_experts", "router") if name in fields}
     layer = replace(layer, **start.fields(dense, replace(layer, **read)))
     layer = replace(layer, **fields)
-    start.check(dense, layer)
+    start.check_layer(dense, layer)
     return layer
 
 
@@ -127,7 +131,8 @@ def upcycle_params(
         initial: a tree of the new model to take the routers from, instead of the seed; zeros for
             the moments of an optimizer.
     """
-    start.check(config, moe)
+    start.check_mlps(config)
+    start.check_layer(config, moe)
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
     arrays = flatten_dict(params)
