@@ -175,8 +175,11 @@ def test_a_model_without_classes_is_refused_where_classes_are_needed_with_a_reme
 ) -> None:
     stored = stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), num_classes=0)
     path = write(stored, tmp_path / "features", format="vmoe")
-    for command in ("routing", "evaluate"):
-        result = vmoe(command, "--checkpoint", path, "--data", "digits")
+    pixel = tmp_path / "pixel.png"
+    Image.new("RGB", (1, 1)).save(pixel)
+    data = ("--data", "digits")
+    for command, *words in (("routing", *data), ("evaluate", *data), ("predict", pixel)):
+        result = vmoe(command, "--checkpoint", path, *words)
         message = f"{path}: the model has no classes, only features: fine-tune it with a head"
         assert result.returncode == 2 and result.stderr.startswith(f"vmoe: {message}")
 

@@ -19,6 +19,7 @@ from vmoe.data.sources.source import BaseSource, Example, Skipped
 from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import UsageError
 from vmoe.evaluate.metrics import check_finite
+from vmoe.evaluate.sample import require_classes
 from vmoe.factory import Loaded
 from vmoe.fields import at_least
 from vmoe.nn.inputs import to_float
@@ -125,8 +126,7 @@ def predict(
         raise UsageError("no images given: name at least one file, folder or pattern")
     at_least(1).check(top=top)
     model, config = loaded.model, loaded.model.config
-    if not config.num_classes:
-        raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")
+    require_classes(loaded.origin.path, config)
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
     placement, how = model.placement, loaded.preprocessing

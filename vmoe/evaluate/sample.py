@@ -2,9 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from vmoe import passes
 from vmoe.checkpoints import StoredModel
+from vmoe.config import ViTConfig
 from vmoe.config.data import CHECKS
 from vmoe.data.pipeline import Batch, start_workers
 from vmoe.data.reading import Reading
@@ -25,6 +27,15 @@ from vmoe.factory import Loaded
 from vmoe.fields import at_least
 
 
+def require_classes(path: Path | str, config: ViTConfig) -> None:
+    """Raises a ``UsageError`` if the model of a path has no classes."""
+    if not config.num_classes:
+        raise UsageError(
+            f"{path}: the model has no classes, only features: fine-tune it with a head, or probe "
+            "its features"
+        )
+
+
 def open_data(
     data: str, trained: Loaded | StoredModel, *, split: str = "test"
 ) -> tuple[Source, bool]:
@@ -33,11 +44,8 @@ def open_data(
     Raises:
         UsageError: there is no such data, or it has other classes, or the model has none.
     """
-    if not trained.class_names:
-        raise UsageError(
-            f"{trained.origin.path}: the model has no classes, only features: fine-tune it with a "
-            "head, or probe its features"
-        )
+    config = trained.model.config if isinstance(trained, Loaded) else trained.config
+    require_classes(trained.origin.path, config)
     source, replace = open_any_classes(data, trained, split=split)
     return relabel(source, trained.class_names), replace
 
