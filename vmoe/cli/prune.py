@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class PruneArgs(DeviceArgs):
     """Remove experts of a trained model, and measure its accuracy before and after.
 
+    A pruned model that cannot be split over --mesh is measured on another mesh, which is named.
+
     Example: `vmoe prune runs/digits pruned --num-experts 4`
     """
 
