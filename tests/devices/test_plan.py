@@ -107,12 +107,19 @@ def test_the_planned_memory_of_the_state_equals_the_bytes_on_each_device(
         assert bytes_on == dict.fromkeys(jax.devices(), expected)
 
 
-@on_meshes
+@pytest.mark.parametrize(
+    ("placement", "parts"),
+    [
+        pytest.param(("expert=4", False), 2, id="expert=4 in two parts"),
+        pytest.param(("expert=2", True), 1, id="expert=2 fsdp"),
+        pytest.param(("expert=4", False), 1, id="expert=4", marks=pytest.mark.slow),
+    ],
+    indirect=["placement"],
+)
 def test_the_planned_communication_equals_that_of_the_compiled_training_step(
-    placement: Placement,
+    placement: Placement, parts: int
 ) -> None:
-    """Without FSDP in two parts, which the program has once, as the body of a loop."""
-    parts = 1 if placement.fsdp else 2
+    """The program has two parts once, as the body of a loop."""
     config = replace(CONFIG, accumulate=parts)
     compiled = traced_step(config, placement).lower().compile(COMPILER_OPTIONS)
     compiled_bytes, planned = collections.Counter(), collections.Counter()
@@ -120,7 +127,7 @@ def test_the_planned_communication_equals_that_of_the_compiled_training_step(
         compiled_bytes[collective.kind, len(collective.replica_group)] += collective.bytes_sent
     for collective in communication(config, [placement], CHIPS["h100"])[0]:
         planned[collective.kind, collective.group_size] += collective.total_bytes_sent / parts
-    assert planned["all-to-all", placement.expert] > 0 or placement.expert == 1
+    assert planned["all-to-all", placement.expert] > 0
     for kind in compiled_bytes | planned:
         # The rest is norms and metrics: a few hundred numbers.
         assert (
