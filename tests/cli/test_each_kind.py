@@ -1,4 +1,4 @@
-"""Every command on a model of every router, every gate and every kind of expert, at tiny size.
+"""Commands on a model of every router, every gate and every kind of expert, at tiny size.
 
 A command works, or refuses the model in one line that names the reason. The arithmetic of each kind
 is tested elsewhere; here reports are compared with the exported routing, and files with the model.
@@ -75,8 +75,8 @@ EVERY = ExpertList(
 )
 MODELS: dict[str, dict[str, Any]] = {
     **{router.kind: dict(router=router) for router in ROUTERS},
-    "gshard": dict(router=GShard(), gate=NoisyGate()),
-    "bias_balanced": dict(router=BiasBalanced(), gate=MlpGate()),
+    "top_p": dict(router=TopP(), gate=MlpGate()),
+    "bias_balanced": dict(router=BiasBalanced(), gate=NoisyGate()),
     "experts": dict(experts=EVERY, num_experts=7, shared_experts=2, gate=CosineGate()),
 }
 """The layer of each model, in its only block; gates are with routers, on which they do not depend.

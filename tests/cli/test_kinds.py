@@ -1,6 +1,7 @@
 """Options choose the kind of a router, a gate and the experts, and set the fields of that kind.
 
-A run with a layer of each router goes through every command.
+A run whose layers have different routers is read by some commands, and refused by others;
+``test_each_kind.py`` has every command on one router at a time.
 """
 
 import base64

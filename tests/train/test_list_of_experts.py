@@ -1,4 +1,4 @@
-"""A run with an expert of each kind, and whose router has a state, in every command."""
+"""A run with an expert of each kind, and whose router has a state, is resumed, read and planned."""
 
 import json
 import shutil
