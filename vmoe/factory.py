@@ -28,16 +28,11 @@ from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.surgery import fit
-from vmoe.surgery.resize import FIXED
+from vmoe.surgery.resize import FIXED, PARTS
 from vmoe.trees import by_name
 from vmoe.workdir.routing_file import OLDER_NAME, ROUTING_FILE, read_routing_file
 
 SIZES = ("num_classes", "pre_logits", "image_size")
-PARTS = (
-    *("registers", "mlp", "pre_norm", "attention_norm", "qk_norm", "attention_sink", "head_dim"),
-)
-"""Fields that no named model sets, and that weights have or have not."""
-
 __all__ = ["Loaded", "Origin", "create_model", "list_models", "load", "save"]
 
 Image = str | Path | bytes | np.ndarray  # a file, its content, or its pixels: uint8[h w 3]

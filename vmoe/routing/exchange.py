@@ -77,9 +77,9 @@ def send(routing: Routing, receivers: int, c: int) -> Exchange:
     slots, choices = queue(experts // own, order, e=receivers, c=c)
     of_rows = rows_at(experts[..., 0] % own, choices)
     of_rows = jnp.where(choices < g * s * k, of_rows, own)
-    weights = jnp.where(slots.reshape(g, s, k) < receivers * c, routing.weights, 0)
-    by_token = (x.reshape(1, g * s, k) for x in (experts // own, slots, weights))
-    to, slots, weights = by_token
+    shape = 1, g * s, k
+    to, slots, weights = (experts // own).reshape(shape), slots.reshape(shape), routing.weights
+    weights = jnp.where(slots < receivers * c, weights.reshape(shape), 0)
     return Exchange(Routing(to, slots, choices, weights), of_rows)
 
 

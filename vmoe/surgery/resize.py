@@ -29,21 +29,10 @@ ARITHMETIC = ("activation", "norm", "norm_epsilon", "qk_rms", "rotary")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
 """Fields of the config that training depends on and that the shapes of parameters do not show."""
 
-SIZES = (
-    "patch_size",
-    "depth",
-    "width",
-    "mlp_dim",
-    "num_heads",
-    "head_dim",
-    "registers",
-    "mlp",
-    "pre_norm",
-    "attention_norm",
-    "qk_norm",
-    "attention_sink",
-    "sparse_blocks",
-)
+PARTS = "head_dim", "registers", "mlp", "pre_norm", "attention_norm", "qk_norm", "attention_sink"
+"""Parts of blocks that no named model sets, and that weights have or have not."""
+
+SIZES = ("patch_size", "depth", "width", "mlp_dim", "num_heads", *PARTS, "sparse_blocks")
 """Fields of the config that the shapes of parameters show, named where parameters do not fit."""
 
 NAMED = 2  # parameters of a kind in an error
