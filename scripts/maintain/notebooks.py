@@ -7,7 +7,9 @@ A notebook is a Python file whose cells start with ``# %%`` (py:percent). The .i
 the same cells, and a hash of its code cells and their outputs, so that a test finds a file that was
 edited instead of run. ``--set`` adds a cell after the cell tagged "parameters". A notebook runs in
 a temporary folder, which is deleted afterwards. If a cell fails, nothing is written and the exit
-status is 1.
+status is 1. A notebook whose data are not installed raises ``SystemExit`` with the line that
+installs them; it is skipped. Cells tagged "photographs" are written without their outputs, which
+show photographs that must not be distributed with the project.
 
 The slow tests run the cells before the first cell tagged "long" again, and compare what they print
 with the stored outputs.
@@ -74,6 +76,7 @@ def run(path: Path, settings: list[str], out: Path) -> None:
 
     Raises:
         CellExecutionError: a cell fails.
+        SystemExit: a cell raises it; the message is that of the cell.
         ValueError: as for ``with_parameters``.
     """
     notebook = read(path)
@@ -88,7 +91,15 @@ def run(path: Path, settings: list[str], out: Path) -> None:
             resources={"metadata": {"path": folder}},
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
-        client.execute()
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            if error.ename != "SystemExit":
+                raise
+            raise SystemExit(error.evalue) from None
+    for cell in notebook.cells:
+        if "photographs" in cell.metadata.get("tags", []):
+            cell.outputs = []
     hashed = {"vmoe": {"sha256": digest(notebook)}}
     notebook.metadata = nbformat.from_dict(METADATA | hashed)  # without the version of this Python
     out.mkdir(parents=True, exist_ok=True)
@@ -110,6 +121,9 @@ def main() -> None:
             run(known[name], options.settings, options.out)
         except (CellExecutionError, ValueError) as error:
             sys.exit(f"{name}: {error}")
+        except SystemExit as reason:
+            print(f"{name}: skipped: {reason}", flush=True)
+            continue
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import BlockStatistics, Collected, collect, concatenate, statistics
+from vmoe.analysis import BlockRouting, BlockStatistics, Collected, collect, concatenate, statistics
 from vmoe.analysis.colors import COLORS, expert_colors, text_color
 from vmoe.analysis.patches import find_top_patches
 from vmoe.analysis.plots import (
@@ -183,6 +183,23 @@ def test_patches_have_the_color_and_number_of_the_expert_with_the_largest_weight
             without += best is None
     assert without
     assert "block 3" in texts(figure)
+
+
+def test_the_numbers_of_a_grid_of_many_patches_do_not_overlap() -> None:
+    i, p, b = 16, 4, 4
+    n = i * i
+    ten = np.full((b, n, 1), 10)
+    gates = np.ones((b, n, 11), np.float32)
+    weights = np.ones((b, n, 1), np.float32)
+    block = BlockRouting(gates, ten, np.zeros_like(ten), weights, np.zeros(b, int))
+    shown = np.ones((b, i, i), bool)
+    collected = Collected(np.zeros((b, 0)), np.full((b, 1), -1), {0: block}, shown, 0)
+    figure = experts_of_patches(np.zeros((b, i * p, i * p, 3)), collected, patch_size=p)
+    figure.draw_without_rendering()  # places the panels
+    first, right, *_ = (text.get_window_extent() for text in figure.axes[1].texts)
+    below = figure.axes[1].texts[i].get_window_extent()
+    assert not first.overlaps(right)
+    assert not first.overlaps(below)
 
 
 def test_dimmed_patches_are_exactly_the_dropped_ones(parts: list[Collected]) -> None:

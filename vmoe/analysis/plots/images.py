@@ -22,6 +22,8 @@ LEFT = 0.2
 """Contrast of a dropped patch around gray, as a fraction of its original contrast."""
 TINT = 0.7
 """Opacity of an expert's color over the image in gray."""
+PANEL, LEGIBLE = 1.5, 0.17
+"""The sides in inches of an image, and of a patch at least if a number of two digits is on it."""
 
 
 def experts_of_patches(
@@ -45,7 +47,8 @@ def experts_of_patches(
     columns = early_to_late(collected.blocks, blocks, 6)
     experts = {i: _strongest(i, collected, images, patch_size) for i in columns}
     title = "The expert with the largest weight for each patch; gray: no routed expert"
-    figure, axes, shown, pixels = _beside_images(images, len(columns), show, title)
+    side = max(PANEL, LEGIBLE * max(images.shape[1:3]) / patch_size)
+    figure, axes, shown, pixels = _beside_images(images, len(columns), show, title, side)
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
         axes[0][column].set_title(f"block {i}", fontsize=SMALL)
         colors = expert_colors(collected.blocks[i].gates.shape[-1])
@@ -76,9 +79,12 @@ def _strongest(
 
 
 def _beside_images(
-    images: Float[np.ndarray, "b h w 3"], columns: int, show: int, title: str
+    images: Float[np.ndarray, "b h w 3"], columns: int, show: int, title: str, side: float = PANEL
 ) -> tuple[Figure, list[list[Axes]], Int[np.ndarray, "x"], Float[np.ndarray, "x h w 3"]]:
     """A figure with some images in its first column, and more columns without ticks.
+
+    Args:
+        side: of a panel, in inches.
 
     Returns:
         the figure, with the number of images in its title; its axes by row and column; the indices
@@ -88,7 +94,7 @@ def _beside_images(
     shown = np.unique(np.linspace(0, total - 1, min(show, total)).round().astype(int))
     pixels = np.clip((images[shown] + 1) / 2, 0, 1)
     title = f"{title}\n{len(shown)} of {total:,} images"
-    figure, axes = panels(len(pixels), 1 + columns, size=(1.5, 1.5), title=title)
+    figure, axes = panels(len(pixels), 1 + columns, size=(side, side), title=title)
     axes[0][0].set_title("image", fontsize=SMALL)
     for row, image in zip(axes, pixels, strict=True):
         row[0].imshow(image)
