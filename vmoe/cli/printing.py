@@ -57,13 +57,18 @@ def print_messages(lines: Iterable[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as one line of JSON; a number that is not finite is null."""
+    """Prints a value as one line of JSON.
+
+    A dataclass or a named tuple is an object of its fields; a number that is not finite is null.
+    """
     print(json.dumps(_plain(value), allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

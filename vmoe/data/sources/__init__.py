@@ -127,6 +127,8 @@ def has_files(source: Source) -> bool:
 
 def _kind(name: str, path: str) -> Kind:
     kind = KINDS.get(name)
+    if kind is None and os.path.isdir(name):
+        raise UsageError(f"no data set {name!r}: for the images of this folder, use folder:{name}")
     if kind is None:
         raise UsageError(unknown("no data set", name, list(KINDS)))
     if not kind.path and path in SPLITS:

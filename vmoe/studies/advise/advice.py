@@ -5,25 +5,29 @@ import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from vmoe.config import ViTConfig
-from vmoe.studies.advise.measures import EXPERTS, Measures
+from vmoe.studies.advise.measures import EXPERTS, Estimate, Measures, num_patches
 
 STORED = resources.files("vmoe.studies.advise").joinpath("reference.json")
 LEVEL = 0.05
-"""The corrected p below which a difference is a verdict."""
+"""The corrected p below which a difference is clear."""
+GAIN = 1.0
+"""Points of accuracy: experts do not help if the interval excludes so much."""
 FACTOR = 2.5
 """How many times more, or fewer, images or routed FLOPs than measured are still alike: no number
 between those that the experiment measures, of which each is five times another, is left out."""
-COMPARED = {
-    "groups": ("groups: information of clusters about the class, 0 to 1", ".2f"),
-    "spread": (f"spread: clusters of an image's patches, 1 to {EXPERTS}", ".2f"),
-}
-"""What is near: the measures of images, in words with their units, and the format of a value."""
+COMPARED = ("groups", "spread")
+"""The measures that decide which data set is nearest."""
+DRAWS = 1000
+"""Draws of all measures within their errors."""
+NEAR = 0.05
+"""A data set counts if it is the nearest in this share of the draws."""
 ROUTED = "share of the FLOPs that is routed"
+Verdict = Literal["yes", "no", "not known"]
 
 
 class Contrast(NamedTuple):
@@ -32,7 +36,7 @@ class Contrast(NamedTuple):
     Attributes:
         images: number of training images.
         mean: the mean over the folds, in points, as are ``error``, its standard error, and ``low``
-            and ``high``, the bounds of its 95% interval.
+            and ``high``, the bounds of its 95% interval, which is that of this difference alone.
         p: of its test, corrected for the number of tests of the experiment.
     """
 
@@ -44,13 +48,28 @@ class Contrast(NamedTuple):
     p: float
     folds: int
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether experts help: no if a gain of ``GAIN`` is excluded; yes if there is a clear one.
+
+        A gain that is clear, but less than that, is a no.
+        """
+        if self.high < GAIN:
+            return "no"
+        return "yes" if self.low > 0 and self.p < LEVEL else "not known"
+
+    @property
+    def interval(self) -> str:
+        """The mean and its interval, for a reader."""
+        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
 
 class DataSet(NamedTuple):
     """A data set of the experiment.
 
     Attributes:
         images: number of images in all.
-        contrasts: by their number of training images; empty before they are measured.
+        contrasts: by their number of training images; empty before all of them are measured.
     """
 
     name: str
@@ -68,144 +87,164 @@ class Reference(NamedTuple):
 
     Attributes:
         date: when it was written, YYYY-MM-DD.
-        model: the dense model, in words.
+        model: of the dense model, the name, and what ``size_of`` has.
+        costs: "parameters", and "ms", milliseconds per image on a CPU, of the "sparse" block's
+            experts and of the MLP of the "dense" block of equal FLOPs; empty if not measured.
     """
 
     date: str
-    model: str
+    model: dict[str, Any]
     data_sets: tuple[DataSet, ...]
+    costs: dict[str, dict[str, float]]
 
 
 class Advice(NamedTuple):
     """What to expect of experts instead of a dense block of equal FLOPs.
 
     Attributes:
-        verdict: whether they are better.
-        reason: what the verdict is from, as a sentence.
-        nearest: the data set that is nearest; None if that is not known.
-        contrast: what was found there, at the nearest number of images; None if there is none.
+        verdict: whether they help.
+        reason: what the verdict is from, in words.
+        nearest: by data set, the share of draws in which it is the nearest; empty if not known.
+        found: by data set that may be the nearest, what was found there at the nearest number of
+            images; empty if there is no evidence.
     """
 
-    verdict: Literal["yes", "no", "not known"]
+    verdict: Verdict
     reason: str
-    nearest: str | None = None
-    contrast: Contrast | None = None
+    nearest: dict[str, float] = {}
+    found: dict[str, Contrast] = {}
 
 
 def read_reference(path: Traversable = STORED) -> Reference:
     """Reads a file such as the packaged one, with the figures of the experiment."""
     stored = json.loads(path.read_text())
-    data_sets = [
-        DataSet(
-            each["name"],
-            each["images"],
-            Measures(**each["measures"]),
-            tuple(Contrast(**one) for one in each["contrasts"]),
-        )
-        for each in stored["data_sets"]
-    ]
-    return Reference(stored["date"], stored["model"], tuple(data_sets))
+    data_sets = []
+    for each in stored["data_sets"]:
+        measures, contrasts = each["measures"], each["contrasts"]
+        estimates = {name: Estimate(**measures[name]) for name in COMPARED}
+        each["measures"] = Measures(**measures | estimates)
+        each["contrasts"] = tuple(Contrast(**one) for one in contrasts)
+        data_sets.append(DataSet(**each))
+    return Reference(**stored | {"data_sets": tuple(data_sets)})
 
 
-def advise(own: Measures | None, images: int, reference: Reference) -> Advice:
+def advise(config: ViTConfig, own: Measures, images: int, reference: Reference) -> Advice:
     """What to expect for some images.
 
     Args:
-        own: their measures; None without a model.
+        config: the dense model, as it is to be trained.
+        own: the measures of the images.
         images: number of training images, at least 1.
     """
-    if own is None:
-        return Advice("not known", "groups and spread are measured with a dense model only")
-    if not reference.data_sets:
-        return Advice("not known", "the table of the experiment has no data set yet")
-    apart = distances(own, reference.data_sets)
-    like = min(reference.data_sets, key=lambda each: apart[each.name])
-    if unlike := "; ".join(_unlike(own, images, like, reference.data_sets)):
-        return Advice("not known", f"no evidence: {unlike}", like.name)
-    if not like.contrasts:
-        reason = f"the table of the experiment has no rows of the nearest, {like.name}, yet"
-        return Advice("not known", reason, like.name)
-    found = like.at(images)
-    reason = (
-        f"on {like.name}, {found.images:,} images, experts minus a dense block of equal FLOPs are "
-        f"{found.mean:+.1f} points of accuracy (95% interval {found.low:+.1f} to "
-        f"{found.high:+.1f}, corrected p {found.p:.2g}, {found.folds} folds)"
-    )
-    verdict = "not known" if found.p >= LEVEL else "yes" if found.mean > 0 else "no"
-    return Advice(verdict, reason, like.name, found)
-
-
-def distances(own: Measures, data_sets: Sequence[DataSet]) -> dict[str, float]:
-    """How far the images of each data set are, in standard deviations over the data sets."""
-    scales = _scales(data_sets)
-    return {
-        each.name: math.hypot(
-            *((getattr(own, x) - getattr(each.measures, x)) / scales[x] for x in COMPARED)
-        )
-        for each in data_sets
+    if unknown := [name for name in COMPARED if not getattr(own, name).known]:
+        few = "too few images were read, or too few of a class"
+        return Advice("not known", f"no evidence: {' and '.join(unknown)} not measured, as {few}")
+    nearest = shares_nearest(own, reference.data_sets)
+    near = [each for each in reference.data_sets if nearest[each.name] >= NEAR]
+    if unlike := "; ".join(_unlike(config, own, images, near, reference.data_sets)):
+        return Advice("not known", f"no evidence: {unlike}", nearest)
+    if not all(each.contrasts for each in near):
+        return Advice("not known", "the experiment is not measured yet", nearest)
+    found = {each.name: each.at(images) for each in near}
+    verdicts = {each.verdict for each in found.values()}
+    verdict = verdicts.pop() if len(verdicts) == 1 else "not known"
+    meaning = {
+        "yes": "there is a clear gain",
+        "no": f"a gain of {GAIN:g} point is excluded",
+        "not known": f"neither is a gain clear, nor one of {GAIN:g} point excluded",
     }
+    figures = [
+        f"on {name}, {each.images:,} training images: {meaning[each.verdict]}, accuracy sparse "
+        f"minus dense {each.interval} points, corrected p {each.p:.2g}, {each.folds} folds"
+        for name, each in found.items()
+    ]
+    return Advice(verdict, "; ".join(figures), nearest, found)
+
+
+def shares_nearest(own: Measures, data_sets: Sequence[DataSet]) -> dict[str, float]:
+    """In which share of random draws each data set is the nearest.
+
+    All measures are drawn anew, from normal distributions with their errors. Near is a small
+    distance in ``COMPARED``, each in standard deviations over the data sets.
+    """
+    every = [own, *(each.measures for each in data_sets)]
+    estimates = np.array([[getattr(each, name) for name in COMPARED] for each in every])
+    values, errors = np.moveaxis(estimates, -1, 0)
+    drawn = np.random.default_rng(0).normal(values, errors, (DRAWS, *values.shape))
+    apart = ((drawn[:, 1:] - drawn[:, :1]) / values[1:].std(0)) ** 2
+    counts = np.bincount(apart.sum(-1).argmin(1), minlength=len(data_sets))
+    return {each.name: int(n) / DRAWS for each, n in zip(data_sets, counts, strict=True)}
 
 
 def _unlike(
-    own: Measures, images: int, like: DataSet, data_sets: Sequence[DataSet]
+    config: ViTConfig,
+    own: Measures,
+    images: int,
+    near: Sequence[DataSet],
+    data_sets: Sequence[DataSet],
 ) -> Iterator[str]:
-    """What was not measured: outside of all data sets by more than their standard deviation."""
-    scales = _scales(data_sets)
-    for name, (words, form) in COMPARED.items():
-        values = [getattr(each.measures, name) for each in data_sets]
-        value, least, most = getattr(own, name), min(values), max(values)
-        if not least - scales[name] <= value <= most + scales[name]:
-            word = words.partition(":")[0]
-            yield f"{word} {value:{form}} (in the experiment {least:{form}} to {most:{form}})"
-    if not _near(own.routed, like.measures.routed):
-        yield f"{ROUTED} {own.routed:.1%} (in the experiment {like.measures.routed:.1%})"
-    if like.contrasts and not _near(images, like.at(images).images):
-        sizes = _listed(like)
-        yield f"{images:,} images to train on (of {like.name} {sizes} were measured)"
+    """What the experiment did not measure, each with the figures of both."""
+    if config.pooling not in ("mean", "patch_mean"):
+        yield {
+            "class_token": "the head reads the class token, so experts of the last block would "
+            "work for that one token",
+            "attention": "the head reads the patches by attention",
+        }[config.pooling] + " (in the experiment the mean of the patches)"
+    for name in COMPARED:
+        values = [getattr(each.measures, name).value for each in data_sets]
+        value, margin = getattr(own, name).value, np.std(values)
+        if not min(values) - margin <= value <= max(values) + margin:
+            measured = f"{min(values):.2f} to {max(values):.2f}"
+            yield f"{name} {value:.2f} (in the experiment {measured})"
+    routed = near[0].measures.routed  # all are of one model
+    if not _near(own.routed, routed):
+        yield f"{ROUTED} {own.routed:.1%} (in the experiment {routed:.1%})"
+    for each in near:
+        if each.contrasts and not _near(images, each.at(images).images):
+            yield f"{images:,} training images (of {each.name} {_sizes(each)} were measured)"
 
 
-def described(config: ViTConfig) -> str:
-    """What decides how a model compares with that of the experiment, in words."""
-    patches = (config.image_size // config.patch_size) ** 2
-    pooled = "the class token" if config.pooling == "class_token" else "the patches"
-    size = f"{config.depth} blocks of width {config.width}, {patches:,} patches"
-    return f"{size}, the head reads {pooled}"
+def size_of(config: ViTConfig) -> dict[str, int]:
+    """Numbers of a model beside which those of the experiment's model are shown."""
+    return {
+        "pixels a side": config.image_size,
+        "patches": num_patches(config),
+        "blocks": config.depth,
+        "width": config.width,
+    }
 
 
 def table(
-    own: Measures | None, images: int, reference: Reference, nearest: str | None
+    own: Measures | None, images: int, reference: Reference, nearest: dict[str, float]
 ) -> tuple[list[str], list[list[str]]]:
     """The headings and rows of the measures, side by side."""
     data_sets = reference.data_sets
-    names = [each.name + " (nearest)" * (each.name == nearest) for each in data_sets]
     every = [own, *(each.measures for each in data_sets)]
-    shown = {**COMPARED, "routed": (ROUTED, ".1%")}
+    labels = {"groups": "groups, 0 to 1", "spread": f"spread, 1 to {EXPERTS}"}
     rows = [
-        [words, *(format(getattr(each, name), form) if each else "" for each in every)]
-        for name, (words, form) in shown.items()
+        [label, *(_shown(getattr(each, name)) if each else "" for each in every)]
+        for name, label in labels.items()
     ]
-    if own:
-        apart = distances(own, data_sets).values()
-        distance = "distance in groups and spread, standard deviations"
-        rows.insert(len(COMPARED), [distance, "", *(f"{each:.1f}" for each in apart)])
-    sizes = [_listed(each) or "none yet" for each in data_sets]
-    found = [each.at(images) if each.contrasts else None for each in data_sets]
-    points = [f"{x.mean:+.1f} ± {x.error:.1f} ({x.images:,})" if x else "" for x in found]
-    rows.append(["images to train on", f"{images:,}", *sizes])
-    if any(points):
-        rows.append(["experts minus dense, points of accuracy (images)", "", *points])
-    return ["", "yours", *names], rows
+    if nearest:
+        chances = [f"{nearest[each.name]:.0%}" for each in data_sets]
+        rows.append(["nearest in groups and spread, share of draws", "", *chances])
+    rows.append([ROUTED, *(f"{each.routed:.1%}" if each else "" for each in every)])
+    sizes = [_sizes(each) or "not measured yet" for each in data_sets]
+    rows.append(["training images", f"{images:,}", *sizes])
+    if all(each.contrasts for each in data_sets):
+        found = [each.at(images) for each in data_sets]
+        shown = [f"{each.interval}, {each.images:,} images" for each in found]
+        rows.append(["accuracy, sparse minus dense, points", "", *shown])
+    return ["", "yours", *(each.name for each in data_sets)], rows
+
+
+def _shown(found: Estimate) -> str:
+    return f"{found.value:.3f} ± {found.error:.3f}" if found.known else "not measured"
 
 
 def _near(value: float, measured: float) -> bool:
     return measured / FACTOR <= value <= measured * FACTOR
 
 
-def _listed(data_set: DataSet) -> str:
+def _sizes(data_set: DataSet) -> str:
     return ", ".join(f"{each.images:,}" for each in data_set.contrasts)
-
-
-def _scales(data_sets: Sequence[DataSet]) -> dict[str, float]:
-    """The standard deviation over the data sets; 1 if there is none."""
-    every = {name: [getattr(each.measures, name) for each in data_sets] for name in COMPARED}
-    return {name: float(np.std(values or [0])) or 1.0 for name, values in every.items()}

@@ -13,20 +13,43 @@ from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import UsageError, naming, one_line
 from vmoe.progress import progress
 
+BATCH = 32
+"""Images that are read at a time, and at most those of a training step, as in the experiment."""
+CONFIG = """\
+import vmoe
+from vmoe.config import DataConfig, EvalConfig, LrFactorsConfig, OptimConfig
+from vmoe.config import PreprocessingConfig, TrainConfig, replace
+
+sparse = vmoe.load("sparse")
+how = sparse.preprocessing
+config = TrainConfig(
+    model=replace(sparse.model.config, num_classes={classes}, pooling="{pooling}"),
+    data=DataConfig(
+        {data!r},
+        preprocessing=PreprocessingConfig(exif=how.exif, keep_aspect=how.keep_aspect),
+    ),
+    optim=OptimConfig(lr=3e-4, warmup_steps=25, lr_factors=LrFactorsConfig(others=0)),
+    steps=250,
+    batch_size={batch},
+    evaluations=(EvalConfig(preprocessing=how),),
+)
+"""
+"""The training of the experiment as far as a config describes it: of the experts and the head."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AdviseArgs:
     """Say whether a sparse last block would help on some images, by three measured data sets.
 
-    Example: `vmoe advise photos --checkpoint hf://OWNER/NAME`
+    Example: `vmoe advise folder:photos --checkpoint hf://OWNER/NAME`
     """
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
-    """Images with classes: a folder, or NAME[:SPLIT] as for `vmoe train --data.name`. The training
-    split counts, and 256 of its images are read."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[:SPLIT]")]
+    """Images with classes, as for `vmoe train --data.name`; by default the split train. Of these,
+    256 are read."""
     checkpoint: Path | None = None
     """Trained dense model that would get experts, as for `vmoe evaluate`. If None, no image is
-    read, and only their number is compared."""
+    read, and only the number of images is shown beside those of the experiment."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -35,50 +58,82 @@ def run(argv: Sequence[str]) -> None:
     """Measures images, and prints what was found on images like them."""
     args = parse(AdviseArgs, "advise", argv)
     from vmoe.checkpoints import read
+    from vmoe.data.pipeline import check_labeled
     from vmoe.data.reading import Reading
-    from vmoe.data.sources import KINDS, name_and_split, open_source, sample, skipped_messages
+    from vmoe.data.sources import name_and_split, open_source, sample, skipped_messages
+    from vmoe.data.unreadable import Unreadable
+    from vmoe.evaluate.sample import open_any_classes
     from vmoe.passes import inputs
-    from vmoe.studies.advise.advice import advise, described, read_reference, table
-    from vmoe.studies.advise.measures import EXPERTS, IMAGES, measure
+    from vmoe.studies.advise.advice import Advice, advise, read_reference, size_of, table
+    from vmoe.studies.advise.measures import EXPERTS, IMAGES, measure, with_head
     from vmoe.surgery.upcycle import upcycled_layer
 
-    name, split = name_and_split(args.data)
-    if name.partition(":")[0] not in KINDS and Path(name).is_dir():
-        name = f"folder:{name}"
-    source = open_source(name, split or "train")
-    labels = [own for own in map(source.labels_of, range(len(source))) if own]
-    classes = len({label for own in labels for label in own})
-    if classes < 2:
-        raise UsageError(f"{source.name}: give images of two classes at least, it has {classes}")
-    own, model, again = None, "", ["vmoe", "advise", args.data, "--checkpoint", "DENSE"]
-    if args.checkpoint:
-        stored = read(args.checkpoint)
+    stored = read(args.checkpoint) if args.checkpoint else None
+    if stored:
         with naming(args.checkpoint):
             if blocks := stored.config.sparse_blocks:
                 raise UsageError(f"blocks {blocks} have experts already: give a dense model")
             upcycled_layer(stored.config)  # raises an error if MLPs cannot become experts
-        dense, images, batch = stored.model(), sample(source, IMAGES), 32
-        with progress(f"{images.name}, batches", -(-len(images) // batch)) as advance:
-            reading = Reading(batch, on_batch=advance)
+        source, replace = open_any_classes(args.data, stored, split="train")
+    else:
+        name, split = name_and_split(args.data)
+        source, replace = open_source(name, split or "train"), False
+    check_labeled(source)
+    images, classes = len(source), len(source.class_names)
+    if classes < 2:
+        raise UsageError(f"{source.name}: give images of two classes at least, it has {classes}")
+    reference, own, model, commands, config = read_reference(), None, {}, [], ""
+    found = Advice("not known", "groups and spread are measured with a dense model only")
+    left_out = Unreadable("left out")
+    if stored:
+        trained, some = with_head(stored.config), sample(source, IMAGES)
+        with progress(f"{some.name}, batches", -(-len(some) // BATCH)) as advance:
+            on_unreadable = left_out.add if replace else None
+            reading = Reading(BATCH, on_batch=advance, on_unreadable=on_unreadable)
+            dense = stored.model()
             own = measure(
-                dense, inputs(dense, images, stored.preprocessing, reading, any_classes=True)
+                dense, inputs(dense, some, stored.preprocessing, reading, any_classes=True)
             )
-        last = ["--blocks", f"{stored.config.depth - 1}", "--num-experts", f"{EXPERTS}"]
-        again = ["vmoe", "upcycle", f"{args.checkpoint}", "SPARSE", *last]
-        model = described(stored.config)
-    print_messages(skipped_messages([source]))
-    reference = read_reference()
-    found = advise(own, len(labels), reference)
+        found, model = advise(trained, own, images, reference), size_of(trained)
+        where = ["--blocks", f"{trained.depth - 1}", "--num-experts", f"{EXPERTS}"]
+        train = ["--config", "sparse.py", "--workdir", "runs/sparse", "--init", "sparse"]
+        train += ["--init-partial"] * (trained != stored.config)  # another pooling
+        commands = [["vmoe", "upcycle", f"{args.checkpoint}", "sparse", *where]]
+        commands += [["vmoe", "train", *train]]
+        config = CONFIG.format(
+            **dict(classes=classes, pooling=trained.pooling, data=args.data),
+            batch=min(BATCH, 1 << images.bit_length() - 1),
+        )
+    print_messages([*skipped_messages([source]), *left_out.news()])
     if args.json:
-        values = dict(data=source.name, images=len(labels), classes=classes, model=model)
-        measures = dict(measures=own and own._asdict(), command=again)
-        print_json(values | measures | found._asdict() | dict(reference=reference))
+        print_json(
+            dict(data=source.name, images=images, classes=classes, model=model, measures=own)
+            | found._asdict()
+            | dict(commands=commands, config=config, reference=reference)
+        )
         return
-    columns, rows = table(own, len(labels), reference, found.nearest)
-    title = f"{source.name}: {len(labels):,} images of {classes:,} classes"
-    print_table(columns, rows, title=title)
-    if model:
-        print(f"your model: {model}; the experiment's: {reference.model}")
+    columns, rows = table(own, images, reference, found.nearest)
+    print_table(columns, rows, title=f"{source.name}: {images:,} images of {classes:,} classes")
     print(one_line(f"would experts help? {found.verdict}: {found.reason}"))
-    print(f"three data sets: no law (table of {reference.date})")
-    print(f"to {'try it' if args.checkpoint else 'know more'}: {shlex.join(again)}")
+    print(f"three data sets: no law ({reference.model['name']}, table of {reference.date})")
+    differ = [
+        f"{name} {value:,} ({reference.model[name]:,})"
+        for name, value in model.items()
+        if value != reference.model[name]
+    ]
+    if differ:
+        print(f"unlike the experiment's model, in brackets: {', '.join(differ)}")
+    print("dense is a block of equal FLOPs: an MLP of twice the hidden units")
+    if costs := reference.costs:
+        sparse, dense_costs = costs["sparse"], costs["dense"]
+        parameters = (each["parameters"] / 1e6 for each in (sparse, dense_costs))
+        print(
+            "what a last block cost there, sparse and dense: "
+            + "{:.1f} and {:.1f} million parameters; ".format(*parameters)
+            + f"{sparse['ms']:.1f} and {dense_costs['ms']:.1f} ms per image on a CPU"
+        )
+    if not commands:
+        print(f"to know more: {shlex.join(['vmoe', 'advise', args.data])} --checkpoint DENSE")
+        return
+    upcycle, train = map(shlex.join, commands)
+    print(f"to try it:\n\n{upcycle}\ncat > sparse.py <<'END'\n{config}END\n{train}")

@@ -1,7 +1,8 @@
 """What images and a dense model show before any expert is trained.
 
-As in the experiment, inputs of the MLP of the last block are clustered, one cluster for each of
-four experts: of patches on a grid, every second row and column of 16 x 16.
+The inputs of the last block's MLP are divided into as many clusters as there would be experts. Two
+patches agree if they are of one cluster. All is counted over pairs of patches of which none is
+paired with itself, so few images or few patches make an error larger, but no bias.
 """
 
 import sys
@@ -10,12 +11,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.special
 from einops import rearrange
 from jaxtyping import Float, Int
 
-from vmoe.analysis.statistics import class_information
-from vmoe.config import ViTConfig
+from vmoe.config import ViTConfig, replace
 from vmoe.costs.flops import cost
 from vmoe.data.pipeline import Batch
 from vmoe.errors import require
@@ -28,24 +27,46 @@ from vmoe.trees import nested
 
 EXPERTS = 4
 IMAGES = 256
-"""How many images are read; as many make the clusters in the experiment."""
+"""How many images are read."""
 SIDE = 8
 """Rows and columns of patches that are read of an image, at most."""
+SPLITS = 4
+"""How often the images are divided into halves, for the errors."""
+
+
+class Estimate(NamedTuple):
+    """A measured value.
+
+    Attributes:
+        value: NaN if it is not measured.
+        error: its standard error, over images and clusterings; infinite if it is not known.
+    """
+
+    value: float
+    error: float
+
+    @property
+    def known(self) -> bool:
+        """Whether both are."""
+        return bool(np.isfinite(self).all())
 
 
 class Measures(NamedTuple):
     """What is compared with the data sets of the experiment.
 
     Attributes:
-        groups: what the cluster of a patch tells of the class of its image: their normalized mutual
-            information, in [0, 1], minus that of shuffled classes.
-        spread: clusters that the patches of an image are of: the exponential of the entropy of
-            their shares, 1 to 4, a mean over the images.
-        routed: the part of a forward pass's FLOPs that the MLP takes for the patches, in [0, 1].
+        groups: how much more often patches of two images agree if the images share a class: 0 if
+            not, 1 if patches of a class always agree and not all do; less than 0 by chance only.
+            All classes of two images count alike. Not measured if fewer than two classes have two
+            images.
+        spread: number of clusters that the patches of an image are of: 1 over the probability that
+            two of its patches agree; from 1 to about 4.
+        routed: the part of a forward pass's FLOPs that the last MLP takes for those tokens that
+            the head reads, in [0, 1].
     """
 
-    groups: float
-    spread: float
+    groups: Estimate
+    spread: Estimate
     routed: float
 
 
@@ -57,7 +78,7 @@ def measure(model: ViT, batches: Iterable[Batch]) -> Measures:
         batches: images in [-1, 1], with their classes; see ``vmoe.passes``.
 
     Raises:
-        UsageError: the images have fewer patches than there are clusters.
+        UsageError: the images have too few patches for clusters of each half of them.
     """
     config, rows, labels = model.config, [], []
     side, last = config.image_size // config.patch_size, config.depth - 1
@@ -69,26 +90,80 @@ def measure(model: ViT, batches: Iterable[Batch]) -> Measures:
         patches = grid[:, ::step, ::step].astype(np.float32)
         rows.append(rearrange(patches, "b i j d -> b (i j) d"))
         labels.append(batch.labels[batch.valid])
-    return measure_patches(config, np.concatenate(rows), np.concatenate(labels))
+    groups, spread = estimates(np.concatenate(rows), np.concatenate(labels))
+    return Measures(groups, spread, routed_share(config))
 
 
-def measure_patches(
-    config: ViTConfig, patches: Float[np.ndarray, "b n d"], labels: Int[np.ndarray, "b l"]
-) -> Measures:
-    """``measure`` for the inputs of the MLP."""
-    flat = rearrange(patches, "b n d -> (b n) d")
-    enough = f"{len(flat)} patches cannot make {EXPERTS} clusters: give more images"
-    require(len(flat) >= EXPERTS, enough)
-    clusters = (unit(flat) @ spherical_k_means(flat, EXPERTS, 0).T).argmax(-1)
-    uses = (clusters.reshape(*patches.shape[:2], 1) == np.arange(EXPERTS)).sum(1)
-    own, chance = class_information(uses, labels, int(labels.max(initial=0)) + 1)
-    entropy = scipy.special.entr(uses / patches.shape[1]).sum(-1)
-    return Measures(own - chance, float(np.exp(entropy).mean()), routed_share(config))
+def estimates(
+    patches: Float[np.ndarray, "b n d"], labels: Int[np.ndarray, "b l"]
+) -> list[Estimate]:
+    """``Measures.groups`` and ``spread``.
+
+    Halves of the images are clustered apart. The difference of two halves has twice the standard
+    error of all images; its mean square is over ``SPLITS`` random divisions.
+
+    Args:
+        patches: the inputs of the MLP.
+        labels: the classes of each image; padded with -1.
+    """
+    b, n, _ = patches.shape
+    few = f"{b} images of {n} patches cannot make {EXPERTS} clusters of each half: give more"
+    require(n > 1 and b // 2 * n >= EXPERTS, few)
+    random, changes = np.random.default_rng(0), []
+    for _ in range(SPLITS):
+        halves = np.array_split(random.permutation(b), 2)
+        first, second = (_groups_and_spread(patches[own], labels[own]) for own in halves)
+        changes.append(np.subtract(first, second))
+    found = []
+    for value, own in zip(_groups_and_spread(patches, labels), np.transpose(changes), strict=True):
+        own = own[np.isfinite(own)]
+        error = float(np.sqrt(np.mean(own**2)) / 2) if len(own) else np.inf
+        found.append(Estimate(value, error))
+    return found
 
 
 def routed_share(config: ViTConfig) -> float:
     """``Measures.routed``."""
+    config = with_head(config)
     mlp = nested(abstract_params(config))["blocks"][config.depth - 1]["mlp"]
     kernels = sum(x.size for x in jax.tree.leaves(mlp) if len(x.shape) == 2)
-    patches = (config.image_size // config.patch_size) ** 2
-    return 2 * kernels * patches / cost(config).flops_per_image
+    read = 1 if config.pooling == "class_token" else num_patches(config)
+    return 2 * kernels * read / cost(config).flops_per_image
+
+
+def with_head(config: ViTConfig) -> ViTConfig:
+    """The same, but the head of a model without classes is to read the mean of the patches."""
+    headless = not config.num_classes and config.pooling == "class_token"
+    return replace(config, pooling="patch_mean") if headless else config
+
+
+def num_patches(config: ViTConfig) -> int:
+    return (config.image_size // config.patch_size) ** 2
+
+
+def _groups_and_spread(
+    patches: Float[np.ndarray, "b n d"], labels: Int[np.ndarray, "b l"]
+) -> tuple[float, float]:
+    b, n, _ = patches.shape
+    flat = rearrange(patches, "b n d -> (b n) d")
+    clusters = (unit(flat) @ spherical_k_means(flat, EXPERTS, 0).T).argmax(-1)
+    counts = (clusters.reshape(b, n, 1) == np.arange(EXPERTS)).sum(1)
+    agree = (counts * (counts - 1)).sum() / (b * n * (n - 1))
+    return class_agreement(counts / n, labels), float(1 / agree) if agree else np.inf
+
+
+def class_agreement(shares: Float[np.ndarray, "b e"], labels: Int[np.ndarray, "b l"]) -> float:
+    """``Measures.groups`` for the shares of the clusters in the patches of each image."""
+    known = np.unique(labels[labels >= 0])
+    is_of = (labels[..., None] == known).any(1).astype(float)  # b y
+    is_of = is_of[:, is_of.sum(0) > 1]
+    classes = is_of.shape[1]
+    if classes < 2:
+        return np.nan
+    sums, number = is_of.T @ shares, is_of.sum(0)
+    # An image is not paired with itself.
+    agree = sums @ sums.T - is_of.T @ (is_of * (shares**2).sum(1, keepdims=True))
+    each = agree / (np.outer(number, number) - is_of.T @ is_of)
+    same = np.eye(classes, dtype=bool)
+    own, other = each[same].mean(), each[~same].mean()
+    return float((own - other) / (1 - other)) if other < 1 else 0.0
