@@ -88,7 +88,7 @@ def drawn(images: int, classes: int, strength: float, seed: int) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("images", [16, 160])
-def test_groups_and_spread_have_no_bias_with_two_images_a_class_and_errors_that_hold(
+def test_groups_and_spread_of_drawn_patches_are_those_of_their_directions_within_the_errors(
     images: int,
 ) -> None:
     # Two patches of a class agree with probability 7/16. Of the classes, two prefer a direction:
@@ -100,6 +100,15 @@ def test_groups_and_spread_have_no_bias_with_two_images_a_class_and_errors_that_
         assert abs(value.mean() - truth) < 4 * value.std() / np.sqrt(20)
         known = error[np.isfinite(error)]
         assert 0.5 * value.std() < np.sqrt((known**2).mean()) < 2.5 * value.std()
+
+
+def test_groups_of_two_images_a_class_with_four_patches_have_no_bias() -> None:
+    rng, labels = np.random.default_rng(0), np.arange(16) % 8
+    chances = 0.125 + 0.5 * np.eye(4)[labels % 4]
+    shares = rng.multinomial(4, chances, (500, 16)) / 4
+    found = np.mean([class_agreement(own, labels[:, None]) for own in shares])
+    other = (7 + 6 * 3) / 7 / 16  # as above
+    assert found == pytest.approx((7 / 16 - other) / (1 - other), abs=0.02)
 
 
 def test_groups_are_1_for_classes_of_their_own_clusters_and_0_for_clusters_without_classes() -> (
