@@ -152,15 +152,16 @@ print(f"position mutual information {own:.3f} (chance {chance:.3f})")
 # %% [markdown]
 # ## Do they help?
 # `python -m scripts.experiments solar` trains the last block on these cells, dense or with experts
-# that start as copies, at equal FLOPs. Its results come with vmoe. `vmoe advise` compares your own
-# images with them, and says [yes, no or not known](../docs/upcycling.md#will-experts-help). Of
-# these cells it says:
+# that start as copies, at equal FLOPs. Its results come with vmoe, for [`vmoe
+# advise`](../docs/upcycling.md#will-experts-help), which compares your own images with them. Of
+# these cells they say:
 
 # %%
-from vmoe.studies.advise.advice import advise, read_reference
+from vmoe.studies.advise.advice import read_reference
 
-reference = read_reference()
-(stored,) = [each for each in reference.data_sets if each.name == "cells"]
-for number in [each.images for each in stored.contrasts] or [stored.images]:
-    found = advise(stored.measures, number, reference)
-    print(f"{number:,} images: would experts help? {found.verdict}: {found.reason}")
+(solar,) = [each for each in read_reference().data_sets if "cells" in each.name]
+if not solar.contrasts:
+    print("would experts help? not known yet: the experiment is not measured")
+for found in solar.contrasts:
+    interval = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+    print(f"{found.images:,} training images: accuracy of experts minus dense {interval} points")
