@@ -144,6 +144,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no model given": (["summary"], "Name of a model, as listed by `vmoe models`"),
     "pattern": (["models", "resnet*"], "no model matches 'resnet*'"),
     "data set": ([*TINY_TRAIN, "--data.name", "digit"], "no data set 'digit': did you mean"),
+    "folder as a data set": ([*TINY_TRAIN, "--data.name", "{run}"], "of this folder, use folder:"),
     "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
     # recipes
     "no recipe": ([*TRAIN, "gone.py"], "vmoe: gone.py: no such file"),

@@ -230,7 +230,7 @@ def test_the_script_stores_differences_when_all_folds_of_all_tests_are_measured(
 def test_the_command_prints_commands_that_make_and_train_the_sparse_model(
     dense: Path, photos: Path, tmp_path: Path
 ) -> None:
-    result = command_of("advise", f"folder:{photos}", "--checkpoint", dense)
+    result = command_of("advise", photos, "--checkpoint", dense)
     assert result.returncode == 0, result.stderr
     assert f"folder:{photos}:train: " in result.stdout and " images of 2 classes" in result.stdout
     assert "would experts help? not known: no evidence: " in result.stdout
@@ -272,7 +272,7 @@ def test_images_that_cannot_be_advised_on_are_refused_in_a_line(
     (photos / "dark").rename(one / "dark")
     for given, problem in (
         (f"folder:{one}", "give images of two classes at least, it has 1"),
-        (one, f"no data set '{one}': for the images of this folder, use folder:{one}"),
+        (one, "give images of two classes at least, it has 1"),
         (tmp_path / "none", "no data set "),
         (f"folder:{photos / 'light'}", "no sub-folders; put the images of each class into one"),
     ):

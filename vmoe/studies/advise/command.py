@@ -41,12 +41,12 @@ config = TrainConfig(
 class AdviseArgs:
     """Say whether a sparse last block would help on some images, by three measured data sets.
 
-    Example: `vmoe advise folder:photos --checkpoint hf://OWNER/NAME`
+    Example: `vmoe advise photos --checkpoint hf://OWNER/NAME`
     """
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME[:SPLIT]")]
-    """Images with classes, as for `vmoe train --data.name`; by default the split train. Of these,
-    256 are read."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|NAME[:SPLIT]")]
+    """Images with classes: a folder with a sub-folder for each class, or as for `vmoe train
+    --data.name`; by default the split train. Of these, 256 are read."""
     checkpoint: Path | None = None
     """Trained dense model that would get experts, as for `vmoe evaluate`. If None, no image is
     read, and only the number of images is shown beside those of the experiment."""
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.checkpoints import read
     from vmoe.data.pipeline import check_labeled
     from vmoe.data.reading import Reading
-    from vmoe.data.sources import name_and_split, open_source, sample, skipped_messages
+    from vmoe.data.sources import KINDS, name_and_split, open_source, sample, skipped_messages
     from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.sample import open_any_classes
     from vmoe.passes import inputs
@@ -68,15 +68,17 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.studies.advise.measures import EXPERTS, IMAGES, measure, with_head
     from vmoe.surgery.upcycle import upcycled_layer
 
+    is_folder = args.data not in KINDS and Path(args.data).is_dir()
+    data = f"folder:{args.data}" if is_folder else args.data
     stored = read(args.checkpoint) if args.checkpoint else None
     if stored:
         with naming(args.checkpoint):
             if blocks := stored.config.sparse_blocks:
                 raise UsageError(f"blocks {blocks} have experts already: give a dense model")
             upcycled_layer(stored.config)  # raises an error if MLPs cannot become experts
-        source, replace = open_any_classes(args.data, stored, split="train")
+        source, replace = open_any_classes(data, stored, split="train")
     else:
-        name, split = name_and_split(args.data)
+        name, split = name_and_split(data)
         source, replace = open_source(name, split or "train"), False
     check_labeled(source)
     images, classes = len(source), len(source.class_names)
@@ -101,7 +103,7 @@ def run(argv: Sequence[str]) -> None:
         commands = [["vmoe", "upcycle", f"{args.checkpoint}", "sparse", *where]]
         commands += [["vmoe", "train", *train]]
         config = CONFIG.format(
-            **dict(classes=classes, pooling=trained.pooling, data=args.data),
+            **dict(classes=classes, pooling=trained.pooling, data=data),
             batch=min(BATCH, 1 << images.bit_length() - 1),
         )
     print_messages([*skipped_messages([source]), *left_out.news()])
@@ -133,7 +135,7 @@ def run(argv: Sequence[str]) -> None:
             + f"{sparse['ms']:.1f} and {dense_costs['ms']:.1f} ms per image on a CPU"
         )
     if not commands:
-        print(f"to know more: {shlex.join(['vmoe', 'advise', args.data])} --checkpoint DENSE")
+        print(f"to know more: {shlex.join(['vmoe', 'advise', data])} --checkpoint DENSE")
         return
     upcycle, train = map(shlex.join, commands)
     print(f"to try it:\n\n{upcycle}\ncat > sparse.py <<'END'\n{config}END\n{train}")
