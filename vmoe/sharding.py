@@ -121,17 +121,17 @@ class Placement:
         return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
 
     def on_each_expert_device(self, function: Function) -> Function:
-        """A function run by each device on its slots and its experts.
+        """A function run by each device on its own groups and with its own experts.
 
-        Its arguments are slots (g, e, c, ...) on the devices of experts, others alike, a tree split
-        over the experts, and one that all devices have.
+        Its arguments are two trees of arrays whose first axis is g, a tree that is split over the
+        experts, and one that all devices have. Its results are trees whose first axis is g.
         """
         if self.mesh is None:
             return function
-        slots = PartitionSpec(DATA, EXPERT)
-        specs = (slots, slots, PartitionSpec(EXPERT), PartitionSpec())
+        groups = PartitionSpec(ALL)
+        specs = (groups, groups, PartitionSpec(EXPERT), PartitionSpec())
         return jax.shard_map(
-            function, mesh=self.mesh, in_specs=specs, out_specs=slots, check_vma=False
+            function, mesh=self.mesh, in_specs=specs, out_specs=groups, check_vma=False
         )
 
     def replicate(self, tree: Tree) -> Tree:

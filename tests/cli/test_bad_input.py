@@ -28,9 +28,11 @@ from vmoe import retry
 from vmoe.checkpoints.restore import read_metrics
 from vmoe.cli.arguments import options_of
 from vmoe.config import (
+    CnnExpert,
     EvalConfig,
     FewShotConfig,
     LrFactorsConfig,
+    MoEConfig,
     Preprocessing,
     RoutingOverrides,
     load,
@@ -159,6 +161,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "k": (
         [*TINY_TRAIN, "--model.moe.router.k", "5"],
         "model.moe.router.k=5 with model.moe.num_experts=4: lower k or add experts (--",
+    ),
+    "hot experts": (
+        [*TINY_TRAIN, "--model.moe.hot-experts", "5", "--model.moe.router.dropless"],
+        "model.moe.hot_experts=5 with model.moe.num_experts=4: there are fewer experts (--",
     ),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "model.num_classes=9: digits:train has"),
     "learning rate": (
@@ -726,6 +732,12 @@ NO_LR = dict.fromkeys(("head", "routers", "experts", "others"), 0.0)
          {"model.sparse_blocks": (2,), "model.depth": 1}, "ascending numbers below the depth"),
         (lambda: with_value("model.moe.num_experts", 1),
          {"model.moe.router.k": 2, "model.moe.num_experts": 1}, "lower k"),
+        (lambda: with_value("model.moe.hot_experts", 1), {"model.moe.hot_experts": 1},
+         "slots are sent, not rows: use a router with dropless"),
+        (lambda: with_value("model.moe.ragged_buffer_factor", 2.0),
+         {"model.moe.ragged_buffer_factor": 2.0}, "slots are sent"),
+        (lambda: MoEConfig(4, CnnExpert(), transfer_chunks=2),
+         {"model.moe.transfer_chunks": 2, "model.moe.experts.kind": "cnn"}, "all of their slots"),
         (lambda: with_value("optim.lr_factors", NO_LR),
          {"optim.lr_factors": LrFactorsConfig(**NO_LR)},
          "optim.lr_factors: head, others, routers, experts are all 0"),

@@ -12,7 +12,9 @@ import pytest
 from tests.devices.test_sharding import (
     CONFIG,
     SPARSE,
+    UPDATED,
     assert_close,
+    batch_of_16,
     collectives,
     compiled_training,
     images,
@@ -23,9 +25,13 @@ from tests.devices.test_sharding import (
 )
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.axes import Decision
+from vmoe.axes import Decision, RouterInputs
 from vmoe.config import CnnExpert, MlpExpert, TokenChoice, ViTConfig, replace
+from vmoe.costs.collectives import parse_collectives
+from vmoe.mesh import place
 from vmoe.sharding import ONE_DEVICE, Placement
+from vmoe.train.state import init_state, state_shardings
+from vmoe.train.step import make_train_step
 
 DROPLESS = replace(CONFIG, moe=dict(router=TokenChoice(dropless=True, images_per_group=2)))
 
@@ -45,6 +51,10 @@ def by_rows(implementation: str) -> ViTConfig:
         ("expert=4", by_rows("ragged")),
         ("expert=4", replace(DROPLESS, moe=dict(experts=CnnExpert()))),
         ("expert=2", replace(DROPLESS, moe=dict(router=dict(images_per_group=1)))),
+        ("expert=4", replace(DROPLESS, moe=dict(hot_experts=3, routed_scale=2.0))),
+        ("expert=8", replace(by_rows("blocked"), moe=dict(hot_experts=8, transfer_chunks=2))),
+        ("expert=4", replace(DROPLESS, moe=dict(transfer_chunks=3, hot_experts=1))),
+        ("expert=2", replace(CONFIG, moe=dict(transfer_chunks=2))),
     ],
 )
 def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: ViTConfig) -> None:
@@ -56,14 +66,72 @@ def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: 
     assert_close(ours, oracle, mesh)
 
 
-@pytest.mark.parametrize("factor", [None, 1.5])
-def test_rows_and_their_experts_travel_there_and_rows_back_and_nothing_is_gathered(
-    factor: float | None,
+@pytest.mark.parametrize(
+    ("config", "sends"),
+    [
+        (DROPLESS, 5),  # rows, their experts, and back; two for gradients
+        (replace(DROPLESS, moe=dict(ragged_buffer_factor=1.5)), 5),
+        (replace(DROPLESS, moe=dict(transfer_chunks=2, hot_experts=2)), 2 * 5),
+        (replace(CONFIG, moe=dict(transfer_chunks=2)), 2 * 4),
+    ],
+)
+def test_each_chunk_travels_there_and_back_and_nothing_is_gathered(
+    config: ViTConfig, sends: int
 ) -> None:
-    config = replace(DROPLESS, moe=dict(ragged_buffer_factor=factor))
     counts = collectives(compiled_training(config, "expert=4"))
-    assert counts["all-to-all"] == 5  # two of them for gradients
+    assert counts["all-to-all"] == sends
     assert set(counts) == {"all-to-all", "all-reduce"}
+
+
+def test_the_parameters_of_hot_experts_are_sent_and_their_gradients_summed() -> None:
+    def summed(hot: int) -> float:
+        config = replace(DROPLESS, moe=dict(hot_experts=hot))
+        program = compiled_training(config, "expert=4").as_text()
+        return sum(x.bytes_sent for x in parse_collectives(program) if x.kind == "all-reduce")
+
+    d, f, e = CONFIG.width, CONFIG.mlp_dim, SPARSE.num_experts
+    copies, loads = 2 * 4 * (2 * d * f + f + d), 4 * e
+    rings = 2 * 2 * 3 / 4 * copies + 2 * 7 / 8 * loads  # there and back; of four and eight devices
+    assert summed(2) - summed(0) == pytest.approx(rings)
+
+
+def test_a_hot_expert_leaves_the_buffers_to_the_others() -> None:
+    """All tokens choose expert 0, which its device alone would have to compute."""
+    placement, batch = on("expert=4"), (images(16), np.ones(16, bool))
+
+    def popular(inputs: RouterInputs, router: TokenChoice, c: int) -> Decision:
+        return router(inputs._replace(logits=inputs.logits.at[..., 0].add(9)), c)
+
+    def run(hot: int, placement: Placement) -> Any:
+        router = TokenChoice(dropless=True, noise_std=0.0)
+        moe = dict(ragged_buffer_factor=1.5, hot_experts=hot, router=router)
+        config = replace(CONFIG, moe=moe)
+
+        def outputs(params: Any, x: jax.Array, valid: jax.Array) -> Any:
+            model = models.with_params(config, params, placement=placement)
+            decide, key = {0: popular}, jax.random.key(0)
+            return capture(model, x, train=True, key=key, valid=valid, decide=decide)
+
+        return run_on(placement, outputs, params_of(CONFIG), *batch)
+
+    oracle = run(0, ONE_DEVICE)[0]
+    assert run(0, placement)[1][0].routing.dropped.sum() > 0
+    logits, records = run(1, placement)
+    assert records[0].routing.dropped.sum() == 0
+    assert_close(logits, oracle)
+
+
+def test_a_step_in_parts_with_fsdp_and_rematerialization_is_that_of_one_device() -> None:
+    router = TokenChoice(dropless=True, noise_std=0.0, images_per_group=2)
+    config = replace(UPDATED, model=replace(CONFIG, moe=dict(router=router)))
+    sent = dict(hot_experts=1, transfer_chunks=2, ragged_buffer_factor=4.0)
+    changed = replace(config, accumulate=2, model=dict(remat=True, moe=sent))
+    ours = place(CONFIG, jax.devices()[:4], mesh="expert=2", fsdp=True)
+    before = jax.device_get(init_state(config))
+    expected = make_train_step(config)(before, batch_of_16())
+    start = jax.device_put(before, state_shardings(before, ours))
+    found = make_train_step(changed, ours)(start, ours.make_global_array(batch_of_16()))
+    assert_close(found, expected)
 
 
 def test_in_training_the_smallest_weights_that_do_not_fit_a_buffer_are_dropped_and_counted() -> (

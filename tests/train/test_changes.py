@@ -46,6 +46,8 @@ CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
     "data.max_pixels": dict(data=dict(max_pixels=1_000_000)),
     "accumulate": dict(accumulate=2),
     "model.remat": dict(model=dict(remat=True)),
+    "model.moe.hot_experts": dict(model=dict(moe=dict(hot_experts=1))),
+    "model.moe.transfer_chunks": dict(model=dict(moe=dict(transfer_chunks=2))),
 }
 ROUNDED = ("accumulate", "model.remat")
 APART = (("evaluations.batch_size", "fewshot"), *((key,) for key in ROUNDED))
@@ -67,7 +69,12 @@ def config() -> TrainConfig:
         checkpoint_every=6,
         optim=dict(kind="sgd", lr=0.05, end_lr=0.01, warmup_steps=2),
         data=dict(mixup=0.0),
-        model=dict(moe=dict(router=dict(noise_std=0.0, images_per_group=8))),
+        model=dict(
+            moe=dict(
+                experts=dict(implementation="blocked"),
+                router=dict(noise_std=0.0, images_per_group=8),
+            )
+        ),
         fewshot=dict(data=("digits",), shots=(1,), every=6),
     )
 

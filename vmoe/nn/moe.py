@@ -13,13 +13,13 @@ from jaxtyping import Array, Bool, Float
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import AnyRouter, MoEConfig, TokenChoice
-from vmoe.config.experts import Activation, Implementation
+from vmoe.config.experts import Activation, Implementation, MlpExpert
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
-from vmoe.nn.experts.rows import RowExperts
+from vmoe.nn.experts.rows import RowExperts, in_chunks
 from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
 from vmoe.nn.gates import GATES
 from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, inputs_of_router, logits_of
@@ -28,7 +28,6 @@ from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState, next_state
 from vmoe.routing import aux_losses
-from vmoe.routing.exchange import Exchange, without_overflow
 from vmoe.routing.groups import Groups
 from vmoe.routing.layout import combine, dispatch, dispatch_rows, fill_empty, fill_padding, scaled
 from vmoe.routing.load import expert_totals, group_sums
@@ -69,6 +68,8 @@ class MoE(nnx.Module):
         routed_scale: float = 1.0,
         transfer_dtype: Literal["float32", "bfloat16"] = "float32",
         ragged_buffer_factor: float | None = None,
+        hot_experts: int = 0,
+        transfer_chunks: int = 1,
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -94,6 +95,8 @@ class MoE(nnx.Module):
             routed_scale: see ``MoEConfig``.
             transfer_dtype: see ``MoEConfig``.
             ragged_buffer_factor: see ``MoEConfig``.
+            hot_experts: see ``MoEConfig``.
+            transfer_chunks: see ``MoEConfig``.
             placement: the devices over which groups and experts are split.
 
         Raises:
@@ -107,9 +110,21 @@ class MoE(nnx.Module):
         self.shared_gate = shared_gate
         self.router = router or TokenChoice()
         self.group, self.placement = group, placement
-        self.routed_scale, self.transfer_dtype = routed_scale, transfer_dtype
-        self.ragged_buffer_factor = ragged_buffer_factor
         self._check_parts()
+        mlps = isinstance(self.experts, StackedMlps)
+        self.settings = MoEConfig(
+            self.experts.num_experts,
+            # Any other experts are computed slot by slot, too.
+            MlpExpert(implementation=self.experts.implementation if mlps else "batched"),
+            router=self.router,
+            routed_scale=routed_scale,
+            transfer_dtype=transfer_dtype,
+            ragged_buffer_factor=ragged_buffer_factor,
+            hot_experts=hot_experts,
+            transfer_chunks=transfer_chunks,
+        )
+        alone = "the experts are no MLPs, which compute each row alone: leave it out"
+        require(mlps or transfer_chunks == 1, alone, transfer_chunks=transfer_chunks)
         state = self.router.initial_state(self.experts.num_experts)
         variables = {name: RouterState(x) for name, x in state.items()}
         self.state = nnx.Dict(variables) if variables else None
@@ -121,13 +136,6 @@ class MoE(nnx.Module):
             raise UsageError("give a router, such as TokenChoice()", router=own)
         gate, router, group = self.gate, self.router, self.group
         kind = router.kind or type(router).__name__
-        MoEConfig(  # checks what they have in common
-            self.experts.num_experts,
-            router=router,
-            routed_scale=self.routed_scale,
-            transfer_dtype=self.transfer_dtype,
-            ragged_buffer_factor=self.ragged_buffer_factor,
-        )
         if gate is not None and not callable(gate):
             raise UsageError("give a module that makes logits", gate=type(gate).__name__)
         reads = f"a {kind} router reads logits: give a gate"
@@ -186,6 +194,8 @@ class MoE(nnx.Module):
             routed_scale=config.routed_scale,
             transfer_dtype=config.transfer_dtype,
             ragged_buffer_factor=config.ragged_buffer_factor,
+            hot_experts=config.hot_experts,
+            transfer_chunks=config.transfer_chunks,
             placement=placement,
         )
 
@@ -246,21 +256,20 @@ class MoE(nnx.Module):
         )
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
-        factor = None if key is None else self.ragged_buffer_factor
+        factor = None if key is None else self.settings.ragged_buffer_factor
         if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
             factor = None  # they are few
-        exchange = self._exchange(routing, dtype, factor)
-        if exchange is not None and factor is not None:
-            assert isinstance(routing, Routing)  # soft routing fills slots
-            routing = self.placement.on_each_device(without_overflow)(routing, exchange)
-            record = record._replace(routing=routing)
+        outputs, routing = self._through_experts(
+            rows, inputs, routing, real, groups, dtype, experts_key, factor, *args, **kwargs
+        )
+        if factor is not None:
+            assert isinstance(routing, Routing) and isinstance(record.routing, Routing)
+            weights = jnp.where(routing.kept, record.routing.weights, 0)
+            record = record._replace(routing=routing._replace(weights=weights))
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
             self.sow(nnx.Intermediate, "record", record)
-        outputs = self._through_experts(
-            rows, inputs, routing, real, groups, dtype, experts_key, exchange, *args, **kwargs
-        )
         outputs = kept.join(outputs.astype(dtype))  # b n x
         if class_token_only:
             outputs, images, valid = outputs[:, :1], images[:, :1], valid[:, :1]
@@ -388,18 +397,8 @@ class MoE(nnx.Module):
             return "batched"
         if self.placement.devices > 1 and experts.implementation == "auto":
             by_rows: Implementation = "blocked" if platform == "cpu" else "ragged"
-            return by_rows if self.router.dropless else "batched"
+            return by_rows if self.settings.sends_rows else "batched"
         return experts.implementation_for(routing, platform)
-
-    def _exchange(
-        self, routing: Routing | SoftRouting, dtype: jax.typing.DTypeLike, factor: float | None
-    ) -> Exchange | None:
-        """How rows travel between several devices; None if slots do, or there is one device."""
-        by_rows = self._by_rows(routing, dtype)
-        if self.placement.devices == 1 or by_rows is None:
-            return None
-        assert isinstance(routing, Routing)  # soft routing fills slots
-        return by_rows.exchange(routing, self.router.k, factor)
 
     def _through_experts(
         self,
@@ -410,27 +409,25 @@ class MoE(nnx.Module):
         groups: Groups,
         dtype: jax.typing.DTypeLike,
         key: MaybeKey,
-        exchange: Exchange | None = None,
+        factor: float | None = None,
         /,
         *args: Any,
         **kwargs: Any,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Routing | SoftRouting]:
         """Dispatch, experts, combine: by slots, or by rows sorted by expert.
 
         Args:
             inputs: what the experts take besides, (g, s, ...), by name.
-            exchange: how rows travel between several devices.
+            factor: see ``MoEConfig.ragged_buffer_factor``.
+
+        Returns:
+            the outputs (g, s, x), and the routing without what found no place in a buffer.
         """
-        routing = scaled(routing, self.routed_scale)
+        routing = scaled(routing, self.settings.routed_scale)
         if by_rows := self._by_rows(routing, dtype):
             assert isinstance(routing, Routing)  # soft routing fills slots
             by_rows.experts.check_inputs(rows, args, kwargs | dict(inputs))
-            if exchange is None:
-                return by_rows.on_one_device(rows, routing, key)
-            by_device = rows.reshape(self.placement.devices, -1, rows.shape[-1])
-            outputs = by_rows.on_devices(by_device, exchange, key)
-            weighted = scaled(exchange.routing, self.routed_scale)
-            return combine(outputs, weighted).reshape(rows.shape)
+            return by_rows(rows, routing, key, factor)
         rows = self._transfer(rows)
         if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
             filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
@@ -439,10 +436,16 @@ class MoE(nnx.Module):
             tokens = dispatch_rows(rows, filled)
         known = {name: about(name, routing, filled, groups) for name in sorted(self.experts.asks)}
         inputs = known | jax.tree.map(lambda x: dispatch_rows(x, filled), dict(inputs))
-        tokens, inputs = jax.tree.map(self.placement.to_experts, (tokens, inputs))
-        slots = Slots(groups.n, groups.s, inputs)
-        outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
-        return combine(self.placement.from_experts(self._transfer(outputs)), routing)
+
+        def compute(key: MaybeKey, tokens: jax.Array, inputs: Any) -> jax.Array:
+            tokens, inputs = jax.tree.map(self.placement.to_experts, (tokens, inputs))
+            slots = Slots(groups.n, groups.s, inputs)
+            outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
+            return self.placement.from_experts(self._transfer(outputs))
+
+        chunks = self.settings.transfer_chunks if self.placement.expert > 1 else 1
+        outputs = in_chunks(compute, chunks, key, tokens, inputs)
+        return combine(outputs, routing), routing
 
     def _by_rows(
         self, routing: Routing | SoftRouting, dtype: jax.typing.DTypeLike
@@ -452,7 +455,14 @@ class MoE(nnx.Module):
         if implementation == "batched":
             return None
         assert isinstance(self.experts, StackedMlps)  # others compute slots
-        return RowExperts(self.experts, implementation, self.placement, self._transfer, dtype)
+        return RowExperts(
+            self.experts,
+            implementation,
+            self.placement,
+            self._transfer,
+            dtype,
+            self.settings,
+        )
 
     def _with_shared(
         self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey
@@ -467,7 +477,7 @@ class MoE(nnx.Module):
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
-        return rows.astype(jnp.bfloat16) if self.transfer_dtype == "bfloat16" else rows
+        return rows.astype(jnp.bfloat16) if self.settings.transfer_dtype == "bfloat16" else rows
 
 
 def _modules(*parts: Any) -> list[nnx.Module]:

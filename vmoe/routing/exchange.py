@@ -1,16 +1,18 @@
-"""Rows of experts without a fixed capacity, exchanged between devices.
+"""Rows of experts without a fixed capacity, exchanged between the devices that share the experts.
 
-A device sends each kept choice of its tokens to the device of its expert. A buffer of fixed size
-for each pair of sender and receiver makes this one dense all-to-all. To a sender, receivers are
-experts with a capacity, and to a receiver, senders are groups of tokens with one choice each, so
-``queue``, ``dispatch``, ``combine`` and ``sort_rows`` do all of the work on both sides.
+A device sends each kept choice of its tokens to the device of its expert. To a sender, receivers
+are experts with a capacity, and to a receiver, senders are groups of tokens with one choice each,
+so ``queue``, ``dispatch``, ``combine`` and ``sort_rows`` do all of the work on both sides.
+
+All functions are of one device, inside a ``jax.shard_map``, but for ``buffer_rows``.
 """
 
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Routing
 from vmoe.errors import UsageError
@@ -33,25 +35,22 @@ def buffer_rows(
     _, e, c = routing.choices.shape
     tokens = g // devices * s
     most = min(tokens * ranks, g // devices * e // receivers * c)
-    if factor is None or receivers == 1:  # a device's own rows need no buffer
-        return most
-    return min(most, math.ceil(factor * tokens * k / receivers))
+    return most if factor is None else min(most, math.ceil(factor * tokens * k / receivers))
 
 
 class Exchange(NamedTuple):
-    """How the rows of some devices travel.
+    """How the rows of a device travel.
 
     Attributes:
-        routing: each device's tokens are a group, and the x receivers, itself among them, its
-            experts.
+        routing: its tokens are one group, and the x receivers, itself among them, its experts.
         experts: the expert of each row among those of its receiver; their number if there is none.
     """
 
     routing: Routing
-    experts: Int[Array, "g x c"]
+    experts: Int[Array, "x c"]
 
 
-def send(routing: Routing, receivers: int, c: int) -> Exchange:
+def exchange(routing: Routing, receivers: int, c: int) -> Exchange:
     """Queues the kept choices of a device's tokens for the devices of their experts.
 
     Those with the smallest weights are the last in their queue, and are dropped first.
@@ -60,9 +59,6 @@ def send(routing: Routing, receivers: int, c: int) -> Exchange:
         routing: of this device's groups.
         receivers: number x of devices over which the experts are split.
         c: number of rows for each of them.
-
-    Returns:
-        the exchange of one device.
 
     Raises:
         UsageError: the device has too many choices to be sorted.
@@ -75,8 +71,8 @@ def send(routing: Routing, receivers: int, c: int) -> Exchange:
     own = e // receivers
     order = jnp.argsort(routing.weights.reshape(1, -1), descending=True)
     slots, choices = queue(experts // own, order, e=receivers, c=c)
-    of_rows = rows_at(experts[..., 0] % own, choices)
-    of_rows = jnp.where(choices < g * s * k, of_rows, own)
+    of_rows = rows_at(experts[..., 0] % own, choices)[0]
+    of_rows = jnp.where(choices[0] < g * s * k, of_rows, own)
     shape = 1, g * s, k
     to, slots, weights = (experts // own).reshape(shape), slots.reshape(shape), routing.weights
     weights = jnp.where(slots < receivers * c, weights.reshape(shape), 0)
@@ -95,13 +91,51 @@ def received(experts: Int[Array, "x c"], e: int) -> Routing:
     return Routing(experts[..., None], slots, choices, weights)
 
 
-def without_overflow(routing: Routing, exchange: Exchange) -> Routing:
+def without_overflow(routing: Routing, fits: Bool[Array, "g s k"]) -> Routing:
     """The routing without the choices that found no place in a buffer, which are dropped."""
-    g, s, k = routing.slots.shape
+    g = len(routing.slots)
     _, e, c = routing.choices.shape
-    fits = exchange.routing.kept.reshape(g, s, k)
     filled = rows_at(fits.reshape(g, -1), routing.choices)  # g e c
     places = filled.cumsum(-1) - 1 + c * jnp.arange(e)[:, None]
     slots = jnp.where(fits, rows_at(places.reshape(g, -1), routing.slots), e * c)
     choices = invert(slots.reshape(g, -1), e * c).reshape(g, e, c)
     return Routing(routing.experts, slots, choices, jnp.where(fits, routing.weights, 0))
+
+
+def most_loaded(routing: Routing, h: int, axes: tuple[str, ...]) -> Int[Array, "h"]:
+    """The h experts with the most kept choices of all devices along some axes of the mesh."""
+    e = routing.choices.shape[1]
+    kept = jnp.where(routing.kept, routing.experts, e)
+    load = jnp.zeros(e + 1, jnp.int32).at[kept].add(1)[:e]
+    return jax.lax.top_k(jax.lax.psum(load, axes), h)[1]
+
+
+def split_off(routing: Routing, experts: Int[Array, "h"]) -> tuple[Routing, Routing]:
+    """The routing to some experts, numbered in their order, and that to the others."""
+    _, e, c = routing.choices.shape
+    h = len(experts)
+    numbers = jnp.full(e + 1, h).at[experts].set(jnp.arange(h))[routing.experts]  # g s k
+    chosen = numbers < h
+    slots = jnp.where(chosen & routing.kept, numbers * c + routing.slots % c, h * c)
+    weights = jnp.where(chosen, routing.weights, 0), jnp.where(chosen, 0, routing.weights)
+    some = Routing(numbers, slots, routing.choices[:, experts], weights[0])
+    none = routing.choices.at[:, experts].set(routing.slots[0].size)
+    others = jnp.where(chosen, e, routing.experts), jnp.where(chosen, e * c, routing.slots)
+    return some, Routing(*others, none, weights[1])
+
+
+def copies(
+    params: Float[Array, "e ..."], experts: Int[Array, "h"], axis: str
+) -> Float[Array, "h ..."]:
+    """Parameters of some experts, from the devices along an axis of the mesh that have them.
+
+    The gradient of a copy is summed over these devices.
+
+    Args:
+        params: those of the experts of this device.
+    """
+    own = len(params)
+    places = experts - jax.lax.axis_index(axis) * own
+    here = ((places >= 0) & (places < own)).reshape(-1, *[1] * (params.ndim - 1))
+    found = params.at[jnp.clip(places, 0, own - 1)].get(mode="clip")
+    return jax.lax.psum(jnp.where(here, found, 0), axis)
