@@ -43,10 +43,12 @@ from scripts.experiments.mixtures import plots as mixtures_plots
 from scripts.experiments.mixtures import tables as mixtures
 from scripts.experiments.multitask import plots as multitask_plots
 from scripts.experiments.multitask import tables as multitask
+from scripts.experiments.solar import tables as solar
 
 PAGES = (
     *("sparse_or_dense", "design", "routers", "capacity", "specialization", "compute", "batch"),
-    *("attacks", "upcycling", "pruning", "transfer", "mixtures", "multitask", "compiled"),
+    *("attacks", "upcycling", "pruning", "transfer", "real", "mixtures", "multitask"),
+    "compiled",
 )
 """The pages of questions, in the order of docs/results/README.md."""
 
@@ -79,6 +81,7 @@ def write(stored: Stored, pages: Path) -> None:
     )
     every |= {
         "transfer.md": miniature.sections(stored.rows("miniature"), machines["miniature"]),
+        "real.md": solar.sections(stored.rows("solar"), machines["solar"]),
         "mixtures.md": mixtures.sections(stored.rows("mixtures"), machines["mixtures"]),
         "multitask.md": multitask.sections(stored.rows("multitask"), machines["multitask"]),
         "compiled.md": compiled.sections(stored.rows("compiled"), machines["compiled"]),

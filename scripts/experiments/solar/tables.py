@@ -20,6 +20,7 @@ from scripts.experiments.framework.pages import (
     answer_of,
     figures_of,
     markdown_table,
+    sections_of,
 )
 from scripts.experiments.framework.runs import Rows
 from scripts.experiments.solar.arms import (
@@ -103,6 +104,13 @@ BESIDE = ("solar_random", "solar_long")
 for comparison with others' figures, and one with four times the steps, which tells whether
 training was too short."""
 TESTED = [name for name in SUBSETS if name not in BESIDE]
+PRIMARY = [
+    f"{name}_{arm}"
+    for name in TESTED
+    for arm in ("dense_active", *COPIES)
+    if arm in SUBSETS[name].arms
+]
+"""The rows that the test needs; they are measured first."""
 PILOTED = {
     f"pilot_{name}_{arm}": (SUBSETS[name], arm)
     for name in ("solar_1000", "emoji_1000")
@@ -112,7 +120,7 @@ PILOTED = {
 
 
 def by_fold(rows: Rows, subset: str, arm: str, figure: str = "") -> dict[int, float]:
-    """The mean accuracy in percent of each fold over its draws, of the folds that were measured.
+    """The mean accuracy in percent of each fold over its draws; none before all are measured.
 
     Args:
         figure: see ``arms.measure``; by default that of two classes, if the subset has it.
@@ -121,7 +129,7 @@ def by_fold(rows: Rows, subset: str, arm: str, figure: str = "") -> dict[int, fl
     for fold, row in rows.get(f"{subset}_{arm}", {}).items():
         draws = [draw[figure or "defect"] or draw["right"] for draw in row["figures"]["draws"]]
         found[fold] = 100 * float(np.mean([draw.count("1") / len(draw) for draw in draws]))
-    return found
+    return found if len(found) == FOLDS else {}
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
@@ -144,16 +152,14 @@ def primary(rows: Rows) -> dict[str, Difference]:
 
     This is what was to be tested before any row of an arm was made: one test for each of
     ``TESTED``, whose p are corrected for the number of these. The rule by which a rate counts was
-    set before these rows too, but after the pilot on the validation images of one fold. A fold
-    counts that all the arms have.
+    set before these rows too, but after the pilot on the validation images of one fold.
     """
     found = {}
     for name, subset in SUBSETS.items():
         base = by_fold(rows, name, "dense_active")
         every = [by_fold(rows, name, arm) for arm in COPIES if arm in subset.arms]
-        both = base.keys() & set.intersection(*({*each} for each in every))
-        if both:
-            means = {fold: float(np.mean([each[fold] for each in every])) for fold in both}
+        if base and all(every):
+            means = {fold: float(np.mean([each[fold] for each in every])) for fold in base}
             found[name] = difference(means, base)
     return _judged(found, lambda name: name in TESTED)
 
@@ -271,8 +277,12 @@ def pilot(rows: Rows) -> str:
 
 
 def answer(rows: Rows) -> str:
-    """Whether experts that start as copies are better than a dense block of equal FLOPs."""
-    return answer_of([_primary(rows), _exploring(rows), _costs(rows)])
+    """Whether experts that start as copies are better than a dense block of equal FLOPs.
+
+    There is none before all of ``TESTED`` are measured.
+    """
+    whole = all(len(rows.get(part, {})) == FOLDS for part in PRIMARY)
+    return answer_of([_primary(rows), _exploring(rows), _costs(rows)] if whole else [])
 
 
 def _primary(rows: Rows) -> Answer | None:
@@ -340,3 +350,12 @@ TABLES: Tables = {
     "progress": ("What was measured", progress),
     "answer": ("The answer", answer),
 }
+
+
+def sections(rows: Rows, machine: str) -> dict[str, str]:
+    """The generated sections of docs/results/real.md by name.
+
+    Args:
+        machine: where and when the rows were made.
+    """
+    return sections_of("solar", TABLES, rows, answer(rows), machine)
