@@ -164,7 +164,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "hot experts": (
         [*TINY_TRAIN, "--model.moe.hot-experts", "5", "--model.moe.router.dropless"],
-        "model.moe.hot_experts=5 with model.moe.num_experts=4: there are fewer experts (--",
+        "model.moe.hot_experts=5: use at most 4 (--model.moe.hot-experts)",
     ),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "model.num_classes=9: digits:train has"),
     "learning rate": (
@@ -733,11 +733,11 @@ NO_LR = dict.fromkeys(("head", "routers", "experts", "others"), 0.0)
         (lambda: with_value("model.moe.num_experts", 1),
          {"model.moe.router.k": 2, "model.moe.num_experts": 1}, "lower k"),
         (lambda: with_value("model.moe.hot_experts", 1), {"model.moe.hot_experts": 1},
-         "slots are sent, not rows: use a router with dropless"),
+         "these experts send slots"),
         (lambda: with_value("model.moe.ragged_buffer_factor", 2.0),
-         {"model.moe.ragged_buffer_factor": 2.0}, "slots are sent"),
+         {"model.moe.ragged_buffer_factor": 2.0}, "these experts send slots"),
         (lambda: MoEConfig(4, CnnExpert(), transfer_chunks=2),
-         {"model.moe.transfer_chunks": 2, "model.moe.experts.kind": "cnn"}, "all of their slots"),
+         {"model.moe.transfer_chunks": 2, "model.moe.experts.kind": "cnn"}, "only MLPs of"),
         (lambda: with_value("optim.lr_factors", NO_LR),
          {"optim.lr_factors": LrFactorsConfig(**NO_LR)},
          "optim.lr_factors: head, others, routers, experts are all 0"),

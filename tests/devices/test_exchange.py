@@ -35,6 +35,9 @@ from vmoe.train.step import make_train_step
 
 DROPLESS = replace(CONFIG, moe=dict(router=TokenChoice(dropless=True, images_per_group=2)))
 
+# The head reads the class token alone, so the experts get a row for each image.
+FEW = replace(DROPLESS, pooling="class_token", moe=dict(router=dict(images_per_group=1)))
+
 
 def by_rows(implementation: str) -> ViTConfig:
     experts = MlpExpert(shared_init=False, implementation=implementation)
@@ -55,6 +58,7 @@ def by_rows(implementation: str) -> ViTConfig:
         ("expert=8", replace(by_rows("blocked"), moe=dict(hot_experts=8, transfer_chunks=2))),
         ("expert=4", replace(DROPLESS, moe=dict(transfer_chunks=3, hot_experts=1))),
         ("expert=2", replace(CONFIG, moe=dict(transfer_chunks=2))),
+        ("expert=4", replace(FEW, moe=dict(transfer_chunks=2, hot_experts=1))),
     ],
 )
 def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: ViTConfig) -> None:
@@ -67,27 +71,32 @@ def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: 
 
 
 @pytest.mark.parametrize(
-    ("config", "sends"),
+    ("config", "chunked", "sends"),
     [
-        (DROPLESS, 5),  # rows, their experts, and back; two for gradients
-        (replace(DROPLESS, moe=dict(ragged_buffer_factor=1.5)), 5),
-        (replace(DROPLESS, moe=dict(transfer_chunks=2, hot_experts=2)), 2 * 5),
-        (replace(CONFIG, moe=dict(transfer_chunks=2)), 2 * 4),
+        (DROPLESS, DROPLESS, 5),  # rows, their experts, and back; two for gradients
+        (DROPLESS, replace(DROPLESS, moe=dict(transfer_chunks=2, hot_experts=2)), 2 * 5),
+        (CONFIG, replace(CONFIG, moe=dict(transfer_chunks=2)), 2 * 4),
     ],
 )
-def test_each_chunk_travels_there_and_back_and_nothing_is_gathered(
-    config: ViTConfig, sends: int
+def test_each_chunk_travels_there_and_back_and_nothing_is_gathered_or_sent_twice(
+    config: ViTConfig, chunked: ViTConfig, sends: int
 ) -> None:
-    counts = collectives(compiled_training(config, "expert=4"))
+    counts = collectives(compiled_training(chunked, "expert=4"))
     assert counts["all-to-all"] == sends
     assert set(counts) == {"all-to-all", "all-reduce"}
+    whole, parts = (bytes_sent(each, "all-to-all") for each in (config, chunked))
+    assert parts == pytest.approx(whole)
+
+
+def bytes_sent(config: ViTConfig, kind: str) -> float:
+    """By all collectives of a kind of a device, forward and backward."""
+    program = compiled_training(config, "expert=4").as_text()
+    return sum(x.bytes_sent for x in parse_collectives(program) if x.kind == kind)
 
 
 def test_the_parameters_of_hot_experts_are_sent_and_their_gradients_summed() -> None:
     def summed(hot: int) -> float:
-        config = replace(DROPLESS, moe=dict(hot_experts=hot))
-        program = compiled_training(config, "expert=4").as_text()
-        return sum(x.bytes_sent for x in parse_collectives(program) if x.kind == "all-reduce")
+        return bytes_sent(replace(DROPLESS, moe=dict(hot_experts=hot)), "all-reduce")
 
     d, f, e = CONFIG.width, CONFIG.mlp_dim, SPARSE.num_experts
     copies, loads = 2 * 4 * (2 * d * f + f + d), 4 * e
@@ -124,7 +133,7 @@ def test_a_hot_expert_leaves_the_buffers_to_the_others() -> None:
 def test_a_step_in_parts_with_fsdp_and_rematerialization_is_that_of_one_device() -> None:
     router = TokenChoice(dropless=True, noise_std=0.0, images_per_group=2)
     config = replace(UPDATED, model=replace(CONFIG, moe=dict(router=router)))
-    sent = dict(hot_experts=1, transfer_chunks=2, ragged_buffer_factor=4.0)
+    sent = dict(hot_experts=1, transfer_chunks=2)
     changed = replace(config, accumulate=2, model=dict(remat=True, moe=sent))
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2", fsdp=True)
     before = jax.device_get(init_state(config))

@@ -404,17 +404,21 @@ def test_a_stop_requested_on_one_device_reaches_all() -> None:
     assert not finite
 
 
-@pytest.mark.parametrize(("dropless", "rows"), [(False, "8x8x32"), (True, "4x64x32")])
+@pytest.mark.parametrize(
+    ("dropless", "sent"),
+    [(False, ["sharding_constraint", "8x8x32", 4]), (True, ["all_to_all", "4x64x32", 2])],
+)
 def test_rows_are_rounded_to_the_transfer_dtype_before_they_are_sent(
-    dropless: bool, rows: str
+    dropless: bool, sent: list[Any]
 ) -> None:
     """The CPU compiler still sends four bytes per number; other compilers may send two."""
     layer = replace(SPARSE, transfer_dtype="bfloat16", router=dict(dropless=dropless))
     config = replace(CONFIG, moe=layer)
     placement, params, batch = on("expert=4"), params_of(CONFIG), (images(16), np.ones(16, bool))
     lowered = jax.jit(forward(config, placement)).lower(params, *placement.make_global_array(batch))
-    wire = [line for line in lowered.as_text().splitlines() if "sharding_constraint" in line]
-    assert sum(f"x{rows}xbf16>" in line for line in wire) == 4, wire
+    operation, rows, number = sent
+    wire = [line for line in lowered.as_text().splitlines() if operation in line]
+    assert sum(f"{rows}xbf16>" in line for line in wire) == number, wire
     ours = run_on(placement, forward(config, placement), params, *batch)
     alone = run_on(ONE_DEVICE, forward(config, ONE_DEVICE), params, *batch)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-3), ours, alone)

@@ -9,6 +9,7 @@ from vmoe.config.train import TrainConfig
 
 GROUPS = "where choices are dropped, later results are with other groups than earlier ones"
 ROUNDING = "the same steps may round differently"
+SENT = f"dropout, and what a bounded buffer drops, may differ; else {ROUNDING}"
 CHOSEN = "one L2 is chosen for all of them, so accuracies before and after may differ"
 UNREADABLE = "images that cannot be read are treated so from now on"
 MAY_CHANGE = {
@@ -29,8 +30,8 @@ MAY_CHANGE = {
     "data.max_pixels": UNREADABLE,
     "accumulate": f"groups, noise, dropout and losses may be of a part of a batch; else {ROUNDING}",
     "model.remat": ROUNDING,
-    "model.moe.hot_experts": ROUNDING,
-    "model.moe.transfer_chunks": ROUNDING,
+    "model.moe.hot_experts": SENT,
+    "model.moe.transfer_chunks": SENT,
 }
 """The fields that may change, without the numbers of evaluation sets, and what the change does to
 the numbers of the run: if empty, nothing, it ends with bitwise the same parameters. All other

@@ -55,14 +55,14 @@ class MoEConfig(Checked):
     """Data type of the rows sent to the experts and back."""
     ragged_buffer_factor: Positive | None = None
     """In training, how many rows a device sends at most to each of the devices that share the
-    experts, itself included: this many times the even share of its choices. It needs experts whose
-    rows are sent, as without a capacity. What is over is dropped, those with the smallest weights
+    experts, itself included: this many times the even share of its choices. Only for experts that
+    send rows, as without a capacity. What is over is dropped, those with the smallest weights
     first, and counted. If None, all rows fit. MaxText's factor of this name bounds all rows that a
     device receives; this one, the rows of each pair."""
     hot_experts: Annotated[int, at_least(0)] = 0
     """How many experts every device computes for its own tokens: those that the batch chooses most
-    often, whose parameters are sent instead of their rows (the shadowing of FasterMoE, PPoPP 2022).
-    It needs experts whose rows are sent, and changes nothing on one device."""
+    often, whose parameters are sent to it instead of its rows to them (the shadowing of FasterMoE,
+    PPoPP 2022). Only for experts that send rows; it changes nothing on one device."""
     transfer_chunks: Count = 1
     """In how many parts the rows or the slots of MLPs are sent to their experts and back, so that
     one part can travel while another is computed. It changes nothing on one device."""
@@ -78,9 +78,9 @@ class MoEConfig(Checked):
         drops = self.ragged_buffer_factor is None or router.can_drop
         never = "no choice of this router may be dropped, leave it out"
         require(drops, never, "ragged_buffer_factor", "router.kind")
-        mlps = all(isinstance(expert, AnyMlpExpert) for expert in experts.members)
-        whole = "these experts need all of their slots at once, leave it out"
-        require(self.transfer_chunks == 1 or mlps, whole, "transfer_chunks", "experts.kind")
+        stacked = self.transfer_chunks == 1 or isinstance(experts, AnyMlpExpert)
+        alone = "only MLPs of one kind can be sent in parts, leave it out"
+        require(stacked, alone, "transfer_chunks", "experts.kind")
         by_slots = experts.implementation in ("auto", "batched")
         fills = "a soft router fills every slot, use batched"
         require(not per_slot or by_slots, fills, "experts.implementation")
@@ -106,9 +106,8 @@ class MoEConfig(Checked):
     def sends_rows(self) -> bool:
         """Whether the rows of kept choices travel between devices, rather than all slots."""
         implementation = self.experts.implementation
-        return implementation not in ("auto", "batched") or (
-            implementation == "auto" and self.router.dropless
-        )
+        by_rows = implementation in ("blocked", "ragged")
+        return by_rows or (implementation == "auto" and self.router.dropless)
 
     def slots(self, s: int) -> int:
         """Slots of an expert for a group of s tokens in evaluation."""

@@ -100,13 +100,12 @@ class TrainConfig(Checked):
             "optim.expert_averaging",
         )
         for moe in self.model.moe_blocks.values():
-            e, hot = moe.num_experts, moe.hot_experts
             for name in ("ragged_buffer_factor", "hot_experts"):
-                found = {f"model.moe.{name}": getattr(moe, name)}
-                slots = "slots are sent, not rows: use a router with dropless, or leave it out"
-                require(moe.sends_rows or not all(found.values()), slots, **found)
-            fields = {"model.moe.hot_experts": hot, "model.moe.num_experts": e}
-            require(hot <= e, "there are fewer experts", **fields)
+                rows = "these experts send slots: only MLPs without a capacity, or with another "
+                rows += "implementation than batched, send rows; leave it out"
+                moe.require(moe.sends_rows or not getattr(moe, name), rows, name)
+            most = f"use at most {moe.num_experts}"
+            moe.require(moe.hot_experts <= moe.num_experts, most, "hot_experts")
         for name in ("shift", "cutout"):
             fits = getattr(self.data, name) < self.model.image_size
             self.require(fits, "use less than the image size", f"data.{name}", "model.image_size")

@@ -13,13 +13,13 @@ from jaxtyping import Array, Bool, Float
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import AnyRouter, MoEConfig, TokenChoice
-from vmoe.config.experts import Activation, Implementation, MlpExpert
+from vmoe.config.experts import Activation, Implementation
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
-from vmoe.nn.experts.rows import RowExperts, in_chunks
+from vmoe.nn.experts.rows import WHOLE, RowExperts, Sending, in_chunks
 from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
 from vmoe.nn.gates import GATES
 from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, inputs_of_router, logits_of
@@ -110,21 +110,10 @@ class MoE(nnx.Module):
         self.shared_gate = shared_gate
         self.router = router or TokenChoice()
         self.group, self.placement = group, placement
+        self.routed_scale, self.transfer_dtype = routed_scale, transfer_dtype
+        self.ragged_buffer_factor, self.hot_experts = ragged_buffer_factor, hot_experts
+        self.transfer_chunks = transfer_chunks
         self._check_parts()
-        mlps = isinstance(self.experts, StackedMlps)
-        self.settings = MoEConfig(
-            self.experts.num_experts,
-            # Any other experts are computed slot by slot, too.
-            MlpExpert(implementation=self.experts.implementation if mlps else "batched"),
-            router=self.router,
-            routed_scale=routed_scale,
-            transfer_dtype=transfer_dtype,
-            ragged_buffer_factor=ragged_buffer_factor,
-            hot_experts=hot_experts,
-            transfer_chunks=transfer_chunks,
-        )
-        alone = "the experts are no MLPs, which compute each row alone: leave it out"
-        require(mlps or transfer_chunks == 1, alone, transfer_chunks=transfer_chunks)
         state = self.router.initial_state(self.experts.num_experts)
         variables = {name: RouterState(x) for name, x in state.items()}
         self.state = nnx.Dict(variables) if variables else None
@@ -136,6 +125,19 @@ class MoE(nnx.Module):
             raise UsageError("give a router, such as TokenChoice()", router=own)
         gate, router, group = self.gate, self.router, self.group
         kind = router.kind or type(router).__name__
+        MoEConfig(  # checks what they have in common
+            self.experts.num_experts,
+            router=router,
+            routed_scale=self.routed_scale,
+            transfer_dtype=self.transfer_dtype,
+            ragged_buffer_factor=self.ragged_buffer_factor,
+            hot_experts=self.hot_experts,
+            transfer_chunks=self.transfer_chunks,
+        )
+        stacked = isinstance(self.experts, StackedMlps) or self.transfer_chunks == 1
+        require(
+            stacked, "only stacked MLPs can be sent in parts", transfer_chunks=self.transfer_chunks
+        )
         if gate is not None and not callable(gate):
             raise UsageError("give a module that makes logits", gate=type(gate).__name__)
         reads = f"a {kind} router reads logits: give a gate"
@@ -256,16 +258,17 @@ class MoE(nnx.Module):
         )
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
-        factor = None if key is None else self.settings.ragged_buffer_factor
+        factor = None if key is None else self.ragged_buffer_factor
+        sending = Sending(factor, self.hot_experts, self.transfer_chunks)
         if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
-            factor = None  # they are few
+            sending = WHOLE  # they are few
         outputs, routing = self._through_experts(
-            rows, inputs, routing, real, groups, dtype, experts_key, factor, *args, **kwargs
+            rows, inputs, routing, real, groups, dtype, experts_key, sending, *args, **kwargs
         )
-        if factor is not None:
-            assert isinstance(routing, Routing) and isinstance(record.routing, Routing)
+        if sending.factor is not None and isinstance(record.routing, Routing):
+            assert isinstance(routing, Routing)
             weights = jnp.where(routing.kept, record.routing.weights, 0)
             record = record._replace(routing=routing._replace(weights=weights))
         if hasattr(self, "__captures__"):  # inside nnx.capture, see capture_records
@@ -397,7 +400,7 @@ class MoE(nnx.Module):
             return "batched"
         if self.placement.devices > 1 and experts.implementation == "auto":
             by_rows: Implementation = "blocked" if platform == "cpu" else "ragged"
-            return by_rows if self.settings.sends_rows else "batched"
+            return by_rows if self.router.dropless else "batched"
         return experts.implementation_for(routing, platform)
 
     def _through_experts(
@@ -409,7 +412,7 @@ class MoE(nnx.Module):
         groups: Groups,
         dtype: jax.typing.DTypeLike,
         key: MaybeKey,
-        factor: float | None = None,
+        sending: Sending = WHOLE,
         /,
         *args: Any,
         **kwargs: Any,
@@ -418,16 +421,16 @@ class MoE(nnx.Module):
 
         Args:
             inputs: what the experts take besides, (g, s, ...), by name.
-            factor: see ``MoEConfig.ragged_buffer_factor``.
+            sending: to several devices.
 
         Returns:
             the outputs (g, s, x), and the routing without what found no place in a buffer.
         """
-        routing = scaled(routing, self.settings.routed_scale)
+        routing = scaled(routing, self.routed_scale)
         if by_rows := self._by_rows(routing, dtype):
             assert isinstance(routing, Routing)  # soft routing fills slots
             by_rows.experts.check_inputs(rows, args, kwargs | dict(inputs))
-            return by_rows(rows, routing, key, factor)
+            return by_rows(rows, routing, key, self.router.k, sending)
         rows = self._transfer(rows)
         if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
             filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
@@ -443,7 +446,7 @@ class MoE(nnx.Module):
             outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
             return self.placement.from_experts(self._transfer(outputs))
 
-        chunks = self.settings.transfer_chunks if self.placement.expert > 1 else 1
+        chunks = sending.chunks if self.placement.expert > 1 else 1
         outputs = in_chunks(compute, chunks, key, tokens, inputs)
         return combine(outputs, routing), routing
 
@@ -461,7 +464,6 @@ class MoE(nnx.Module):
             self.placement,
             self._transfer,
             dtype,
-            self.settings,
         )
 
     def _with_shared(
@@ -477,7 +479,7 @@ class MoE(nnx.Module):
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
-        return rows.astype(jnp.bfloat16) if self.settings.transfer_dtype == "bfloat16" else rows
+        return rows.astype(jnp.bfloat16) if self.transfer_dtype == "bfloat16" else rows
 
 
 def _modules(*parts: Any) -> list[nnx.Module]:

@@ -153,8 +153,7 @@ class MatmulMoE(MoE):
     """An MoE layer with one image per group, and matmuls for dispatch and combine."""
 
     def __init__(self, moe: MoE):
-        scale = moe.settings.routed_scale
-        parts = dict(shared=moe.shared, shared_gate=moe.shared_gate, routed_scale=scale)
+        parts = dict(shared=moe.shared, shared_gate=moe.shared_gate, routed_scale=moe.routed_scale)
         super().__init__(moe.experts, moe.gate, moe.router, **parts, placement=moe.placement)
         self.state = moe.state
 
@@ -177,8 +176,7 @@ class MatmulMoE(MoE):
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
         groups, valid = Groups(*tokens.shape[:2]), valid[:, : tokens.shape[1]]
-        given = tokens, {}, routing, valid, groups, tokens.dtype, None
-        outputs, _ = self._through_experts(*given)
+        outputs, _ = self._through_experts(tokens, {}, routing, valid, groups, tokens.dtype, None)
         return self._with_shared(outputs, own, None), record
 
     def route(

@@ -10,9 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Routing
-from vmoe.config import MoEConfig
 from vmoe.config.experts import Implementation
-from vmoe.errors import require
 from vmoe.nn import keys
 from vmoe.nn.experts.mlps import StackedMlps
 from vmoe.nn.keys import MaybeKey
@@ -30,6 +28,24 @@ from vmoe.routing.rows import block_size, sort_rows
 from vmoe.sharding import ALL, EXPERT, Placement
 
 
+class Sending(NamedTuple):
+    """How rows or slots are sent to experts on other devices.
+
+    Attributes:
+        factor: see ``MoEConfig.ragged_buffer_factor``.
+        hot: see ``MoEConfig.hot_experts``; all if there are fewer.
+        chunks: see ``MoEConfig.transfer_chunks``.
+    """
+
+    factor: float | None = None
+    hot: int = 0
+    chunks: int = 1
+
+
+WHOLE = Sending()
+"""All rows or slots at once."""
+
+
 class RowExperts(NamedTuple):
     """How the experts of a layer compute rows.
 
@@ -39,7 +55,6 @@ class RowExperts(NamedTuple):
         placement: the devices of groups and experts.
         transfer: casts rows on their way to the experts and back.
         dtype: of the computation.
-        settings: of the layer.
     """
 
     experts: StackedMlps
@@ -47,71 +62,75 @@ class RowExperts(NamedTuple):
     placement: Placement
     transfer: Callable[[Array], Array]
     dtype: jax.typing.DTypeLike
-    settings: MoEConfig
 
     def __call__(
         self,
         rows: Float[Array, "g s d"],
         routing: Routing,
         key: MaybeKey,
-        factor: float | None,
+        k: int,
+        sending: Sending,
     ) -> tuple[Float[Array, "g s d"], Routing]:
         """The outputs for all tokens, and the routing without what found no place in a buffer.
 
         Args:
-            factor: see ``MoEConfig.ragged_buffer_factor``.
+            k: experts per token, a mean where tokens have different numbers of experts.
         """
-        placement, k = self.placement, self.settings.router.k
-        hot = min(self.settings.hot_experts, self.experts.num_experts)
+        placement, hot = self.placement, min(sending.hot, self.experts.num_experts)
         if placement.devices == 1:
             return self._of_device(rows, routing, key), routing
         graph, state = nnx.split(self.experts)
-        buffer = buffer_rows(routing, placement.devices, placement.expert, k, factor)
+        buffer = buffer_rows(routing, placement.devices, placement.expert, k, sending.factor)
 
         def on_device(rows: Array, routing: Routing, state: Any, key: MaybeKey) -> Any:
             key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(ALL))
             own = self._replace(experts=nnx.merge(graph, state))
             if placement.expert == 1:  # all experts are here
                 return own._of_device(rows, routing, key), routing
-            rest, outputs, kept = routing, jnp.zeros(()), jnp.zeros((), bool)
-            if hot:
+            if not hot:
+                outputs, fits = own._exchanged(rows, routing, key, buffer, sending.chunks)
+            else:
                 numbers = most_loaded(routing, hot, ALL)
-                some, rest = split_off(routing, numbers)
-                state = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
-                copied = self._replace(experts=nnx.merge(graph, state))
-                hot_key = None if key is None else jax.random.fold_in(key, 1)
-                outputs, kept = copied._of_device(rows, some, hot_key), some.kept
-            sent, fits = own._sent(rows, rest, key, buffer)
-            if factor is not None:
-                routing = without_overflow(routing, kept | fits)
-            return outputs + sent, routing
+                some, others = split_off(routing, numbers)
+                copied = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
+                hot_key, key = keys.split(key, 2)
+                outputs, fits = own._exchanged(rows, others, key, buffer, sending.chunks)
+                of_hot = self._replace(experts=nnx.merge(graph, copied))
+                outputs += of_hot._of_device(rows, some, hot_key)
+                fits |= some.kept
+            return outputs, routing if sending.factor is None else without_overflow(routing, fits)
 
         return placement.on_each_expert_device(on_device)(rows, routing, state, key)
 
-    def _sent(
-        self, rows: Float[Array, "g s d"], routing: Routing, key: MaybeKey, buffer: int
+    def _exchanged(
+        self,
+        rows: Float[Array, "g s d"],
+        routing: Routing,
+        key: MaybeKey,
+        buffer: int,
+        chunks: int,
     ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s k"]]:
-        """The outputs of experts on other devices, and which choices were sent.
+        """The outputs of the experts of all devices for a device's tokens, and what was sent.
 
         Args:
             buffer: number of rows that are sent to each device.
+            chunks: number of parts in which they are sent.
         """
-        there = exchange(routing, self.placement.expert, buffer)
-        one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])
-        sent, own = dispatch(one_group, there.routing), routing.choices.shape[1]
-        own //= self.placement.expert
-        expected = routing.slots.size // self.settings.transfer_chunks
+        plan = exchange(routing, self.placement.expert, buffer)
+        one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
+        of_each = routing.choices.shape[1] // self.placement.expert
 
         def compute(key: MaybeKey, sent: Array, experts: Array) -> Array:
-            there, numbers = (jax.lax.all_to_all(x[0], EXPERT, 0, 0) for x in (sent, experts))
-            outputs = self._of_device(there, received(numbers, own), key, expected)
+            tokens, numbers = (jax.lax.all_to_all(x[0], EXPERT, 0, 0) for x in (sent, experts))
+            expected = routing.slots.size // chunks
+            outputs = self._of_device(tokens, received(numbers, of_each), key, expected)
             outputs = self.transfer(outputs.astype(self.dtype))
             return jax.lax.all_to_all(outputs, EXPERT, 0, 0)[None]
 
-        chunks = self.settings.transfer_chunks
-        outputs = in_chunks(compute, chunks, key, sent, there.experts[None])
-        fits = there.routing.kept.reshape(routing.slots.shape)
-        return combine(outputs, there.routing).reshape(rows.shape), fits
+        sent = dispatch(one_group, plan.routing), plan.experts[None]
+        outputs = in_chunks(compute, chunks, key, *sent)
+        fits = plan.routing.kept.reshape(routing.slots.shape)
+        return combine(outputs, plan.routing).reshape(rows.shape), fits
 
     def _of_device(
         self,
@@ -142,19 +161,13 @@ def in_chunks(
     """``compute(key, *slots)`` for each of some parts of the slots, joined.
 
     Args:
+        chunks: number of parts; one for each slot of an expert if there are fewer.
         slots: trees of arrays (g, e, c, ...).
-
-    Raises:
-        UsageError: there are more parts than slots of an expert.
     """
+    c = jax.tree.leaves(slots)[0].shape[2]
+    chunks = min(chunks, c)
     if chunks == 1:
         return compute(key, *slots)
-    c = jax.tree.leaves(slots)[0].shape[2]
-    require(
-        chunks <= c,
-        f"there are {c} slots or rows to divide: use at most {c}",
-        transfer_chunks=chunks,
-    )
 
     def part(i: int, j: int) -> Any:
         return jax.tree.map(lambda x: x[:, :, i:j], slots)
