@@ -18,7 +18,7 @@ import numpy as np
 from scripts.experiments.framework.pages import figures_of
 from scripts.experiments.framework.runs import ROOT, ROWS, Rows, read_rows
 from scripts.experiments.solar import data
-from scripts.experiments.solar.arms import COPIES, DEFECTIVE
+from scripts.experiments.solar.arms import DEFECTIVE
 from scripts.experiments.solar.tables import SUBSETS, TESTED, primary
 from vmoe.data.pipeline import Batch
 from vmoe.factory import Loaded
@@ -39,18 +39,12 @@ def contrasts(rows: Rows, numbers: dict[str, int]) -> dict[str, list[dict[str, A
         numbers: the number of images of each data set.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in numbers}
-    tested = {title: SUBSETS[title] for title in TESTED}
-    needed = [
-        f"{title}_{arm}"
-        for title, subset in tested.items()
-        for arm in ("dense_active", *COPIES)
-        if arm in subset.arms
-    ]
-    if any(len(rows.get(name, {})) < data.FOLDS for name in needed):
-        return found
     differences = primary(rows)
-    for title, subset in tested.items():
-        each, name = differences[title], NAMES[subset.data]
+    if not {*TESTED} <= {*differences}:
+        return found
+    for title in TESTED:
+        subset, each = SUBSETS[title], differences[title]
+        name = NAMES[subset.data]
         figures = dict(
             images=subset.size or numbers[name] * (data.FOLDS - 2) // data.FOLDS,
             mean=each.mean,
