@@ -19,7 +19,7 @@ GAIN = 1.0
 """Points of accuracy: experts do not help if the interval excludes so much."""
 FACTOR = 2.5
 """How many times more, or fewer, images or routed FLOPs than measured are still alike: no number
-between those that the experiment measures, of which each is five times another, is left out."""
+between those of the experiment is left out, as neighbors are at most five times apart."""
 COMPARED = ("groups", "spread")
 """The measures that decide which data set is nearest."""
 DRAWS = 1000

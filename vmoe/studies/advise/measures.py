@@ -1,8 +1,8 @@
 """What images and a dense model show before any expert is trained.
 
 The inputs of the last block's MLP are divided into as many clusters as there would be experts. Two
-patches agree if they are of one cluster. All is counted over pairs of patches of which none is
-paired with itself, so few images or few patches make an error larger, but no bias.
+patches agree if they are of one cluster; none is paired with itself. With few images the clusters
+follow single images, so the spread is too small unless the clusters are clear.
 """
 
 import sys
