@@ -99,11 +99,13 @@ class TrainConfig(Checked):
             "no experts are trained; use 0",
             "optim.expert_averaging",
         )
+        slots = (
+            "these experts send slots: only MLPs without a capacity, or with another "
+            "implementation than batched, send rows; leave it out"
+        )
         for moe in self.model.moe_blocks.values():
             for name in ("ragged_buffer_factor", "hot_experts"):
-                rows = "these experts send slots: only MLPs without a capacity, or with another "
-                rows += "implementation than batched, send rows; leave it out"
-                moe.require(moe.sends_rows or not getattr(moe, name), rows, name)
+                moe.require(moe.sends_rows or not getattr(moe, name), slots, name)
             most = f"use at most {moe.num_experts}"
             moe.require(moe.hot_experts <= moe.num_experts, most, "hot_experts")
         for name in ("shift", "cutout"):

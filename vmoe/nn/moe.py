@@ -458,13 +458,7 @@ class MoE(nnx.Module):
         if implementation == "batched":
             return None
         assert isinstance(self.experts, StackedMlps)  # others compute slots
-        return RowExperts(
-            self.experts,
-            implementation,
-            self.placement,
-            self._transfer,
-            dtype,
-        )
+        return RowExperts(self.experts, implementation, self.placement, self._transfer, dtype)
 
     def _with_shared(
         self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey

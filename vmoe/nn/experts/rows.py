@@ -18,7 +18,7 @@ from vmoe.routing.exchange import (
     buffer_rows,
     copies,
     exchange,
-    most_loaded,
+    hottest,
     received,
     split_off,
     without_overflow,
@@ -90,7 +90,7 @@ class RowExperts(NamedTuple):
             if not hot:
                 outputs, fits = own._exchanged(rows, routing, key, buffer, sending.chunks)
             else:
-                numbers = most_loaded(routing, hot, ALL)
+                numbers = hottest(routing, hot, ALL)
                 some, others = split_off(routing, numbers)
                 copied = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
                 hot_key, key = keys.split(key, 2)
