@@ -13,6 +13,7 @@ compiled with ``COMPILER_OPTIONS`` those conversions are visible, and such array
 bfloat16, as devices that support bfloat16 send them.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -67,12 +68,29 @@ def parse_collectives(text: str) -> list[Collective]:
 
 
 def collectives(program: Program) -> Iterator[tuple[Instruction, Collective]]:
-    """The collectives in the text of a program, each with its instruction."""
-    for instruction in program.instructions.values():
+    """The collectives in the text of a program, each with its instruction.
+
+    The compiler of TPUs splits a collective into steps beside products, also in loops: each is a
+    fusion with the whole collective in it. Only the one that starts it is counted.
+    """
+    started = {
+        operand: _channel(program.instructions[operand])
+        for instruction in program.instructions.values()
+        if 'custom_call_target="AsyncCollectiveStart"' in instruction.attributes
+        for operand in instruction.operands
+    }
+    channels = set(started.values()) - {None}
+    for result, instruction in program.instructions.items():
         kind = instruction.name.removesuffix("-start")
-        if kind not in _SENT:
+        if kind not in _SENT or (_channel(instruction) in channels and result not in started):
             continue
         group = replica_group(instruction.attributes)
         inputs = sum(map(program.narrowest_bytes, instruction.operands))
         if len(group) > 1:
             yield instruction, Collective(kind, inputs * _SENT[kind](len(group)), group)
+
+
+def _channel(instruction: Instruction) -> str | None:
+    """What the parts of one collective have in common."""
+    found = re.search(r"channel_id=(\d+)", instruction.attributes)
+    return found[1] if found else None

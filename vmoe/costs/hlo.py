@@ -14,6 +14,7 @@ _CALLED = re.compile(
     r"|true_computation|false_computation)=(?:\{([^}]*)\}|(%[\w.-]+))"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LOOP = re.compile(r"condition=%([\w.-]+), body=%([\w.-]+)")
 
 
 class Instruction(NamedTuple):
@@ -71,9 +72,45 @@ class Program:
         """
         if computation not in self._executions:
             callers = self._callers[computation]
-            runs = [self.executions(each.computation) * _trips(each) for each in callers]
+            runs = [self.executions(each.computation) * self._trips(each) for each in callers]
             self._executions[computation] = sum(runs) if runs else 1.0
         return self._executions[computation]
+
+    def _trips(self, caller: Instruction) -> float:
+        """How often an instruction runs what it calls; NaN if the text does not say."""
+        if caller.name != "while":
+            return 1.0
+        if known := _TRIPS.search(caller.attributes):
+            return float(known[1])
+        # XLA writes no count for the loops of products whose operands or results travel between
+        # the devices: these add a constant to a counter while it is below another.
+        loop = _LOOP.search(caller.attributes)
+        assert loop is not None, "XLA names both computations of every loop"
+        test = self.instructions[self._roots[loop[1]]]
+        index = self._element(test.operands[0])
+        if index is None or "direction=LT" not in test.attributes:
+            return math.nan
+        states = caller.operands[0], self._roots[loop[2]]  # before the loop, after its body
+        first, after = (self.instructions[state].operands[index] for state in states)
+        add = self.instructions[after]
+        if add.name != "add" or self._element(add.operands[0]) != index:
+            return math.nan
+        limit, start, step = map(self._constant, (test.operands[1], first, add.operands[1]))
+        return -((start - limit) // step)
+
+    def _element(self, result: str) -> int | None:
+        """Which element of its computation's parameter a result is; None for any other result."""
+        instruction = self.instructions[result]
+        whole = self.instructions.get(instruction.operands[0])
+        index = re.match(r", index=(\d+)", instruction.attributes)
+        return int(index[1]) if index and whole and whole.name == "parameter" else None
+
+    def _constant(self, result: str) -> float:
+        """The value of a scalar; NaN if it is computed."""
+        instruction = self.instructions[result]
+        if instruction.name == "copy":
+            return self._constant(instruction.operands[0])
+        return float(instruction.operands[0]) if instruction.name == "constant" else math.nan
 
     def narrowest_bytes(self, result: str) -> float:
         """Bytes of an array in the narrowest dtype that it had since it was computed."""
@@ -93,14 +130,6 @@ class Program:
             case "parameter" if arguments:
                 return min(own, self._narrowest(arguments[int(instruction.operands[0])], ()))
         return own
-
-
-def _trips(caller: Instruction) -> float:
-    """How often an instruction runs what it calls."""
-    if caller.name != "while":
-        return 1.0
-    known = _TRIPS.search(caller.attributes)
-    return float(known[1]) if known else math.nan
 
 
 def dimensions(shape: str) -> list[int]:
