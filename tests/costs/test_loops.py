@@ -65,6 +65,8 @@ PRODUCT = 2 * 16 * 32 * 8  # FLOPs of one
         (("get-tuple-element(%state), index=2", "get-tuple-element(%x), index=2"), math.nan),
         (("direction=LT", "direction=NE"), math.nan),
         (("copy(%zero)", "negate(%zero)"), math.nan),
+        (("while(%all)", "while(%first)"), math.nan),  # no tuple
+        (("compare(%j, %limit), direction=LT", "constant(true)"), math.nan),
     ],
 )
 def test_the_length_of_a_loop_is_read_from_its_counter_or_not_known(

@@ -88,10 +88,12 @@ class Program:
         assert loop is not None, "XLA names both computations of every loop"
         test = self.instructions[self._roots[loop[1]]]
         index = self._element(test.operands[0])
-        if index is None or "direction=LT" not in test.attributes:
+        # The states before the loop and after its body.
+        states = [self.instructions[x] for x in (caller.operands[0], self._roots[loop[2]])]
+        tuples = all(state.name == "tuple" for state in states)
+        if index is None or not tuples or "direction=LT" not in test.attributes:
             return math.nan
-        states = caller.operands[0], self._roots[loop[2]]  # before the loop, after its body
-        first, after = (self.instructions[state].operands[index] for state in states)
+        first, after = (state.operands[index] for state in states)
         add = self.instructions[after]
         if add.name != "add" or self._element(add.operands[0]) != index:
             return math.nan
@@ -100,10 +102,12 @@ class Program:
 
     def _element(self, result: str) -> int | None:
         """Which element of its computation's parameter a result is; None for any other result."""
-        instruction = self.instructions[result]
-        whole = self.instructions.get(instruction.operands[0])
-        index = re.match(r", index=(\d+)", instruction.attributes)
-        return int(index[1]) if index and whole and whole.name == "parameter" else None
+        instruction = self.instructions.get(result)  # none for the value of a constant
+        index = re.match(r", index=(\d+)", instruction.attributes) if instruction else None
+        if instruction is None or index is None:
+            return None
+        whole = self.instructions[instruction.operands[0]]
+        return int(index[1]) if whole.name == "parameter" else None
 
     def _constant(self, result: str) -> float:
         """The value of a scalar; NaN if it is computed."""
