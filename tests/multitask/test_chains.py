@@ -1,5 +1,6 @@
 """Chains of events, ESMM and AITM, against loops in float64 and through the estimator."""
 
+import copy
 import pickle
 from typing import Any
 
@@ -261,5 +262,15 @@ def test_wrong_chains_get_one_line(message: str, settings: dict, y: dict) -> Non
 
 def test_only_esmm_has_conditional_probabilities() -> None:
     model = MultiTaskClassifier(max_epochs=1, random_state=0).fit(X[:50], {"click": CLICK[:50]})
-    with pytest.raises(ValueError, match="'mmoe' has no conditional probabilities: use 'esmm'"):
-        model.conditional_proba(X)
+    for set_later in ("mmoe", "esmm"):
+        model.set_params(architecture=set_later)
+        with pytest.raises(ValueError, match="'mmoe' has no conditional probabilities: use 'esmm'"):
+            model.conditional_proba(X)
+
+
+def test_a_chain_is_scored_as_the_one_that_was_fitted(esmm: MultiTaskClassifier) -> None:
+    later = copy.copy(esmm).set_params(architecture="shared_bottom")
+    assert later.scores(X, UNKNOWN) == esmm.scores(X, EVENTS_OF_ALL)
+    np.testing.assert_array_equal(
+        later.conditional_proba(X)["buy"], esmm.conditional_proba(X)["buy"]
+    )

@@ -1,4 +1,9 @@
-"""Tables: numeric and categorical columns, and their encoding for a model."""
+"""Tables: numeric and categorical columns, and their encoding for a model.
+
+Scales, hashes and the choice of columns are scikit-learn's. Its ``OrdinalEncoder`` would replace
+the counts and the look-up of ``Vocabulary`` alone: it reads no lists, shares no categories among
+columns, and checks no types, such as dates in fit and numbers later.
+"""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence

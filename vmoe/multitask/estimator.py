@@ -161,13 +161,13 @@ class MultiTaskEstimator(Settings):
         new = copy.copy(self)  # what was fitted before stays until this fit succeeds
         given, categories, random = new._given(X, y, sample_weight, reset=True)
         tasks, problems = targets.new_tasks(self, given, categories)
-        given = targets.filled(self, tasks, given, "training")
+        given = targets.filled(self.architecture, tasks, given, "training")
         held_out = None
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) not in (2, 3):
                 raise ValueError("validation: give a tuple of X and y, or of X, y and weights")
             held_out = targets.split_of(new._known(validation[0]), *validation[1:])
-            held_out = targets.filled(self, tasks, held_out, "validation")
+            held_out = targets.filled(self.architecture, tasks, held_out, "validation")
         given, train, held_out, validated = fitting.divided(self, tasks, given, held_out, random)
         weights = targets.loss_weights(self, tasks)
         watch = Watch(self.monitor, self.scoring, tasks, weights, held_out)
@@ -226,7 +226,7 @@ class MultiTaskEstimator(Settings):
             tasks, encoder, found = self.tasks_, self._encoder, self.findings_
             inputs = encoder.transform(given.X)
             graph, begin, random = self._resumed(random)
-        given = targets.filled(self, tasks, given, "training")
+        given = targets.filled(self.architecture, tasks, given, "training")
         train = given.data(tasks, targets.class_weights(self, tasks, given), "training")
         train = jax.device_put(train._replace(inputs=inputs))
         trainer, state = fitting.trainer_of(self, tasks, graph, begin, len(given.X))
@@ -325,10 +325,11 @@ class MultiTaskEstimator(Settings):
         Such as that of a purchase after a click (CVR), also for rows without a click.
 
         Raises:
-            ValueError: the architecture is another, which does not have such probabilities.
+            ValueError: the model has another architecture, without such probabilities.
         """
-        if self.architecture != "esmm":
-            raise ValueError(f"{self.architecture!r} has no conditional probabilities: use 'esmm'")
+        check_is_fitted(self, "model_")
+        if (fitted := self._fixed["architecture"]) != "esmm":
+            raise ValueError(f"{fitted!r} has no conditional probabilities: use 'esmm'")
         # a quotient of logarithms, since the probability of the event before may underflow
         logs = {k: log_expit(x[:, 0].astype(np.float64)) for k, x in self._forward(X)[0].items()}
         pairs = itertools.pairwise(logs)
@@ -360,7 +361,7 @@ class MultiTaskEstimator(Settings):
         outputs = self._forward(split.X)[0]
         for name in split.targets:
             targets.task_named("y", name, self.tasks_)
-        split = targets.filled(self, self.tasks_, split, "scored")
+        split = targets.filled(self._fixed["architecture"], self.tasks_, split, "scored")
         targets.labels_of(split.targets)
         return {
             name: scorer_of(self.tasks_[name], split, metrics[name])(outputs[name])

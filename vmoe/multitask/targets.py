@@ -157,10 +157,11 @@ def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
     return "classification" if whole.all() else "regression"
 
 
-def filled(settings: Settings, tasks: Mapping[str, Task], split: Split, place: str) -> Split:
+def filled(architecture: str, tasks: Mapping[str, Task], split: Split, place: str) -> Split:
     """Rows with the targets of a chain that follow: where an event did not happen, no later did.
 
     Args:
+        architecture: of the model.
         tasks: in the order of the chain, if there is one.
         split: with targets of some or all of the tasks.
         place: which rows these are, for the error.
@@ -168,7 +169,7 @@ def filled(settings: Settings, tasks: Mapping[str, Task], split: Split, place: s
     Raises:
         ValueError: a task is no event, or an event happened without one before.
     """
-    if settings.architecture not in CHAINS:
+    if architecture not in CHAINS:
         return split
     targets = split.targets
     found = dict(targets)
