@@ -11,7 +11,8 @@ from typing import Any
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.pipeline import Pipeline
 
-from vmoe.classic.estimator import MixtureEstimator, checked_weight
+from vmoe.classic.estimator import MixtureEstimator
+from vmoe.classic.fitted import checked_weight
 
 
 class LogLikelihoodScorer(_BaseScorer):
