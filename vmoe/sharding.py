@@ -268,11 +268,16 @@ class Placement:
         """Checks that a model can be split over the mesh.
 
         Raises:
-            UsageError: the experts cannot be split.
+            UsageError: the experts cannot be split, or the devices cannot send their rows.
         """
         if self.devices == 1:
             return
         for moe in model.moe_blocks.values():
+            if self.expert > 1 and moe.ragged_all_to_all and self.platform == "cpu":
+                raise UsageError(
+                    "XLA has it for GPUs and TPUs only; leave it out, or use vmoe plan --compile",
+                    **{"model.moe.ragged_all_to_all": True},
+                )
             if self.expert > 1 and not moe.experts.alike:
                 raise UsageError(
                     f"experts of different kinds cannot be split over {self.expert} devices; use "

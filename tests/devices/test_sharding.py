@@ -445,6 +445,7 @@ def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> N
             {"num_experts": 6},
             "num_experts=6 with mesh=.*expert=4: 4 does not divide the experts; on 8 devices ",
         ),
+        ("expert=4", {"ragged_all_to_all": True}, "ragged_all_to_all=True: .* GPUs and TPUs only"),
         ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
         ("data=2,data=4", {}, "each axis once"),

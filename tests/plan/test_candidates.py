@@ -85,6 +85,11 @@ def test_a_frozen_part_has_no_gradients_and_no_optimizer_state() -> None:
 CASES = {
     "batch": (["--devices", "3"], 2, "batch_size=32: each of 3 devices"),
     "mesh": (["--devices", "4", "--mesh", "expert=3"], 2, "expert can be 1, 2 or 4"),
+    "ragged": (
+        ["--devices", "4", *("--model.moe.router.dropless", "--model.moe.ragged-all-to-all")],
+        2,
+        "ragged_all_to_all=True: XLA has it for GPUs and TPUs only; leave it out, or use",
+    ),
     "no devices": (["--devices", "0"], 2, "devices=0: use at least 1"),
     "chip": (["--devices", "4", "--chip", "h10"], 2, "chip=h10: did you mean 'h100'?"),
     "pod": (["--devices", "8192", "--chip", "tpu_v4"], 2, "a pod of tpu_v4 has at most 4096"),

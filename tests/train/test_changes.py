@@ -48,6 +48,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
     "model.remat": dict(model=dict(remat=True)),
     "model.moe.hot_experts": dict(model=dict(moe=dict(hot_experts=1))),
     "model.moe.transfer_chunks": dict(model=dict(moe=dict(transfer_chunks=2))),
+    "model.moe.ragged_all_to_all": dict(model=dict(moe=dict(ragged_all_to_all=True))),
 }
 ROUNDED = ("accumulate", "model.remat")
 APART = (("evaluations.batch_size", "fewshot"), *((key,) for key in ROUNDED))

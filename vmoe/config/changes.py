@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "model.remat": ROUNDING,
     "model.moe.hot_experts": SENT,
     "model.moe.transfer_chunks": SENT,
+    "model.moe.ragged_all_to_all": SENT,
 }
 """The fields that may change, without the numbers of evaluation sets, and what the change does to
 the numbers of the run: if empty, nothing, it ends with bitwise the same parameters. All other

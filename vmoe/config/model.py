@@ -57,8 +57,8 @@ class MoEConfig(Checked):
     """In training, how many rows a device sends at most to each of the devices that share the
     experts, itself included: this many times the even share of its choices. Only for experts that
     send rows, as without a capacity. What is over is dropped, those with the smallest weights
-    first, and counted. If None, all rows fit. MaxText's factor of this name bounds all rows that a
-    device receives; this one, the rows of each pair."""
+    first, and counted. If None, all rows fit. With ``ragged_all_to_all`` it bounds all rows that a
+    device receives, as MaxText's factor of this name: as many times their even share."""
     hot_experts: Annotated[int, at_least(0)] = 0
     """How many experts every device computes for its own tokens: those that the batch chooses most
     often, whose parameters are sent to it instead of its rows to them (the shadowing of FasterMoE,
@@ -66,6 +66,10 @@ class MoEConfig(Checked):
     transfer_chunks: Count = 1
     """In how many parts the rows or the slots of MLPs are sent to their experts and back, so that
     one part can travel while another is computed. It changes nothing on one device."""
+    ragged_all_to_all: bool = False
+    """Send each device its rows alone, into one buffer for the rows of all senders, by
+    ``jax.lax.ragged_all_to_all``. Only for experts that send rows, on GPUs and TPUs; it changes
+    nothing on one device."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +85,9 @@ class MoEConfig(Checked):
         stacked = self.transfer_chunks == 1 or isinstance(experts, AnyMlpExpert)
         alone = "only MLPs of one kind can be sent in parts, leave it out"
         require(stacked, alone, "transfer_chunks", "experts.kind")
+        at_once = "all rows are sent at once, leave one of them out"
+        whole = not self.ragged_all_to_all or self.transfer_chunks == 1
+        require(whole, at_once, "ragged_all_to_all", "transfer_chunks")
         by_slots = experts.implementation in ("auto", "batched")
         fills = "a soft router fills every slot, use batched"
         require(not per_slot or by_slots, fills, "experts.implementation")

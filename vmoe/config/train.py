@@ -104,7 +104,7 @@ class TrainConfig(Checked):
             "implementation than batched, send rows; leave it out"
         )
         for moe in self.model.moe_blocks.values():
-            for name in ("ragged_buffer_factor", "hot_experts"):
+            for name in ("ragged_buffer_factor", "hot_experts", "ragged_all_to_all"):
                 moe.require(moe.sends_rows or not getattr(moe, name), slots, name)
             most = f"use at most {moe.num_experts}"
             moe.require(moe.hot_experts <= moe.num_experts, most, "hot_experts")

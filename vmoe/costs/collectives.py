@@ -7,6 +7,9 @@ On a ring of n devices, with S bytes of input per device, a device sends
     all-reduce          2 S (n - 1) / n      a reduce-scatter, then an all-gather of its result
     all-gather          S (n - 1)            its own part, and the parts that it forwards
     collective-permute  S
+    ragged-all-to-all   S (n - 1) / n        where S is the smaller of the arrays that are sent and
+                                             received: the rows of an even load, as all of the
+                                             choices of a device travel, or come back
 
 XLA's CPU backend converts bfloat16 arrays to float32 before it sends them. In the text of a program
 compiled with ``COMPILER_OPTIONS`` those conversions are visible, and such arrays are counted as
@@ -40,6 +43,7 @@ _SENT: dict[str, Callable[[int], float]] = {  # bytes sent per byte of input, by
     "all-gather": lambda n: n - 1,
     "reduce-scatter": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
 }
 
 
@@ -47,7 +51,8 @@ class Collective(NamedTuple):
     """One collective operation.
 
     Attributes:
-        kind: "all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute".
+        kind: "all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute",
+            "ragged-all-to-all".
         bytes_sent: bytes that each device sends.
         replica_group: device numbers of the first group; other groups have the same layout.
     """
@@ -85,7 +90,8 @@ def collectives(program: Program) -> Iterator[tuple[Instruction, Collective]]:
         if kind not in _SENT or (_channel(instruction) in channels and result not in started):
             continue
         group = replica_group(instruction.attributes)
-        inputs = sum(map(program.narrowest_bytes, instruction.operands))
+        sizes = list(map(program.narrowest_bytes, instruction.operands))
+        inputs = min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
         if len(group) > 1:
             yield instruction, Collective(kind, inputs * _SENT[kind](len(group)), group)
 

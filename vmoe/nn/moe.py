@@ -70,6 +70,7 @@ class MoE(nnx.Module):
         ragged_buffer_factor: float | None = None,
         hot_experts: int = 0,
         transfer_chunks: int = 1,
+        ragged_all_to_all: bool = False,
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -97,6 +98,7 @@ class MoE(nnx.Module):
             ragged_buffer_factor: see ``MoEConfig``.
             hot_experts: see ``MoEConfig``.
             transfer_chunks: see ``MoEConfig``.
+            ragged_all_to_all: see ``MoEConfig``.
             placement: the devices over which groups and experts are split.
 
         Raises:
@@ -112,7 +114,7 @@ class MoE(nnx.Module):
         self.group, self.placement = group, placement
         self.routed_scale, self.transfer_dtype = routed_scale, transfer_dtype
         self.ragged_buffer_factor, self.hot_experts = ragged_buffer_factor, hot_experts
-        self.transfer_chunks = transfer_chunks
+        self.transfer_chunks, self.ragged_all_to_all = transfer_chunks, ragged_all_to_all
         self._check_parts()
         state = self.router.initial_state(self.experts.num_experts)
         variables = {name: RouterState(x) for name, x in state.items()}
@@ -133,6 +135,7 @@ class MoE(nnx.Module):
             ragged_buffer_factor=self.ragged_buffer_factor,
             hot_experts=self.hot_experts,
             transfer_chunks=self.transfer_chunks,
+            ragged_all_to_all=self.ragged_all_to_all,
         )
         stacked = isinstance(self.experts, StackedMlps) or self.transfer_chunks == 1
         require(
@@ -198,6 +201,7 @@ class MoE(nnx.Module):
             ragged_buffer_factor=config.ragged_buffer_factor,
             hot_experts=config.hot_experts,
             transfer_chunks=config.transfer_chunks,
+            ragged_all_to_all=config.ragged_all_to_all,
             placement=placement,
         )
 
@@ -259,7 +263,7 @@ class MoE(nnx.Module):
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
         factor = None if key is None else self.ragged_buffer_factor
-        sending = Sending(factor, self.hot_experts, self.transfer_chunks)
+        sending = Sending(factor, self.hot_experts, self.transfer_chunks, self.ragged_all_to_all)
         if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]

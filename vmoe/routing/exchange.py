@@ -4,9 +4,10 @@ A device sends each kept choice of its tokens to the device of its expert. To a 
 are experts with a capacity, and to a receiver, senders are groups of tokens with one choice each,
 so ``queue``, ``dispatch``, ``combine`` and ``sort_rows`` do all of the work on both sides.
 
-All functions are of one device, inside a ``jax.shard_map``, but for ``buffer_rows``.
+All functions are of one device, inside a ``jax.shard_map``.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -16,26 +17,24 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Routing
 from vmoe.errors import UsageError
+from vmoe.reverse_mode import reverse_only
 from vmoe.routing.layout import rows_at
 from vmoe.routing.queues import invert, queue
+from vmoe.routing.rows import sort_rows
 
 
-def buffer_rows(
-    routing: Routing, devices: int, receivers: int, k: int, factor: float | None
-) -> int:
+def buffer_rows(routing: Routing, receivers: int, k: int, factor: float | None) -> int:
     """The number of rows of a buffer: ``factor`` even shares, at most all that can be sent.
 
     Args:
-        devices: number of equal parts of the groups.
         receivers: number of devices over which the experts are split.
         k: experts per token.
         factor: None for all rows that one device can send to another.
     """
     g, s, ranks = routing.slots.shape
     _, e, c = routing.choices.shape
-    tokens = g // devices * s
-    most = min(tokens * ranks, g // devices * e // receivers * c)
-    return most if factor is None else min(most, math.ceil(factor * tokens * k / receivers))
+    most = min(g * s * ranks, g * e // receivers * c)
+    return most if factor is None else min(most, math.ceil(factor * g * s * k / receivers))
 
 
 class Exchange(NamedTuple):
@@ -77,6 +76,92 @@ def exchange(routing: Routing, receivers: int, c: int) -> Exchange:
     to, slots, weights = (experts // own).reshape(shape), slots.reshape(shape), routing.weights
     weights = jnp.where(slots < receivers * c, weights.reshape(shape), 0)
     return Exchange(Routing(to, slots, choices, weights), of_rows)
+
+
+class RaggedAllToAll(NamedTuple):
+    """Sends each device its rows alone, which it receives in one buffer, without gaps.
+
+    Attributes:
+        axis: of the mesh, with the devices that send each other rows.
+        of_experts: numbers of rows, by sender and expert.
+        sent: number of rows of the array that is sent, which are sorted by expert.
+        room: number of rows of the array that is received.
+    """
+
+    axis: str
+    of_experts: Int[Array, "x e"]
+    sent: int
+    room: int
+
+    def there(self, rows: Float[Array, "r d"]) -> Float[Array, "x d"]:
+        """The rows that this device receives, by sender and expert, then zeros."""
+        return _send(reverse_only(rows), self._sizes, self.axis, self.room)
+
+    def back(self, rows: Float[Array, "x d"]) -> Float[Array, "r d"]:
+        """What became of the rows that this device sent."""
+        return _send(reverse_only(rows), self._sizes.T, self.axis, self.sent)
+
+    @property
+    def experts(self) -> Int[Array, "x"]:
+        """The expert of each received row among those of this device; their number if none."""
+        senders = len(self.of_experts)
+        of_each = self.of_experts.reshape(senders, senders, -1)[:, jax.lax.axis_index(self.axis)]
+        own = of_each.shape[1]
+        numbers = jnp.append(jnp.tile(jnp.arange(own), senders), own)
+        times = jnp.append(of_each, self.room - of_each.sum())
+        return jnp.repeat(numbers, times, total_repeat_length=self.room)
+
+    @property
+    def _sizes(self) -> Int[Array, "x x"]:
+        """Numbers of rows, by sender and receiver."""
+        senders = len(self.of_experts)
+        return self.of_experts.reshape(senders, senders, -1).sum(-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _send(rows: Array, sizes: Int[Array, "x x"], axis: str, room: int) -> Array:
+    own = jax.lax.axis_index(axis)
+    starts = sizes.cumsum(1) - sizes  # of the rows to each receiver, at their sender
+    places = sizes.cumsum(0) - sizes  # of the rows of each sender, at their receiver
+    into = jnp.zeros((room, *rows.shape[1:]), rows.dtype)
+    of_each = starts[own], sizes[own], places[own], sizes[:, own]
+    return jax.lax.ragged_all_to_all(rows, into, *of_each, axis_name=axis)
+
+
+def _send_forward(rows, sizes, axis, room):
+    return _send(rows, sizes, axis, room), (sizes, len(rows))
+
+
+def _send_backward(axis, room, saved, gradient):
+    sizes, sent = saved  # JAX's own rule would ask the others again where the rows lie
+    return _send(gradient, sizes.T, axis, sent), None
+
+
+_send.defvjp(_send_forward, _send_backward)
+
+
+def without_gaps(routing: Routing, room: int, axis: str) -> tuple[Routing, RaggedAllToAll]:
+    """The rows of a device sorted by expert, and how they are sent; see ``sort_rows``."""
+    rows, sizes = sort_rows(routing, block=1)
+    of_experts = jax.lax.all_gather(sizes, axis)
+    return rows, RaggedAllToAll(axis, of_experts, rows.choices.size, room)
+
+
+def within(routing: Routing, receivers: int, room: int, axis: str) -> Routing:
+    """The routing without what the devices of the experts have no room for.
+
+    If more rows than ``room`` are sent to a device, all senders drop the same share, those with the
+    smallest weights.
+    """
+    plan = exchange(routing, receivers, routing.slots.size).routing
+    _, x, c = plan.choices.shape
+    sizes = jax.lax.all_gather((plan.choices[0] < plan.slots.size).sum(1), axis)  # x x
+    total = jnp.maximum(sizes.sum(0), 1)
+    ends = jnp.minimum(jnp.round(sizes.cumsum(0) * (room / total)), room).astype(sizes.dtype)
+    share = jnp.minimum(jnp.diff(ends, axis=0, prepend=0), sizes)
+    most = jnp.where(total > room, share, sizes)[jax.lax.axis_index(axis)]
+    fits = plan.kept & (plan.slots % c < most.at[plan.experts].get(mode="clip"))
+    return without_overflow(routing, fits.reshape(routing.slots.shape))
 
 
 def received(experts: Int[Array, "x c"], e: int) -> Routing:

@@ -21,6 +21,8 @@ from vmoe.routing.exchange import (
     hottest,
     received,
     split_off,
+    within,
+    without_gaps,
     without_overflow,
 )
 from vmoe.routing.layout import combine, dispatch
@@ -35,11 +37,13 @@ class Sending(NamedTuple):
         factor: see ``MoEConfig.ragged_buffer_factor``.
         hot: see ``MoEConfig.hot_experts``; all if there are fewer.
         chunks: see ``MoEConfig.transfer_chunks``.
+        ragged: see ``MoEConfig.ragged_all_to_all``.
     """
 
     factor: float | None = None
     hot: int = 0
     chunks: int = 1
+    ragged: bool = False
 
 
 WHOLE = Sending()
@@ -80,7 +84,6 @@ class RowExperts(NamedTuple):
         if placement.devices == 1:
             return self._of_device(rows, routing, key), routing
         graph, state = nnx.split(self.experts)
-        buffer = buffer_rows(routing, placement.devices, placement.expert, k, sending.factor)
 
         def on_device(rows: Array, routing: Routing, state: Any, key: MaybeKey) -> Any:
             key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(ALL))
@@ -88,13 +91,13 @@ class RowExperts(NamedTuple):
             if placement.expert == 1:  # all experts are here
                 return own._of_device(rows, routing, key), routing
             if not hot:
-                outputs, fits = own._exchanged(rows, routing, key, buffer, sending.chunks)
+                outputs, fits = own._exchanged(rows, routing, key, k, sending)
             else:
                 numbers = hottest(routing, hot, ALL)
                 some, others = split_off(routing, numbers)
                 copied = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
                 hot_key, key = keys.split(key, 2)
-                outputs, fits = own._exchanged(rows, others, key, buffer, sending.chunks)
+                outputs, fits = own._exchanged(rows, others, key, k, sending)
                 of_hot = self._replace(experts=nnx.merge(graph, copied))
                 outputs += of_hot._of_device(rows, some, hot_key)
                 fits |= some.kept
@@ -107,28 +110,35 @@ class RowExperts(NamedTuple):
         rows: Float[Array, "g s d"],
         routing: Routing,
         key: MaybeKey,
-        buffer: int,
-        chunks: int,
+        k: int,
+        sending: Sending,
     ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s k"]]:
-        """The outputs of the experts of all devices for a device's tokens, and what was sent.
-
-        Args:
-            buffer: number of rows that are sent to each device.
-            chunks: number of parts in which they are sent.
-        """
-        plan = exchange(routing, self.placement.expert, buffer)
+        """The outputs of the experts of all devices for a device's tokens, and what was sent."""
+        receivers = self.placement.expert
+        c = buffer_rows(routing, receivers, k, sending.factor)
+        of_each = routing.choices.shape[1] // receivers
         one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
-        of_each = routing.choices.shape[1] // self.placement.expert
+        expected = routing.slots.size // sending.chunks
 
-        def compute(key: MaybeKey, sent: Array, experts: Array) -> Array:
-            tokens, numbers = (jax.lax.all_to_all(x[0], EXPERT, 0, 0) for x in (sent, experts))
-            expected = routing.slots.size // chunks
+        def compute(key: MaybeKey, tokens: Array, numbers: Array) -> Array:
             outputs = self._of_device(tokens, received(numbers, of_each), key, expected)
-            outputs = self.transfer(outputs.astype(self.dtype))
+            return self.transfer(outputs.astype(self.dtype))
+
+        if sending.ragged:
+            if sending.factor is not None:
+                routing = within(routing, receivers, receivers * c, EXPERT)
+            plan, transport = without_gaps(routing, receivers * c, EXPERT)
+            tokens = transport.there(dispatch(one_group, plan)[0, 0])
+            outputs = transport.back(compute(key, tokens[None], transport.experts[None])[0])
+            return combine(outputs[None, None], plan).reshape(rows.shape), routing.kept
+
+        def there_and_back(key: MaybeKey, *sent: Array) -> Array:
+            outputs = compute(key, *(jax.lax.all_to_all(x[0], EXPERT, 0, 0) for x in sent))
             return jax.lax.all_to_all(outputs, EXPERT, 0, 0)[None]
 
+        plan = exchange(routing, receivers, c)
         sent = dispatch(one_group, plan.routing), plan.experts[None]
-        outputs = in_chunks(compute, chunks, key, *sent)
+        outputs = in_chunks(there_and_back, sending.chunks, key, *sent)
         fits = plan.routing.kept.reshape(routing.slots.shape)
         return combine(outputs, plan.routing).reshape(rows.shape), fits
 
