@@ -177,8 +177,11 @@ def answer(rows: Rows) -> str:
     if not programs:
         return answer_of([None])
     parts = [part for program in programs for part in program["parts"]]
-    dense = any(part["part"] == "experts" and part["expanded"] for part in parts)
-    which = "some have" if dense else "none has"
+    experts = [part for part in parts if part["part"] == "experts"]
+    known = [part for part in experts if not math.isnan(part["compiled"])]
+    which = "some have" if any(part["expanded"] for part in known) else "none has"
+    if len(known) < len(experts):
+        which = f"of the {len(known)} whose FLOPs are known, {which}"
     ratios = [part["compiled"] / part["counted"] for part in parts if part["part"] == "all"]
     ratios = [each for each in ratios if not math.isnan(each)]
     text = (
