@@ -51,7 +51,8 @@ CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
     "model.moe.ragged_all_to_all": dict(model=dict(moe=dict(ragged_all_to_all=True))),
 }
 ROUNDED = ("accumulate", "model.remat")
-APART = (("evaluations.batch_size", "fewshot"), *((key,) for key in ROUNDED))
+SECOND = "evaluations.batch_size", "fewshot", "model.moe.ragged_all_to_all"
+APART = (SECOND, *((key,) for key in ROUNDED))
 TOGETHER = (tuple(key for key in CHANGES if key not in itertools.chain(*APART)), *APART)
 """What one run is resumed with: each key once."""
 
