@@ -275,7 +275,7 @@ class Placement:
         for moe in model.moe_blocks.values():
             if self.expert > 1 and moe.ragged_all_to_all and self.platform == "cpu":
                 raise UsageError(
-                    "XLA has it for GPUs and TPUs only; leave it out, or use vmoe plan --compile",
+                    "XLA has it for GPUs and TPUs only; leave it out, or use such devices",
                     **{"model.moe.ragged_all_to_all": True},
                 )
             if self.expert > 1 and not moe.experts.alike:

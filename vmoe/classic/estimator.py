@@ -14,9 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import (
-    check_random_state,
-)
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from vmoe.classic import em, online
