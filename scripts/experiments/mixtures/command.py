@@ -122,12 +122,14 @@ def _arm(name: str) -> Part:
 
 
 def _coverage(case: coverage.Case) -> Part:
+    refitted = case.summary is coverage.bootstrap
+
     def figures(_: Path, seed: int, size: Size) -> dict[str, Any]:
-        sets = size.sets // (25 if case.summary is coverage.bootstrap else 1)
+        sets = size.sets // (25 if refitted else 1)
         seeds = range(seed * sets, (seed + 1) * sets)
         return coverage.measure(case, seeds, refits=size.sets // 5)
 
-    return _part(4, (), figures)
+    return _part(25 if refitted else 4, (), figures)
 
 
 def _lines(name: str) -> Part:
