@@ -69,7 +69,7 @@ class DataSet(NamedTuple):
 
     Attributes:
         images: number of images in all.
-        contrasts: by their number of training images; empty before all of them are measured.
+        contrasts: by their number of training images.
     """
 
     name: str
@@ -143,8 +143,6 @@ def advise(config: ViTConfig, own: Measures, images: int, reference: Reference) 
     near = [each for each in reference.data_sets if nearest[each.name] >= NEAR]
     if unlike := "; ".join(_unlike(config, own, images, near, reference.data_sets)):
         return Advice("not known", f"no evidence: {unlike}", nearest)
-    if not all(each.contrasts for each in near):
-        return Advice("not known", "the experiment is not measured yet", nearest)
     found = {each.name: each.at(images) for each in near}
     verdicts = {each.verdict for each in found.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else "not known"
@@ -200,7 +198,7 @@ def _unlike(
     if not _near(own.routed, routed):
         yield f"{ROUTED} {own.routed:.1%} (in the experiment {routed:.1%})"
     for each in near:
-        if each.contrasts and not _near(images, each.at(images).images):
+        if not _near(images, each.at(images).images):
             yield f"{images:,} training images (of {each.name} {_sizes(each)} were measured)"
 
 
@@ -229,12 +227,10 @@ def table(
         chances = [f"{nearest[each.name]:.0%}" for each in data_sets]
         rows.append(["nearest in groups and spread, share of draws", "", *chances])
     rows.append([ROUTED, *(f"{each.routed:.1%}" if each else "" for each in every)])
-    sizes = [_sizes(each) or "not measured yet" for each in data_sets]
-    rows.append(["training images", f"{images:,}", *sizes])
-    if all(each.contrasts for each in data_sets):
-        found = [each.at(images) for each in data_sets]
-        shown = [f"{each.interval}, {each.images:,} images" for each in found]
-        rows.append(["accuracy, sparse minus dense, points", "", *shown])
+    rows.append(["training images", f"{images:,}", *map(_sizes, data_sets)])
+    found = [each.at(images) for each in data_sets]
+    shown = [f"{each.interval}, {each.images:,} images" for each in found]
+    rows.append(["accuracy, sparse minus dense, points", "", *shown])
     return ["", "yours", *(each.name for each in data_sets)], rows
 
 
