@@ -1,6 +1,7 @@
 """One run in two real processes: reports, agreement, resuming, and the run folder.
 
-Its processes exchange the slots of one layer, and the rows of another, which has no capacity.
+Its processes exchange the slots of one layer in two parts, and the rows of another, which has no
+capacity, except those of its hottest expert.
 """
 
 import json
@@ -42,8 +43,8 @@ from pathlib import Path
 from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = load(Path({str(ROOT / "configs" / "tiny.py")!r}))
-slots = replace(config.model.moe, router=dict(images_per_group=4))
-rows = replace(slots, router=dict(dropless=True))
+slots = replace(config.model.moe, router=dict(images_per_group=4), transfer_chunks=2)
+rows = replace(slots, router=dict(dropless=True), hot_experts=1)
 config = replace(
     config, steps=20, log_every=5,
     optim=dict(warmup_steps=5), data=dict(mixup=0.0), evaluate_every=10, checkpoint_every=10,

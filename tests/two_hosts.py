@@ -46,6 +46,10 @@ CASES = {
         "process 1 has optim.lr=0.01, process 0 has optim.lr=0.001: give all processes the same",
         (dict(optim=dict(lr=0.001)), dict(optim=dict(lr=0.01))),
     ),
+    "how slots are sent": Case(
+        "process 1 has model.moe.transfer_chunks=2, process 0 has model.moe.transfer_chunks=1",
+        ({}, dict(model=dict(moe=dict(transfer_chunks=2)))),
+    ),
     "number of evaluation sets": Case(
         "process 1 has evaluations.1.name=test, process 0 has evaluations.1.name=None",
         ({}, dict(evaluations=(EvalConfig(), EvalConfig("test", "test")))),

@@ -6,12 +6,13 @@ operations that follow. Two residuals can be one array in memory: a compiler res
 and recomputes conversions to a wider dtype.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from vmoe.costs.flops import array, inner_jaxprs
 
@@ -26,6 +27,9 @@ _CHEAP = {
     *("stop_gradient", "sub", "tanh", "transpose", "sharding_constraint", "reduce_precision"),
 }
 """Operations that compilers fuse into what reads their results."""
+
+_REPEATED = ("scan", "while", "cond")
+"""Operations that do not run their inner program exactly once."""
 
 
 class Residual(NamedTuple):
@@ -63,52 +67,89 @@ def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[R
         arrays = [x for f, x in zip(floating, leaves, strict=True) if f]
         return jax.tree.leaves(jax.vjp(of_floating, arrays)[1])
 
-    jaxpr = jax.make_jaxpr(saved)(leaves).jaxpr
-    return _outputs(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))]))
+    return _saved(jax.make_jaxpr(saved)(leaves).jaxpr, len(jax.tree.leaves(params)))
 
 
-def _outputs(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
+@dataclasses.dataclass(eq=False)
+class _Array:
+    """An array of a program, with calls of other programs put in their places.
+
+    Attributes:
+        shape: of one of the parts.
+        parts: number of devices that have one each, inside a ``jax.shard_map``.
+        varying: whether it depends on more than parameters.
+        operation: what computes it; None for an input or a constant.
+        inputs: the arrays that the operation reads.
+    """
+
+    shape: jax.core.ShapedArray
+    parts: int
+    varying: bool = False
+    operation: JaxprEqn | None = None
+    inputs: Sequence["_Array"] = ()
+
+
+def _saved(jaxpr: Jaxpr, params: int) -> list[Residual]:
     """The distinct arrays among a program's outputs that are saved.
 
     An array is recomputed if only elementwise operations and reductions lead to it from arrays that
     are saved.
 
     Args:
-        params: those among the program's inputs.
+        params: how many of the program's inputs are parameters; they are the first.
     """
-    producers = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
-    varying = set(jaxpr.invars) - params
-    order = {var: i for i, var in enumerate(jaxpr.invars)}
-    for equation in jaxpr.eqns:
-        order |= {var: len(order) for var in equation.outvars}
-        if any(isinstance(var, Var) and var in varying for var in equation.invars):
-            varying.update(equation.outvars)
-    sources = [_source(var, producers) for var in jaxpr.outvars if isinstance(var, Var)]
-    arrays = {var for var in sources if var is not None}
-    known: dict[Var, bool] = {}  # whether an array is saved, or recomputed from such arrays
+    inputs = [_Array(array(var), 1, i >= params) for i, var in enumerate(jaxpr.invars)]
+    order = dict.fromkeys(inputs)  # of execution
+    outputs = _arrays(jaxpr, inputs, 1, order)
+    sources = {_source(x) for x in outputs if x.operation or x in order}
+    known: dict[_Array, bool] = {}  # whether an array is saved, or recomputed from such arrays
 
-    def is_known(var: Any) -> bool:
-        if not isinstance(var, Var) or var not in varying:
+    def is_known(x: _Array) -> bool:
+        if not x.varying:
             return True
-        if var not in known:
-            equation = producers.get(var)
-            known[var] = (
-                equation is not None
-                and _recomputed(equation)
-                and all(map(is_known, equation.invars))
-            )
-        return known[var]
+        if x not in known:
+            recomputed = x.operation is not None and _recomputed(x.operation)
+            known[x] = recomputed and all(map(is_known, x.inputs))
+        return known[x]
 
     saved = []
-    for var in sorted(arrays, key=order.__getitem__):
-        if var in varying and is_known(var):
+    for x in order:
+        if x not in sources or (x.varying and is_known(x)):
             continue
-        known[var] = True
-        shape, of_params = array(var), var not in varying
-        saved.append(
-            Residual(math.prod(shape.shape), shape.dtype.itemsize, of_params, var in params)
-        )
+        known[x] = True
+        size, is_param = math.prod(x.shape.shape) * x.parts, x in inputs[:params]
+        saved.append(Residual(size, x.shape.dtype.itemsize, not x.varying, is_param))
     return saved
+
+
+def _arrays(
+    jaxpr: Jaxpr, inputs: Sequence[_Array], parts: int, order: dict[_Array, None]
+) -> list[_Array]:
+    """The outputs of a program.
+
+    Args:
+        order: gets all arrays that operations compute, in order.
+    """
+    arrays = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def of(var: Any) -> _Array:
+        constant = _Array(array(var), parts)
+        return constant if isinstance(var, Literal) else arrays.setdefault(var, constant)
+
+    for equation in jaxpr.eqns:
+        inner, read = list(inner_jaxprs(equation)), [of(var) for var in equation.invars]
+        name = equation.primitive.name
+        if len(inner) == 1 and name not in _REPEATED and len(inner[0].invars) == len(read):
+            times = equation.params["mesh"].size if name == "shard_map" else 1
+            outputs = _arrays(inner[0], read, parts * times, order)
+        else:
+            varying = any(x.varying for x in read)
+            outputs = [
+                _Array(array(var), parts, varying, equation, read) for var in equation.outvars
+            ]
+            order |= dict.fromkeys(outputs)
+        arrays |= zip(equation.outvars, outputs, strict=True)
+    return [of(var) for var in jaxpr.outvars]
 
 
 def _recomputed(equation: JaxprEqn) -> bool:
@@ -119,21 +160,17 @@ def _recomputed(equation: JaxprEqn) -> bool:
     return equation.primitive.name in _CHEAP
 
 
-def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var | None:
+def _source(x: _Array) -> _Array | None:
     """The array to save for a residual: before reshapes, in its narrowest dtype.
 
     For an array that repeats one number it is the number; None if that is a constant.
     """
-    while var in producers:
-        (before, *_), name = producers[var].invars, producers[var].primitive.name
-        if name == "broadcast_in_dim" and not array(before).shape:
-            if not isinstance(before, Var):
+    while x.operation is not None:
+        (before, *_), name = x.inputs, x.operation.primitive.name
+        if name == "broadcast_in_dim" and not before.shape.shape:
+            if before.operation is None and not before.varying:
                 return None
-        elif (
-            name not in _WITHOUT_COPY
-            or not isinstance(before, Var)
-            or array(before).dtype.itemsize > array(var).dtype.itemsize
-        ):
+        elif name not in _WITHOUT_COPY or before.shape.dtype.itemsize > x.shape.dtype.itemsize:
             break
-        var = before
-    return var
+        x = before
+    return x
