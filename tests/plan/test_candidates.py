@@ -5,13 +5,15 @@ tests/devices/test_plan.py checks its numbers on eight devices.
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from tests.command import TINY, forked
 from vmoe.cli.printing import print_table
-from vmoe.config import load
+from vmoe.config import load, replace
 from vmoe.costs.flops import cost
+from vmoe.nn.patches import num_tokens
 from vmoe.plan.candidates import Candidate, Plan
 from vmoe.plan.memory import Memory
 from vmoe.plan.table import assumptions, tables
@@ -111,3 +113,58 @@ def test_an_impossible_plan_is_refused_with_one_line(
     assert result.returncode == status, result.stderr
     assert all(part in result.stderr for part in message.split(" ... "))
     assert result.stderr.count("\n") == 1, result.stderr
+
+
+LOAD = """step,block,expert,load,importance
+5,0,0,0.25,0.25
+5,0,1,0.25,0.25
+5,0,2,0.25,0.25
+5,0,3,0.25,0.25
+9,0,0,0.7,0.4
+9,0,1,0.1,0.2
+9,0,2,0.1,0.2
+9,0,3,0.1,0.2
+"""
+ROWS = ("--model.pooling", "mean", "--model.moe.router.dropless")
+
+
+@pytest.mark.process
+def test_the_gain_of_hot_experts_is_that_of_the_last_load_of_a_run(tmp_path: Path) -> None:
+    """Experts 0 and 1 are on one device, 2 and 3 on another; by hand."""
+    path = tmp_path / "experts.csv"
+    path.write_text(LOAD)
+    result = forked(*COMMAND, *ROWS, "--json", "--load", str(path))
+    assert result.returncode == 0, result.stderr
+    none, one, two, every = json.loads(result.stdout)["hot_experts"]
+    assert [x["experts"] for x in (none, one, two, every)] == [0, 1, 2, 4]
+    assert none["busiest"] == none["factor"] == pytest.approx(2 * 0.8)
+    assert (one["busiest"], one["factor"]) == pytest.approx((2 * 0.2 + 0.7, 2 * 0.2))
+    assert (two["busiest"], two["factor"]) == pytest.approx((2 * 0.2 + 0.8, 2 * 0.2))
+    assert (every["busiest"], every["factor"], every["rows_sent"]) == pytest.approx((1, 0, 0))
+    model, images = load(TINY).model, load(TINY).batch_size // 2
+    rows = images * num_tokens(replace(model, pooling="mean")) * 2 * model.width * 4
+    assert none["rows_sent"] == pytest.approx(4 * rows / 2)  # half of them to the other device
+    assert one["rows_sent"] == pytest.approx(0.3 * none["rows_sent"])
+    assert one["buffers_sent"] == pytest.approx(0.4 * none["rows_sent"])
+    expert = 4 * (2 * model.width * model.mlp_dim + model.mlp_dim + model.width)
+    assert none["copies_sent"] == 0 and one["copies_sent"] == 2 * expert  # two all-reduces
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a,b\n1,2\n", ROWS, "give the experts.csv of a run"),
+        ("step,block,expert,load\n", ROWS, "it has no rows yet"),
+        (LOAD, (), "no layer sends rows, so copies change nothing: leave the load out"),
+        (LOAD, (*ROWS, "--mesh", "expert=1"), "mesh=data=2,expert=1: it splits no experts"),
+        (LOAD, (*ROWS, "--model.moe.num-experts", "8"), "block 0 has 8 experts here"),
+    ],
+)
+def test_a_load_that_no_hot_expert_can_have_is_refused_with_one_line(
+    content: str, options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "experts.csv"
+    path.write_text(content)
+    result = forked(*COMMAND, *options, "--load", str(path))
+    assert result.returncode == 2 and message in result.stderr.splitlines()[-1], result.stderr

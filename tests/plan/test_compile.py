@@ -98,6 +98,18 @@ def test_the_step_for_a_tpu_sends_rows_without_gaps_and_asks_nothing_twice() -> 
 
 @pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.skipif(TPU is None, reason="needs libtpu")
+def test_one_part_of_the_slots_travels_on_a_tpu_while_another_is_computed() -> None:
+    """The first part to travel and the last one have nothing beside them, in both directions."""
+    options = ["--model.moe.transfer-chunks", "2", "--model.pooling", "mean"]
+    step, _ = compiled("tpu:v5e:2x4", *options)["programs"]
+    check(step)
+    sent = [each for each in step["collectives"] if each["kind"] == "all-to-all"]
+    assert len(sent) == 8 and sum(each["asynchronous"] for each in sent) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     "machine",
     [

@@ -3,6 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vmoe.cli.arguments import RunArgs, given, parse_with_config
 from vmoe.cli.printing import print_json, print_table
@@ -31,6 +32,9 @@ class PlanArgs(RunArgs):
     this one does not have, and show what its compiler made of them: tpu:v5e:4x8 (any topology of
     TPUs), gpu:h100, or gpu:h100:8 (a100, h100, h200, b200). Takes minutes; needs the extra
     compilers."""
+    load: Path | None = None
+    """The experts.csv of a run of this model: also show what copies of hot experts would save at
+    the load of its last logged step. Not with --compile."""
     fsdp: bool = False
     """With --compile: shard large dense parameters and the optimizer state over the mesh axis
     data. An estimate shows both."""
@@ -48,19 +52,27 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _estimate(args: PlanArgs) -> None:
+    from vmoe.mesh import place
     from vmoe.plan import table
-    from vmoe.plan.candidates import plan
+    from vmoe.plan.candidates import hypothetical_devices, plan
+    from vmoe.plan.hot import hot_experts, read_load
 
     if args.devices is None:
         raise UsageError("give the number of devices, or --compile")
     require(not args.fsdp, "only --compile takes it; an estimate shows both", fsdp=True)
+    load = None if args.load is None else read_load(args.load)
     estimate = plan(
         args.run, args.devices, mesh=args.mesh, chip=args.chip, device_memory=args.device_memory
     )
+    hot, best = None, estimate.feasible[0].mesh
+    if load is not None:
+        placement = place(estimate.config.model, hypothetical_devices(args.devices), mesh=best)
+        hot = hot_experts(estimate.config, placement, load)
     if args.json:
-        print_json(table.to_dict(estimate))
+        print_json(table.to_dict(estimate, hot))
         return
-    _print(table.heading(estimate), table.tables(estimate))
+    tables = table.tables(estimate) + ([] if hot is None else [table.hot_table(hot, best)])
+    _print(table.heading(estimate), tables)
     print("\nAssumptions:")
     for line in table.assumptions(estimate):
         print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  "))
@@ -71,7 +83,7 @@ def _compile(args: PlanArgs, options: Mapping[str, str | None]) -> None:
     from vmoe.plan.compiled import compile_run
     from vmoe.plan.targets import target
 
-    for option in ("--devices", "--chip", "--device-memory"):
+    for option in ("--devices", "--chip", "--device-memory", "--load"):
         name = option.strip("-").replace("-", "_")
         problem = "leave it out: the machine of --compile has its own"
         require(option not in options, problem, **{name: options.get(option)})

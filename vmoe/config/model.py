@@ -301,6 +301,11 @@ class ViTConfig(Checked):
         return self.pooling in ("class_token", "patch_mean")
 
     @property
+    def class_token_last(self) -> bool:
+        """Whether the last block computes its outputs for the class token alone."""
+        return self.pooling == "class_token" and not self.full_last_block
+
+    @property
     def prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, if any, then the registers."""
         return self.has_class_token + self.registers

@@ -55,11 +55,13 @@ class Collective(NamedTuple):
             "ragged-all-to-all".
         bytes_sent: bytes that each device sends.
         replica_group: device numbers of the first group; other groups have the same layout.
+        asynchronous: whether other operations can run between its start and its end.
     """
 
     kind: str
     bytes_sent: float
     replica_group: tuple[int, ...]
+    asynchronous: bool = False
 
 
 def parse_collectives(text: str) -> list[Collective]:
@@ -93,7 +95,9 @@ def collectives(program: Program) -> Iterator[tuple[Instruction, Collective]]:
         sizes = list(map(program.narrowest_bytes, instruction.operands))
         inputs = min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
         if len(group) > 1:
-            yield instruction, Collective(kind, inputs * _SENT[kind](len(group)), group)
+            asynchronous = kind != instruction.name or result in started
+            sent = inputs * _SENT[kind](len(group))
+            yield instruction, Collective(kind, sent, group, asynchronous)
 
 
 def _channel(instruction: Instruction) -> str | None:

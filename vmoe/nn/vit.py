@@ -123,12 +123,11 @@ class ViT(nnx.Module):
         check_images(images)
         if train and key is None:
             key = self._next_key()
-        class_token_only = self.config.pooling == "class_token" and not self.config.full_last_block
         tokens, records = self.encode(
             images,
             key if train else None,
             valid=valid,
-            class_token_only=class_token_only,
+            class_token_only=self.config.class_token_last,
             decide=decide,
         )
         return self.head(self.pool(tokens)), records

@@ -56,6 +56,13 @@ def notes(report: Report) -> list[str]:
             for each in parts
             if each.expanded
         ]
+        sent = collections.Counter(one.kind for _, _, one in program.collectives)
+        beside = collections.Counter(x.kind for _, _, x in program.collectives if x.asynchronous)
+        lines += [
+            f"{program.name}: {beside[kind]} of {sent[kind]} messages by {kind} can travel while "
+            "other operations run"
+            for kind in sorted(beside)
+        ]
         if math.isnan(parts[0].compiled):
             lines.append(
                 f"{program.name}: products in loops whose length depends on data are not counted"

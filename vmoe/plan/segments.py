@@ -41,10 +41,9 @@ def segments(config: TrainConfig, placement: Placement) -> list[Segment]:
 
 
 def _kinds(model: ViTConfig) -> dict[_BlockKind, list[int]]:
-    class_token_last = model.pooling == "class_token" and not model.full_last_block
     kinds: dict[_BlockKind, list[int]] = {}
     for block in range(model.depth):
-        kind = _BlockKind(model.moe_of(block), class_token_last and block == model.depth - 1)
+        kind = _BlockKind(model.moe_of(block), model.class_token_last and block == model.depth - 1)
         kinds.setdefault(kind, []).append(block)
     return kinds
 

@@ -71,7 +71,7 @@ def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
 
     changes = []
     for (block, moe), tried in zip(config.moe_blocks.items(), levels, strict=True):
-        only = _reads_class_tokens_only(config, block)
+        only = config.class_token_last and block == config.depth - 1
         changes.append(
             {
                 (own.k, own.capacity_factor): (of(own.apply(moe), only) - of(moe, only)) / whole
@@ -80,11 +80,6 @@ def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
             }
         )
     return Costs(tuple(changes))
-
-
-def _reads_class_tokens_only(config: ViTConfig, block: int) -> bool:
-    last = block == config.depth - 1
-    return last and config.pooling == "class_token" and not config.full_last_block
 
 
 def time_costs(
@@ -110,7 +105,7 @@ def time_costs(
     tokens, rotation, changes = model.embed(images), model.rotation(images), []
     for i, block in enumerate(model.blocks):
         if (moe := config.moe_of(i)) is not None:
-            only = _reads_class_tokens_only(config, i)
+            only = config.class_token_last and i == config.depth - 1
             layers = {
                 (own.k, own.capacity_factor): own.apply(moe)
                 for level in tried[i]
