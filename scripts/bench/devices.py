@@ -4,7 +4,8 @@ Eight virtual devices share this machine's cores. The total work is constant, so
 overhead of the split. The script measures the time on 1, 2, 4 and 8 devices relative to one. It
 reads from the compiled program the bytes that each device sends, relative to the minimum: slots x
 width x bytes per number x (n - 1) / n for each all-to-all, two forward and four with the backward
-pass. It prints a JSON list of rows.
+pass. Then it measures ways to send rows at three skews of the load, relative to a fixed capacity:
+here nobody waits for the busiest device, since all share the cores. It prints a JSON list of rows.
 """
 
 import argparse
@@ -12,25 +13,46 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from scripts.bench.measure import IMAGE_TOKENS, Program, Row, rows_of
-from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig
+from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.collectives import COMPILER_OPTIONS, parse_collectives
 from vmoe.mesh import place
 from vmoe.nn.moe import MoE
+from vmoe.routing.load import choices
 from vmoe.sharding import Placement
 
 DEVICES = 8
 ALL_TO_ALLS = {"forward": 2, "f+b": 4}
 
+BY_ROWS = dict(experts=dict(implementation="auto"), router=dict(dropless=True))
+SENT = {
+    "fixed capacity": {},
+    "no capacity": BY_ROWS,
+    "no capacity, buffers of 2": BY_ROWS | dict(ragged_buffer_factor=2.0),
+    "no capacity, buffers of 2, 1 hot": BY_ROWS | dict(ragged_buffer_factor=2.0, hot_experts=1),
+    "no capacity, buffers of 2, 2 hot": BY_ROWS | dict(ragged_buffer_factor=2.0, hot_experts=2),
+}
+"""Ways to send; buffers are of so many even shares."""
+SKEWS = (0.0, 1.0, 2.0)
+"""The gate's bias for the i-th of the experts is -skew log(i)."""
 
-def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> dict:
-    """The layer's forward and backward passes on a placement, lowered, and their arguments."""
-    d, b = options.width, options.images
-    moe = MoE.from_config(
-        config, d, options.hidden, IMAGE_TOKENS, placement=placement, rngs=nnx.Rngs(0)
-    )
+
+def make(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> MoE:
+    """The layer on a placement."""
+    sizes = options.width, options.hidden, IMAGE_TOKENS
+    return MoE.from_config(config, *sizes, placement=placement, rngs=nnx.Rngs(0))
+
+
+def passes(options: argparse.Namespace, moe: MoE, key: jax.Array | None = None) -> dict:
+    """The layer's forward and backward passes, lowered, and their arguments.
+
+    Args:
+        key: for training.
+    """
+    placement, d, b = moe.placement, options.width, options.images
     graph, state = nnx.split(moe)
     params = nnx.to_pure_dict(state)
     tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d))
@@ -40,7 +62,7 @@ def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) 
         tokens = jax.device_put(tokens, placement.batch())
 
     def forward(params: dict, tokens: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(tokens)
+        return nnx.merge(graph, params)(tokens, key=key)
 
     def loss(params: dict, tokens: jax.Array) -> jax.Array:
         return (forward(params, tokens) ** 2).sum()
@@ -76,7 +98,7 @@ def main() -> None:
     programs, sent = {}, []
     for n in (1, 2, 4, 8):
         placement = place(model, jax.devices()[:n], mesh=f"expert={n}" if n > 1 else "")
-        for way, (lowered, arguments) in layer(options, placement, config).items():
+        for way, (lowered, arguments) in passes(options, make(options, placement, config)).items():
             program = lowered.compile()
             temp = program.memory_analysis().temp_size_in_bytes / 1e6
             run = functools.partial(program, *arguments)
@@ -89,7 +111,40 @@ def main() -> None:
         for way in ALL_TO_ALLS
     }
     rows = rows_of("parallel", case, programs, options.repeats, ratios) + sent
+    on_all = place(model, jax.devices(), mesh=f"expert={DEVICES}")
+    for skew in SKEWS:
+        rows += rows_by_way(options, on_all, config, skew)
     print(json.dumps([row._asdict() for row in rows]))
+
+
+def rows_by_way(
+    options: argparse.Namespace, placement: Placement, config: MoEConfig, skew: float
+) -> list[Row]:
+    """The time of forward and backward pass and the bytes sent, for each way to send."""
+    key, e, d = jax.random.key(0), config.num_experts, options.width
+    bias = -skew * jnp.log(jnp.arange(1, e + 1))
+    programs, sent, dropped, hottest = {}, {}, {}, 0.0
+    for way, fields in SENT.items():
+        moe = make(options, placement, replace(config, **fields))
+        moe.gate = nnx.Linear(d, e, rngs=nnx.Rngs(0))  # standard normal logits
+        moe.gate.bias[...] = bias
+        lowered, arguments = passes(options, moe, key)["f+b"]
+        program = lowered.compile()
+        temp = program.memory_analysis().temp_size_in_bytes / 1e6
+        programs[way] = Program(functools.partial(program, *arguments), temp)
+        text = lowered.compile(COMPILER_OPTIONS).as_text() or ""
+        sent[way] = sum(one.bytes_sent for one in parse_collectives(text)) / 1e6
+        _, record = nnx.jit(MoE.forward)(moe, arguments[1], key=key)
+        dropped[way] = 1 - float(record.routing.kept.mean())
+        load = choices(record)
+        hottest = float(load.max() / load.mean())
+    case = {"e": e, "tokens": options.images * IMAGE_TOKENS, "d": d, "hottest": f"{hottest:.1f}"}
+    ratios = {way: [("fixed capacity", "")] for way in SENT if way != "fixed capacity"}
+    rows = rows_of("parallel", case, programs, options.repeats, ratios)
+    return [
+        row._replace(what=f"{row.what}: {dropped[row.what]:.0%} dropped", sent_mb=sent[row.what])
+        for row in rows
+    ]
 
 
 def _devices(n: int) -> str:

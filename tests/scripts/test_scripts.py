@@ -129,6 +129,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
     assert rows[key]["ratio"] == pytest.approx(1.0)
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "vmoe") in rows
+    assert ("parallel", "no capacity: 0% dropped", "fixed capacity") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
     assert ("classic", "loop of NumPy", "vmoe") in rows
     assert "batched experts" in capsys.readouterr().out
