@@ -104,7 +104,7 @@ def main() -> None:
     path = options.reference
     rows = read_rows(options.rows)
     if not all_tested(rows):
-        parser.error("rows: not all that the test needs are measured")
+        parser.error("rows: some are missing; run python -m scripts.experiments solar")
     reference = measured(options) if options.measure else json.loads(path.read_text())
     numbers = {each["name"]: each["images"] for each in reference["data_sets"]}
     found = contrasts(rows, numbers)

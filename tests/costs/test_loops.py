@@ -80,3 +80,19 @@ def test_the_length_of_a_loop_is_read_from_its_counter_or_not_known(
 def test_a_collective_in_steps_beside_products_counts_once() -> None:
     kinds = [(each.kind, each.bytes_sent) for each in parse_collectives(TEXT.replace("\\\n", ""))]
     assert sorted(kinds) == [("all-gather", 7 * 16 * 32 * 2), ("collective-permute", 32 * 8 * 2)]
+
+
+@pytest.mark.parametrize(("marked", "beside"), [("", True), ('"is_sync":true', False)])
+def test_a_message_whose_start_waits_for_its_end_has_nothing_beside_it(
+    marked: str, beside: bool
+) -> None:
+    """GPUs write both as pairs."""
+    text = f"""
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {{
+  %x = f32[8,4]{{1,0}} parameter(0)
+  %sent = ((f32[8,4]), f32[8,4]) all-to-all-start(%x), replica_groups={{{{0,1}}}}, \
+backend_config={{{marked}}}
+  ROOT %received = f32[8,4]{{1,0}} all-to-all-done(%sent)
+}}"""
+    (sent,) = parse_collectives(text)
+    assert (sent.kind, sent.bytes_sent, sent.asynchronous) == ("all-to-all", 64, beside)

@@ -165,10 +165,14 @@ def test_a_hot_expert_leaves_the_buffers_to_the_others() -> None:
     assert_close(logits, oracle)
 
 
-def test_a_step_in_parts_with_fsdp_and_rematerialization_is_that_of_one_device() -> None:
+@pytest.mark.parametrize(
+    "sent", [dict(hot_experts=1, transfer_chunks=2), dict(hot_experts=1, ragged_all_to_all=True)]
+)
+def test_a_step_in_parts_with_fsdp_and_rematerialization_is_that_of_one_device(
+    sent: dict[str, Any],
+) -> None:
     router = TokenChoice(dropless=True, noise_std=0.0, images_per_group=2)
     config = replace(UPDATED, model=replace(CONFIG, moe=dict(router=router)))
-    sent = dict(hot_experts=1, transfer_chunks=2)
     changed = replace(config, accumulate=2, model=dict(remat=True, moe=sent))
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2", fsdp=True)
     before = jax.device_get(init_state(config))

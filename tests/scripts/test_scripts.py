@@ -417,7 +417,8 @@ def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_argu
     assert "a\\\\\\ b.py" in shown and "--distributed" in shown
     chunks = ("--model.moe.transfer-chunks", "2")
     shown = dry_run("slurm.sh", "a.py", "runs/x", *chunks).stdout
-    assert shown.endswith(f" --workdir runs/x --distributed {' '.join(chunks)}\n")
+    command = " vmoe train --config a.py --workdir runs/x --distributed"
+    assert shown.endswith(f"{command} {' '.join(chunks)}\n")
     for script in ("slurm.sh", "tpu_pod.sh"):
         result = dry_run(script)
         assert result.returncode == 2 and result.stderr.startswith("usage: ")

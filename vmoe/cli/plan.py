@@ -34,7 +34,8 @@ class PlanArgs(RunArgs):
     compilers."""
     load: Path | None = None
     """The experts.csv of a run of this model: also show what copies of hot experts would save at
-    the load of its last logged step. Not with --compile."""
+    the load of its last logged step, on the fastest mesh that splits experts. Not with
+    --compile."""
     fsdp: bool = False
     """With --compile: shard large dense parameters and the optimizer state over the mesh axis
     data. An estimate shows both."""
@@ -64,14 +65,16 @@ def _estimate(args: PlanArgs) -> None:
     estimate = plan(
         args.run, args.devices, mesh=args.mesh, chip=args.chip, device_memory=args.device_memory
     )
-    hot, best = None, estimate.feasible[0].mesh
+    tables, hot = table.tables(estimate), None
     if load is not None:
-        placement = place(estimate.config.model, hypothetical_devices(args.devices), mesh=best)
+        model, devices = estimate.config.model, hypothetical_devices(args.devices)
+        every = [place(model, devices, mesh=candidate.mesh) for candidate in estimate.feasible]
+        placement = next((each for each in every if each.expert > 1), every[0])
         hot = hot_experts(estimate.config, placement, load)
+        tables.append(table.hot_table(hot, str(placement)))
     if args.json:
         print_json(table.to_dict(estimate, hot))
         return
-    tables = table.tables(estimate) + ([] if hot is None else [table.hot_table(hot, best)])
     _print(table.heading(estimate), tables)
     print("\nAssumptions:")
     for line in table.assumptions(estimate):
@@ -83,7 +86,8 @@ def _compile(args: PlanArgs, options: Mapping[str, str | None]) -> None:
     from vmoe.plan.compiled import compile_run
     from vmoe.plan.targets import target
 
-    for option in ("--devices", "--chip", "--device-memory", "--load"):
+    require(args.load is None, "only an estimate takes it; leave it out", load=args.load)
+    for option in ("--devices", "--chip", "--device-memory"):
         name = option.strip("-").replace("-", "_")
         problem = "leave it out: the machine of --compile has its own"
         require(option not in options, problem, **{name: options.get(option)})

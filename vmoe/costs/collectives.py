@@ -95,7 +95,9 @@ def collectives(program: Program) -> Iterator[tuple[Instruction, Collective]]:
         sizes = list(map(program.narrowest_bytes, instruction.operands))
         inputs = min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
         if len(group) > 1:
-            asynchronous = kind != instruction.name or result in started
+            # GPUs have pairs of start and end also where nothing runs between them.
+            paired = kind != instruction.name and '"is_sync":true' not in instruction.attributes
+            asynchronous = paired or result in started
             sent = inputs * _SENT[kind](len(group))
             yield instruction, Collective(kind, sent, group, asynchronous)
 

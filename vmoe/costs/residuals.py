@@ -28,8 +28,8 @@ _CHEAP = {
 }
 """Operations that compilers fuse into what reads their results."""
 
-_REPEATED = ("scan", "while", "cond")
-"""Operations that do not run their inner program exactly once."""
+_REPEATED = ("scan", "while", "cond", "reduce", "reduce_window")
+"""Operations that do not run their inner program exactly once, on whole arrays."""
 
 
 class Residual(NamedTuple):
@@ -75,14 +75,14 @@ class _Array:
     """An array of a program, with calls of other programs put in their places.
 
     Attributes:
-        shape: of one of the parts.
+        aval: shape and dtype of one of the parts.
         parts: number of devices that have one each, inside a ``jax.shard_map``.
         varying: whether it depends on more than parameters.
         operation: what computes it; None for an input or a constant.
         inputs: the arrays that the operation reads.
     """
 
-    shape: jax.core.ShapedArray
+    aval: jax.core.ShapedArray
     parts: int
     varying: bool = False
     operation: JaxprEqn | None = None
@@ -117,8 +117,8 @@ def _saved(jaxpr: Jaxpr, params: int) -> list[Residual]:
         if x not in sources or (x.varying and is_known(x)):
             continue
         known[x] = True
-        size, is_param = math.prod(x.shape.shape) * x.parts, x in inputs[:params]
-        saved.append(Residual(size, x.shape.dtype.itemsize, not x.varying, is_param))
+        size, is_param = math.prod(x.aval.shape) * x.parts, x in inputs[:params]
+        saved.append(Residual(size, x.aval.dtype.itemsize, not x.varying, is_param))
     return saved
 
 
@@ -165,12 +165,12 @@ def _source(x: _Array) -> _Array | None:
 
     For an array that repeats one number it is the number; None if that is a constant.
     """
-    while x.operation is not None:
+    while x.operation is not None and x.inputs:
         (before, *_), name = x.inputs, x.operation.primitive.name
-        if name == "broadcast_in_dim" and not before.shape.shape:
+        if name == "broadcast_in_dim" and not before.aval.shape:
             if before.operation is None and not before.varying:
                 return None
-        elif name not in _WITHOUT_COPY or before.shape.dtype.itemsize > x.shape.dtype.itemsize:
+        elif name not in _WITHOUT_COPY or before.aval.dtype.itemsize > x.aval.dtype.itemsize:
             break
         x = before
     return x

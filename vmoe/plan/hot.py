@@ -30,7 +30,7 @@ class Hot:
     Attributes:
         experts: ``MoEConfig.hot_experts``.
         busiest: rows that the busiest device computes, in even shares; a mean over the layers.
-        factor: the smallest ``MoEConfig.ragged_buffer_factor`` with which no layer drops a choice.
+        factor: the smallest ``MoEConfig.ragged_buffer_factor`` that drops no choice in any layer.
         rows_sent: bytes of rows that a device sends to others in a step, without gaps.
         buffers_sent: the same in buffers of this factor.
         copies_sent: bytes that a device sends to others for the parameters of copies and their
@@ -49,8 +49,7 @@ def read_load(path: Path) -> dict[int, Load]:
     """The load of each block at the last step in an experts.csv.
 
     Raises:
-        UsageError: it is no such file.
-        Failure: it cannot be read.
+        UsageError: it is no such file, or cannot be read.
     """
     blocks: dict[int, dict[int, float]] = {}
     last = ""
@@ -74,16 +73,22 @@ def hot_experts(config: TrainConfig, placement: Placement, load: Mapping[int, Lo
         load: by block.
 
     Raises:
-        UsageError: no layer sends rows, experts are not split, or the load is of another model.
+        UsageError: no layer without a capacity sends rows, experts are not split, or the load is of
+            another model.
     """
     model, state = config.model, abstract_state(config)
-    layers = {i: moe for i, moe in model.moe_blocks.items() if moe.sends_rows}
-    if model.class_token_last:  # which sends few rows
-        layers.pop(model.depth - 1, None)
+    # With a capacity, a load before choices are dropped does not say what is sent.
+    rows_of_all = {i: moe.sends_rows and moe.router.dropless for i, moe in model.moe_blocks.items()}
+    if model.class_token_last:
+        rows_of_all[model.depth - 1] = False
+    layers = {i: moe for i, moe in model.moe_blocks.items() if rows_of_all[i]}
     if not layers:
-        raise UsageError("no layer sends rows, so copies change nothing: leave the load out")
-    whole = "it splits no experts, so none is copied: use another, or leave the load out"
-    require(placement.expert > 1, whole, mesh=str(placement))
+        raise UsageError(
+            "no layer without a capacity sends rows of all tokens, so there is nothing to copy: "
+            "leave the load out"
+        )
+    alone = "it splits no experts, so none is copied: use another, or leave the load out"
+    require(placement.expert > 1, alone, mesh=str(placement))
     for block, moe in layers.items():
         if (found := len(load.get(block, ()))) != moe.num_experts:
             problem = f"block {block} has {moe.num_experts} experts here: use a run of this model"
@@ -92,8 +97,8 @@ def hot_experts(config: TrainConfig, placement: Placement, load: Mapping[int, Lo
     others = (placement.expert - 1) / placement.expert
     tokens = config.batch_size // placement.devices * num_tokens(model)
     passes = 6 if model.remat else 4  # there and back, and so do gradients
-    result = []
-    for h in TRIED:
+    most, result = min(moe.num_experts for moe in layers.values()), []
+    for h in (h for h in TRIED if h <= most):
         busiest, factors, rows, buffers, copies = [], [], [], [], []
         for block, moe in layers.items():
             hot = np.argsort(-load[block], kind="stable")[:h]
@@ -107,7 +112,7 @@ def hot_experts(config: TrainConfig, placement: Placement, load: Mapping[int, Lo
             parameters = jax.tree.leaves(state.params["blocks"][block]["mlp"]["experts"])
             size = sum(math.prod(x.shape) for x in parameters) // moe.num_experts
             # Float32; an all-reduce goes around a ring twice, forward and backward.
-            copies.append(4 * min(h, moe.num_experts) * size * passes * others * config.accumulate)
+            copies.append(4 * h * size * passes * others * config.accumulate)
         factor = float(max(factors))
         sent = (float(sum(rows)), factor * float(sum(buffers)), float(sum(copies)))
         result.append(Hot(h, float(np.mean(busiest)), factor, *sent))

@@ -15,10 +15,7 @@ MEMORY = (
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
 COMMUNICATION = ("segment", "times", "collectives", "devices", "sent, each", "sent, total", "time")
 
-HOT = (
-    *("hot experts", "busiest device", "buffer factor", "rows", "in buffers", "copies"),
-    "rows and copies",
-)
+HOT = ("hot experts", "busiest device", "factor", "rows alone", "in buffers", "copies")
 
 LISTED = 5  # meshes in a table; JSON has all
 
@@ -83,8 +80,10 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
 def hot_table(hot: Sequence[Hot], mesh: str) -> tuple[str, Row, list[Row]]:
     """The table of hot experts: title, column names and rows."""
     title = (
-        f"Hot experts with {mesh}, at the load of the run. Busiest device: rows that it computes,\n"
-        "in even shares. Buffer factor: the smallest that drops nothing. Then: sent by a device"
+        f"Hot experts with {mesh}, at the load of the run, if the devices have alike tokens.\n"
+        "Busiest device: its rows in even shares. Factor: the smallest buffers that drop nothing.\n"
+        "Sent by a device: rows alone (ragged-all-to-all) or in these buffers, and the copies.\n"
+        "Without a factor, buffers are as large as without hot experts"
     )
     rows: list[Row] = [
         (
@@ -92,7 +91,6 @@ def hot_table(hot: Sequence[Hot], mesh: str) -> tuple[str, Row, list[Row]]:
             f"{each.busiest:.2f}",
             f"{each.factor:.2f}",
             *map(format_bytes, (each.rows_sent, each.buffers_sent, each.copies_sent)),
-            format_bytes(each.rows_sent + each.copies_sent),
         )
         for each in hot
     ]

@@ -95,11 +95,11 @@ class RaggedAllToAll(NamedTuple):
 
     def there(self, rows: Float[Array, "r d"]) -> Float[Array, "x d"]:
         """The rows that this device receives, by sender and expert, then zeros."""
-        return _send(reverse_only(rows), self._sizes, self.axis, self.room)
+        return _send(reverse_only(rows), self._sizes, self.axis, self.sent, self.room)
 
     def back(self, rows: Float[Array, "x d"]) -> Float[Array, "r d"]:
         """What became of the rows that this device sent."""
-        return _send(reverse_only(rows), self._sizes.T, self.axis, self.sent)
+        return _send(reverse_only(rows), self._sizes.T, self.axis, self.room, self.sent)
 
     @property
     def experts(self) -> Int[Array, "x"]:
@@ -118,8 +118,15 @@ class RaggedAllToAll(NamedTuple):
         return self.of_experts.reshape(senders, senders, -1).sum(-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _send(rows: Array, sizes: Int[Array, "x x"], axis: str, room: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _send(
+    rows: Float[Array, "r d"], sizes: Int[Array, "x x"], axis: str, sent: int, room: int
+) -> Float[Array, "m d"]:
+    """The rows that this device receives, of ``room``, for its own, of which ``sent`` has place.
+
+    Args:
+        sizes: numbers of rows by sender and receiver.
+    """
     own = jax.lax.axis_index(axis)
     starts = sizes.cumsum(1) - sizes  # of the rows to each receiver, at their sender
     places = sizes.cumsum(0) - sizes  # of the rows of each sender, at their receiver
@@ -128,13 +135,13 @@ def _send(rows: Array, sizes: Int[Array, "x x"], axis: str, room: int) -> Array:
     return jax.lax.ragged_all_to_all(rows, into, *of_each, axis_name=axis)
 
 
-def _send_forward(rows, sizes, axis, room):
-    return _send(rows, sizes, axis, room), (sizes, len(rows))
+def _send_forward(rows, sizes, axis, sent, room):
+    return _send(rows, sizes, axis, sent, room), sizes
 
 
-def _send_backward(axis, room, saved, gradient):
-    sizes, sent = saved  # JAX's own rule would ask the others again where the rows lie
-    return _send(gradient, sizes.T, axis, sent), None
+def _send_backward(axis, sent, room, sizes, gradient):
+    # JAX's own rule would ask the others again where the rows lie.
+    return _send(gradient, sizes.T, axis, room, sent), None
 
 
 _send.defvjp(_send_forward, _send_backward)
