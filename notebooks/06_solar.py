@@ -160,8 +160,6 @@ print(f"position mutual information {own:.3f} (chance {chance:.3f})")
 from vmoe.studies.advise.advice import read_reference
 
 (solar,) = [each for each in read_reference().data_sets if "cells" in each.name]
-if not solar.contrasts:
-    print("would experts help? not known yet: the experiment is not measured")
 for found in solar.contrasts:
-    interval = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
-    print(f"{found.images:,} training images: accuracy of experts minus dense {interval} points")
+    points = f"{found.images:5,} training images: experts minus dense {found.interval} points"
+    print(f"{points}; do they help? {found.verdict}")
