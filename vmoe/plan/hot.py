@@ -78,10 +78,12 @@ def hot_experts(config: TrainConfig, placement: Placement, load: Mapping[int, Lo
     """
     model, state = config.model, abstract_state(config)
     # With a capacity, a load before choices are dropped does not say what is sent.
-    rows_of_all = {i: moe.sends_rows and moe.router.dropless for i, moe in model.moe_blocks.items()}
-    if model.class_token_last:
-        rows_of_all[model.depth - 1] = False
-    layers = {i: moe for i, moe in model.moe_blocks.items() if rows_of_all[i]}
+    whole = model.depth - model.class_token_last  # blocks for all tokens
+    layers = {
+        i: moe
+        for i, moe in model.moe_blocks.items()
+        if moe.sends_rows and moe.router.dropless and i < whole
+    }
     if not layers:
         raise UsageError(
             "no layer without a capacity sends rows of all tokens, so there is nothing to copy: "
