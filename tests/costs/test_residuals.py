@@ -38,14 +38,19 @@ def test_a_number_that_an_array_repeats_is_not_saved_for_each_element() -> None:
     assert large == [Residual(size=64 * 64, itemsize=1, of_params=False, is_param=False)]
 
 
-def test_each_device_saves_what_one_device_would_save_of_its_part() -> None:
+def test_each_device_saves_its_part_of_what_depends_on_tokens_and_its_own_copies() -> None:
     kernel, x = jax.ShapeDtypeStruct((4, 16), "f4"), jax.ShapeDtypeStruct((8, 4), "f4")
 
     def layer(kernel: jax.Array, x: jax.Array) -> jax.Array:
         return jax.nn.gelu(x @ kernel) @ kernel.T
 
-    mesh, spec = jax.sharding.Mesh(jax.devices()[:1], ("data",)), jax.P("data")
+    mesh, spec = jax.sharding.AbstractMesh((8,), ("data",)), jax.P("data")
     specs = dict(in_specs=(jax.P(), spec), out_specs=spec)
     saved = residuals(jax.shard_map(layer, mesh=mesh, **specs, check_vma=False), kernel, x)
-    assert sorted(saved) == sorted(residuals(layer, kernel, x))
-    assert Residual(size=8 * 16, itemsize=4, of_params=False, is_param=False) in saved
+    whole, parts = (dict(itemsize=4, is_param=False, parts=n) for n in (1, 8))
+    assert sorted(saved) == [
+        Residual(size=8 * 4, of_params=False, **whole),  # x
+        Residual(size=4 * 16, itemsize=4, of_params=True, is_param=True),
+        Residual(size=8 * 16, of_params=False, **parts),  # the hidden layer
+        Residual(size=8 * 4 * 16, of_params=True, **parts),  # the transposed kernel, on each device
+    ]

@@ -30,6 +30,7 @@ from vmoe.nn.losses import cross_entropy
 from vmoe.plan.candidates import hypothetical_devices, plan
 from vmoe.plan.communication import communication
 from vmoe.plan.memory import memory
+from vmoe.plan.segment import Segment
 from vmoe.plan.segments import segments
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.state import State, abstract_state
@@ -149,8 +150,18 @@ def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(
     assert planned == step_flops
 
 
-def test_images_of_a_device_need_the_same_memory_on_eight_devices_and_in_eight_parts() -> None:
-    config = replace(CONFIG, model=dict(moe=dict(experts=dict(dropout=0.1))))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(moe=dict(experts=dict(dropout=0.1))),
+        dict(moe=dict(router=dict(dropless=True)), dtype="bfloat16"),
+    ],
+    ids=["slots", "rows"],
+)
+def test_images_of_a_device_need_the_same_memory_on_eight_devices_and_in_eight_parts(
+    fields: dict[str, Any],
+) -> None:
+    config = replace(CONFIG, model=fields)
     on_eight = memory(config, on("expert=1"), shapes_on(ONE_DEVICE))
     in_parts = memory(replace(config, accumulate=8), ONE_DEVICE, shapes_on(ONE_DEVICE))
     for name in ("saved_activations", "saved_activations_with_remat"):
@@ -175,6 +186,23 @@ def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() ->
     planned = memory(CONFIG, placement, state).saved_activations
     # It is 3.3% more with jax 0.10.1: each segment saves its inputs.
     assert planned == pytest.approx(model_bytes / placement.devices, rel=0.05)
+
+
+def test_a_copy_that_each_device_rounds_of_its_experts_is_saved_on_that_device_alone() -> None:
+    placement, (e, d, b) = on("expert=4"), (8, 64, 16)
+
+    def forward(params: Any, inputs: Any) -> jax.Array:
+        def on_device(tokens: jax.Array, _: Any, kernel: jax.Array, __: Any) -> jax.Array:
+            return (tokens @ kernel[0].astype(jnp.bfloat16)).astype(jnp.float32)
+
+        return placement.on_each_expert_device(on_device)(
+            inputs["tokens"], (), params["experts"], ()
+        )
+
+    params = {"experts": jax.ShapeDtypeStruct((e, d, d), "f4")}
+    inputs = {"tokens": jax.ShapeDtypeStruct((b, d), jnp.bfloat16)}
+    segment = Segment("layer", 1, CONFIG, placement, params, inputs, forward)
+    assert segment.saved_activations() == 2 * d * d + 2 * b * d / 8
 
 
 def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_held_twice() -> None:

@@ -36,16 +36,18 @@ class Residual(NamedTuple):
     """A saved array.
 
     Attributes:
-        size: number of elements.
+        size: number of elements, of all devices.
         itemsize: bytes per element.
         of_params: whether it depends only on parameters: a parameter, or a rounded copy of one.
         is_param: whether it is a parameter, unchanged.
+        parts: number of devices that made one part each, inside a ``jax.shard_map``; else 1.
     """
 
     size: int
     itemsize: int
     of_params: bool
     is_param: bool
+    parts: int = 1
 
 
 def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[Residual]:
@@ -118,7 +120,7 @@ def _saved(jaxpr: Jaxpr, params: int) -> list[Residual]:
             continue
         known[x] = True
         size, is_param = math.prod(x.aval.shape) * x.parts, x in inputs[:params]
-        saved.append(Residual(size, x.aval.dtype.itemsize, not x.varying, is_param))
+        saved.append(Residual(size, x.aval.dtype.itemsize, not x.varying, is_param, x.parts))
     return saved
 
 

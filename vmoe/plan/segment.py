@@ -80,7 +80,8 @@ class Segment:
         """Bytes per device that one execution saves for its backward pass.
 
         Arrays that depend on the inputs are split over all devices. A parameter counts only if the
-        saved copy differs from the one in the state: rounded, or gathered over "data".
+        saved copy differs from the one in the state: rounded, or gathered over "data". A copy that
+        each device makes of its own part, inside a ``jax.shard_map``, is on that device alone.
         """
         gathered = dataclasses.replace(self.placement, fsdp=False)
         stored, in_use = (
@@ -93,7 +94,7 @@ class Segment:
 
     def _saved_bytes(self, residual: Residual, params: list[tuple[Any, Any]]) -> float:
         """Bytes of a residual; ``params``: parameters with their shardings in state and in use."""
-        if not residual.of_params:
+        if not residual.of_params or residual.parts > 1:
             return residual.size * residual.itemsize / self.placement.devices
         for stored, in_use in params:
             if math.prod(stored.shape) == residual.size:
