@@ -33,7 +33,7 @@ from vmoe.config import (
     ZeroExpert,
     replace,
 )
-from vmoe.costs.flops import cost, count_flops
+from vmoe.costs.flops import cost, count_flops, sparse_layer_flops
 from vmoe.costs.summary import parameters_by_part, summarize
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -239,6 +239,30 @@ def test_flops_of_a_sparse_block_are_those_of_its_slots_and_its_gate() -> None:
     n, d, f, e, slots = 17, 16, 32, 4, 20
     extra = 2 * (4 * e * slots / 2 * d * f - 4 * n * d * f + 2 * n * d * e)
     assert sparse.flops_per_image - dense.flops_per_image == extra
+
+
+@pytest.mark.parametrize(
+    ("implementation", "dropless", "rows"),
+    [
+        ("auto", False, 4 * 20),  # slots, for the 34 tokens of two images
+        ("blocked", False, 34 * 2),
+        ("ragged", False, 34 * 2),
+        ("auto", True, 34 * 2),
+        ("batched", True, 4 * 34),
+    ],
+)
+def test_flops_of_experts_are_those_of_all_slots_or_of_the_rows_that_can_fill_them(
+    implementation: str, dropless: bool, rows: int
+) -> None:
+    experts = MlpExpert(implementation=implementation)
+    router = TokenChoice(dropless=dropless, images_per_group=2)
+    config = models.model_config("vmoe_test_last2_e4", moe=MoEConfig(4, experts, router=router))
+    n, d, f, e = 17, 16, 32, 4
+    extra = 2 * (4 * rows / 2 * d * f - 4 * n * d * f + 2 * n * d * e)
+    dense = cost(models.model_config("vit_test")).flops_per_image
+    assert cost(config).flops_per_image - dense == extra
+    layer = sparse_layer_flops(config, config.moe, class_token_only=False)
+    assert layer == 4 * rows / 2 * d * f + 2 * n * d * e
 
 
 def test_active_parameters_are_those_that_a_token_uses() -> None:

@@ -110,15 +110,15 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
 def countable(model: ViTConfig) -> ViTConfig:
     """The model with implementations of the experts whose FLOPs can be counted.
 
-    These are ``batched``, which computes all slots, and ``ragged`` for dropless layers of MLPs,
-    which computes all rows. The number of steps of ``blocked`` depends on the data. Dropless
-    experts of other kinds compute s slots each.
+    These are ``ragged`` for layers that send rows, which computes all rows that can be kept, and
+    ``batched`` for others, which computes all slots: also for "auto" with a capacity, as in the
+    paper. The number of steps of ``blocked`` depends on the data.
     """
     return replace(model, moe=tuple(map(_countable_layer, model.moe_blocks.values())))
 
 
 def _countable_layer(moe: MoEConfig) -> MoEConfig:
-    implementation = "ragged" if moe.router.dropless else "batched"
+    implementation = "ragged" if moe.sends_rows else "batched"
     return dataclasses.replace(moe, experts=moe.experts.computed(implementation))
 
 
