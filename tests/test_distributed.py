@@ -44,7 +44,7 @@ from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = load(Path({str(ROOT / "configs" / "tiny.py")!r}))
 slots = replace(config.model.moe, router=dict(images_per_group=4), transfer_chunks=2)
-rows = replace(slots, router=dict(dropless=True), hot_experts=1)
+rows = replace(slots, router=dict(dropless=True), hot_experts=1, ragged_buffer_factor=4.0)
 config = replace(
     config, steps=20, log_every=5,
     optim=dict(warmup_steps=5), data=dict(mixup=0.0), evaluate_every=10, checkpoint_every=10,
@@ -122,7 +122,8 @@ def start_two(
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }
-    line = ("train", "--config", recipe, "--distributed", *words, "--workdir", workdir)
+    mesh = ("--mesh", "expert=2x2")  # over both processes
+    line = ("train", "--config", recipe, "--distributed", *mesh, *words, "--workdir", workdir)
     return [
         start(
             *line,
@@ -152,7 +153,10 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_two_processes_train_like_one(recipe: Path, uninterrupted: Path) -> None:
-    """Groups divide over the four devices and mixup is off, so one device decides the same."""
+    """Groups divide over the four devices and mixup is off, so one device decides the same.
+
+    Slots and rows are sent inside a process, then between both.
+    """
     config = configs.load(recipe)
     batches = training_batches(open_source("digits", "train"), config)
     state, train_step, losses = init_state(config), make_train_step(config), {}

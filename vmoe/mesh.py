@@ -24,6 +24,7 @@ def place(
     Args:
         mesh: "data=4,expert=8", or one of the two axes, which determines the other. If empty, the
             experts of a layer are split within one slice or host, where links are fastest.
+            "expert=2x8" splits them over 2 hosts, 8 devices of each, and sends in two levels.
         fsdp: shard large dense parameters and optimizer state over "data".
 
     Returns:
@@ -33,7 +34,7 @@ def place(
         UsageError: the mesh does not match the number of devices, the model cannot be split over
             it, or fsdp has only one device to shard over.
     """
-    sizes = _parse(mesh)
+    sizes, hosts = _parse(mesh)
     experts = [moe.divisible_experts for moe in model.moe_blocks.values()]
     if EXPERT in sizes:
         expert = sizes[EXPERT]
@@ -57,20 +58,27 @@ def place(
         )
     if len(devices) == 1 and devices[0].platform == jax.default_backend():
         return ONE_DEVICE
-    placement = Placement(Mesh(np.array(_sorted(devices)).reshape(data, expert), ALL), fsdp)
+    grid = np.array(_sorted(devices)).reshape(data, expert)
+    placement = Placement(Mesh(grid, ALL), fsdp, hosts)
     placement.check(model)
     return placement
 
 
-def _parse(mesh: str) -> dict[str, int]:
-    sizes = {}
+def _parse(mesh: str) -> tuple[dict[str, int], int]:
+    """The sizes of the named axes, and the number of hosts over which experts are split."""
+    sizes, hosts = {}, 1
     for part in mesh.split(",") if mesh else ():
         name, _, size = part.partition("=")
         require(name in ALL, unknown("no axis", name, list(ALL)), mesh=mesh)
-        valid = size.isdigit() and int(size) >= 1 and name not in sizes
+        numbers = [int(n) if n.isdigit() else 0 for n in size.split("x")]
+        valid = min(numbers) >= 1 and name not in sizes
         require(valid, "name each axis once, with a size of 1 or more", mesh=mesh)
-        sizes[name] = int(size)
-    return sizes
+        levels = len(numbers) == 1 or (name == EXPERT and len(numbers) == 2)
+        require(levels, "give one number, or expert as hosts x devices, as expert=2x8", mesh=mesh)
+        sizes[name] = math.prod(numbers)
+        if name == EXPERT and len(numbers) == 2:
+            hosts = numbers[0] if numbers[1] > 1 else 1
+    return sizes, hosts
 
 
 def _sorted(devices: Sequence[jax.Device]) -> list[jax.Device]:

@@ -41,6 +41,9 @@ class Placement:
     platform."""
     fsdp: bool = False
     """Shard large dense parameters and all large optimizer state over "data"."""
+    hosts: int = 1
+    """Number of equal parts of "expert" with slow links between them. If more than 1, slots and
+    rows are sent in two levels: inside a host, then between hosts (Tutel, arXiv 2206.03382)."""
 
     def __post_init__(self) -> None:
         """Raises a UsageError if the mesh has other axes."""
@@ -76,9 +79,14 @@ class Placement:
         """Number of devices over which the experts of a layer are split."""
         return 1 if self.mesh is None else self.mesh.shape[EXPERT]
 
+    @property
+    def axes(self) -> str:
+        """The sizes of the axes, in the format of ``vmoe.mesh.place``."""
+        hosts = f"{self.hosts}x" if self.hosts > 1 else ""
+        return f"data={self.data},expert={hosts}{self.expert // self.hosts}"
+
     def __str__(self) -> str:
-        split = ", fsdp" if self.fsdp else ""
-        return f"data={self.data},expert={self.expert}{split}"
+        return self.axes + ", fsdp" * self.fsdp
 
     # Inside a program: sharding constraints on activations.
 
@@ -114,11 +122,46 @@ class Placement:
 
     def to_experts(self, slots: Shaped[Array, "g e c ..."]) -> Shaped[Array, "g e c ..."]:
         """Moves slots from the devices of groups to the devices of experts, by all-to-all."""
-        return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
+        if self.hosts == 1:
+            return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
+
+        def sent(slots: Array) -> Array:
+            g, e, *axes = slots.shape
+            parts = slots.reshape(g, self.expert, e // self.expert, *axes).swapaxes(0, 1)
+            return self.all_to_all(parts).reshape(g * self.expert, e // self.expert, *axes)
+
+        specs = dict(in_specs=PartitionSpec(ALL), out_specs=PartitionSpec(DATA, EXPERT))
+        return jax.shard_map(sent, mesh=self.mesh, **specs, check_vma=False)(slots)
 
     def from_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
         """Moves slots from the devices of experts back to the devices of groups."""
-        return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
+        if self.hosts == 1:
+            return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
+
+        def sent(slots: Array) -> Array:
+            g, e, *axes = slots.shape
+            parts = self.all_to_all(slots.reshape(self.expert, g // self.expert, e, *axes))
+            return parts.swapaxes(0, 1).reshape(g // self.expert, e * self.expert, *axes)
+
+        specs = dict(in_specs=PartitionSpec(DATA, EXPERT), out_specs=PartitionSpec(ALL))
+        return jax.shard_map(sent, mesh=self.mesh, **specs, check_vma=False)(slots)
+
+    def all_to_all(self, parts: Shaped[Array, "x ..."]) -> Shaped[Array, "x ..."]:
+        """Sends each of the x devices along "expert" its part, inside a ``jax.shard_map``.
+
+        In two levels, the parts for the devices of a host meet in one device of the sender's host
+        and travel together, so there are fewer and larger messages between hosts.
+
+        Returns:
+            the parts from each of the devices.
+        """
+        if self.hosts == 1:
+            return jax.lax.all_to_all(parts, EXPERT, 0, 0)
+        devices = np.arange(self.expert).reshape(self.hosts, -1)
+        x = parts.reshape(*devices.shape, *parts.shape[1:])
+        for axis, groups in ((1, devices), (0, devices.T)):
+            x = jax.lax.all_to_all(x, EXPERT, axis, axis, axis_index_groups=groups.tolist())
+        return x.reshape(parts.shape)
 
     def on_each_expert_device(self, function: Function) -> Function:
         """A function run by each device on its own groups and with its own experts.
@@ -273,6 +316,12 @@ class Placement:
         if self.devices == 1:
             return
         for moe in model.moe_blocks.values():
+            if self.hosts > 1 and moe.ragged_all_to_all:
+                raise UsageError(
+                    "its rows are sent to all hosts at once; leave it out, or use mesh "
+                    f"expert={self.expert}",
+                    **{"model.moe.ragged_all_to_all": True, "mesh": str(self)},
+                )
             if self.expert > 1 and moe.ragged_all_to_all and self.platform == "cpu":
                 raise UsageError(
                     "XLA has it for GPUs and TPUs only; leave it out, or use such devices",

@@ -6,6 +6,7 @@
 
     step_MODEL_MACHINE       the training step of a run
     forward_MODEL_MACHINE    the forward pass of an evaluation
+    HOW_MODEL_MACHINE        the training step, by how slots or rows are sent to the experts
 
 What `vmoe plan --compile` reads in a program is a line of scripts/experiments/rows/compiled.jsonl.
 A program with such a line is not compiled again: remove the line if the program has changed. One
@@ -15,7 +16,7 @@ takes 2 to 15 minutes of a core. ``--tiny`` compiles a small model for the same 
 import argparse
 import importlib.metadata
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -51,7 +52,9 @@ class Case(NamedTuple):
         machine: as of ``vmoe plan --compile``.
         batch_size: images of all devices.
         remat: whether blocks are computed again in the backward pass.
-        fsdp: see ``vmoe.mesh.place``.
+        fsdp, mesh: see ``vmoe.mesh.place``.
+        how: of ``SENDING``; the head then reads all tokens, so that none is left out of the last
+            sparse block.
     """
 
     program: str
@@ -60,10 +63,12 @@ class Case(NamedTuple):
     batch_size: int
     remat: bool = False
     fsdp: bool = False
+    mesh: str = ""
+    how: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.program}_{self.model}_{self.machine.replace(':', '_')}"
+        return f"{self.how or self.program}_{self.model}_{self.machine.replace(':', '_')}"
 
 
 CASES = (
@@ -90,6 +95,31 @@ CASES = (
 )
 """The forward pass on one device, where the parameters fit on one; the step on few devices and on
 more."""
+DROPLESS = dict(router=dict(dropless=True))
+SENDING: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "slots": ("slots", {}),
+    "slots_parts": ("slots, `transfer-chunks 2`", dict(transfer_chunks=2)),
+    "slots_levels": ("slots, `--mesh expert=2x4`", {}),
+    "rows": ("rows: `router.dropless`", DROPLESS),
+    "rows_parts": ("rows, `transfer-chunks 2`", DROPLESS | dict(transfer_chunks=2)),
+    "rows_levels": ("rows, `--mesh expert=2x4`", DROPLESS),
+    "rows_bound": ("rows, `ragged-buffer-factor 2`", DROPLESS | dict(ragged_buffer_factor=2.0)),
+    "rows_hot": (
+        "rows, `ragged-buffer-factor 2`, `hot-experts 4`",
+        DROPLESS | dict(ragged_buffer_factor=2.0, hot_experts=4),
+    ),
+    "rows_ragged": (
+        "rows, `ragged-buffer-factor 2`, `ragged-all-to-all`",
+        DROPLESS | dict(ragged_buffer_factor=2.0, ragged_all_to_all=True),
+    ),
+}
+"""How slots or rows are sent: a title, with the options of ``--model.moe``, and their fields."""
+SENT_CASES = tuple(
+    Case("step", model, machine, batch_size, mesh=mesh, how=how)
+    for model, machine, batch_size in (("s32", "tpu:v5e:2x4", 512), ("b16", "tpu:v5e:4x8", 1_024))
+    for how in SENDING
+    for mesh in ["expert=2x4" if "levels" in how else "expert=4"]
+)
 COLUMNS = (
     *("program", "model", "machine", "mesh", "images per device", "arguments", "estimated"),
     *("with temporaries", "estimated", "collectives", "sent by each", "FLOPs"),
@@ -102,24 +132,28 @@ def figures(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     machine = target(case.machine)  # before JAX starts
     tiny = options.size == "tiny"
     config = load("tiny" if tiny else CONFIGS[case.model])
-    config = replace(
-        config,
-        batch_size=4 * len(machine.devices) if tiny else case.batch_size,
-        model=dict(dtype="bfloat16", remat=case.remat),
-    )
+    model: dict[str, Any] = dict(dtype="bfloat16", remat=case.remat)
+    if case.how:
+        moe = dict(SENDING[case.how][1]) | dict(transfer_dtype="bfloat16")
+        model |= dict(pooling="mean", moe=moe)
+    batch_size = 4 * len(machine.devices) if tiny else case.batch_size
+    config = replace(config, batch_size=batch_size, model=model)
     packages = {"tpu": "libtpu", "gpu": "jax-cuda12-plugin"}
     package = packages[case.machine.partition(":")[0]]
     compiler = {"compiler": f"{package} {importlib.metadata.version(package)}"}
     fsdp = case.fsdp and not tiny
     try:
-        report = compile_run(config, machine, fsdp=fsdp, programs=[PROGRAMS[case.program]])
+        report = compile_run(
+            config, machine, mesh=case.mesh, fsdp=fsdp, programs=[PROGRAMS[case.program]]
+        )
     except Failure as error:
         return compiler | {"batch_size": config.batch_size, "refused": str(error)}
     return compiler | {"batch_size": config.batch_size} | to_dict(report)
 
 
 PARTS = {
-    case.name: Part(1, lambda options, seed, case=case: figures(case, options)) for case in CASES
+    case.name: Part(1, lambda options, seed, case=case: figures(case, options))
+    for case in CASES + SENT_CASES
 }
 
 
@@ -157,6 +191,40 @@ def _lines(rows: Rows) -> Iterator[list[str]]:
             ]
 
 
+SENT_COLUMNS = (
+    *("sent", "model", "machine", "mesh", "with temporaries", "estimated", "collectives"),
+    *("all-to-alls that are asynchronous", "sent by each"),
+)
+
+
+def sent_table(rows: Rows) -> str:
+    """A line for each way to send slots or rows whose program was compiled."""
+    return markdown_table(SENT_COLUMNS, _sent_lines(rows))
+
+
+def _sent_lines(rows: Rows) -> Iterator[list[str]]:
+    for case in SENT_CASES:
+        for row in rows.get(case.name, {}).values():
+            found = row["figures"]
+            begin = [SENDING[case.how][0], NAMES[case.model], f"`{case.machine}`"]
+            if "refused" in found:
+                yield [*begin, found["refused"], *[""] * (len(SENT_COLUMNS) - 4)]
+                continue
+            (program,), estimate = found["programs"], found["estimate"]
+            both = program["arguments"] + program["temporaries"]
+            exchanges = [x for x in program["collectives"] if x["kind"].endswith("all-to-all")]
+            sent = sum(each["executions"] * each["bytes_sent"] for each in program["collectives"])
+            yield [
+                *begin,
+                found["mesh"],
+                format_bytes(both),
+                f"{(estimate['arguments'] + estimate['temporaries']) / both:.2f}",
+                _collectives(program),
+                f"{sum(each['asynchronous'] for each in exchanges)} of {len(exchanges)}",
+                _known(sent, format_bytes(sent)),
+            ]
+
+
 def _known(value: float, text: str) -> str:
     """The text of a value that does not depend on a loop whose length is not known."""
     return "unknown" if math.isnan(value) else text
@@ -172,7 +240,7 @@ def _collectives(program: dict[str, Any]) -> str:
 
 def answer(rows: Rows) -> str:
     """How many programs the compilers make, and whether any computes its experts densely."""
-    every = [row["figures"] for of in rows.values() for row in of.values()]
+    every = [row["figures"] for case in CASES for row in rows.get(case.name, {}).values()]
     programs = [each["programs"][0] for each in every if "programs" in each]
     if not programs:
         return answer_of([None])
@@ -191,7 +259,10 @@ def answer(rows: Rows) -> str:
     return answer_of([(text, f"FLOPs, compiled to traced: {min(ratios):.2f} to {max(ratios):.2f}")])
 
 
-TABLES = {"programs": ("What the compilers made of each program", table)}
+TABLES = {
+    "programs": ("What the compilers made of each program", table),
+    "sent": ("The training step, by how slots or rows are sent", sent_table),
+}
 
 
 def sections(rows: Rows, machine: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 The oracle is the same model on one device.
 """
 
+import collections
 from typing import Any
 
 import jax
@@ -94,6 +95,8 @@ def by_rows(implementation: str) -> ViTConfig:
         ("expert=4", replace(FEW, moe=dict(transfer_chunks=2, hot_experts=1))),
         ("expert=4", RAGGED),
         ("expert=8", replace(RAGGED, moe=dict(hot_experts=1, ragged_buffer_factor=8.0))),
+        ("expert=2x4", replace(CONFIG, moe=dict(transfer_chunks=2))),
+        ("expert=2x2", replace(DROPLESS, moe=dict(hot_experts=1))),
     ],
 )
 def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: ViTConfig) -> None:
@@ -123,9 +126,28 @@ def test_each_chunk_travels_there_and_back_and_nothing_is_gathered_or_sent_twice
     assert parts == pytest.approx(whole)
 
 
-def bytes_sent(config: ViTConfig, kind: str) -> float:
+@pytest.mark.parametrize(("config", "sends"), [(CONFIG, 4), (DROPLESS, 5)])
+def test_two_levels_send_inside_each_host_and_then_one_message_to_each_other_host(
+    config: ViTConfig, sends: int
+) -> None:
+    """Devices 0 to 3 are a host. Between hosts a device sends half of all, as in one level."""
+    program = compiled_training(config, "expert=2x4").as_text()
+    sent = collections.defaultdict[tuple[int, ...], list[float]](list)
+    for each in parse_collectives(program):
+        if each.kind == "all-to-all":
+            sent[each.replica_group].append(each.bytes_sent)
+        else:
+            assert each.kind == "all-reduce"
+    inside, between = sent.pop((0, 1, 2, 3)), sent.pop((0, 4))
+    assert not sent and len(inside) == len(between) == sends
+    whole = bytes_sent(config, "all-to-all", mesh="expert=8") * 8 / 7
+    assert sum(inside) == pytest.approx(whole * 3 / 4)
+    assert sum(between) == pytest.approx(whole / 2)
+
+
+def bytes_sent(config: ViTConfig, kind: str, mesh: str = "expert=4") -> float:
     """By all collectives of a kind of a device, forward and backward."""
-    program = compiled_training(config, "expert=4").as_text()
+    program = compiled_training(config, mesh).as_text()
     return sum(x.bytes_sent for x in parse_collectives(program) if x.kind == kind)
 
 

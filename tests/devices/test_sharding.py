@@ -449,6 +449,10 @@ def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> N
         ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
         ("data=2,data=4", {}, "each axis once"),
+        ("expert=0x8", {}, "with a size of 1 or more"),
+        ("data=2x4", {}, "give one number, or expert as hosts x devices, as expert=2x8"),
+        ("expert=2x2x2", {}, "give one number, or expert as hosts x devices"),
+        ("expert=2x4", {"ragged_all_to_all": True}, "use mesh expert=8"),
     ],
 )
 def test_a_model_that_a_mesh_cannot_split_is_refused(

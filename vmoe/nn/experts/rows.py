@@ -114,7 +114,7 @@ class RowExperts(NamedTuple):
         sending: Sending,
     ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s k"]]:
         """The outputs of the experts of all devices for a device's tokens, and what was sent."""
-        receivers = self.placement.expert
+        receivers, all_to_all = self.placement.expert, self.placement.all_to_all
         c = buffer_rows(routing, receivers, k, sending.factor)
         of_each = routing.choices.shape[1] // receivers
         one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
@@ -133,8 +133,8 @@ class RowExperts(NamedTuple):
             return combine(outputs[None, None], plan).reshape(rows.shape), routing.kept
 
         def there_and_back(key: MaybeKey, *sent: Array) -> Array:
-            outputs = compute(key, *(jax.lax.all_to_all(x[0], EXPERT, 0, 0) for x in sent))
-            return jax.lax.all_to_all(outputs, EXPERT, 0, 0)[None]
+            outputs = compute(key, *(all_to_all(x[0]) for x in sent))
+            return all_to_all(outputs)[None]
 
         plan = exchange(routing, receivers, c)
         sent = dispatch(one_group, plan.routing), plan.experts[None]
