@@ -113,8 +113,7 @@ def plan(
     placements[0].check_batch(config.batch_size, config.accumulate)
     state = abstract_state(config)
     candidates = {  # without times
-        p: Candidate(p.axes, p.fsdp, memory(config, p, state))
-        for p in placements
+        p: Candidate(p.axes, p.fsdp, memory(config, p, state)) for p in placements
     }
     feasible = {p: c for p, c in candidates.items() if c.memory.total <= limit}
     if not feasible:
