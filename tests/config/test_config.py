@@ -331,8 +331,9 @@ def test_a_router_that_could_not_be_read_again_is_not_written(router: configs.Ro
         MoEConfig(num_experts=16, router=ReLU(target_k=8)),
         MoEConfig(num_experts=16, router=TokenChoice(shares=(1.0,) * 16, k=9)),
         MoEConfig(num_experts=8, experts=ExpertList(each=(MlpExpert(),) * 8)),
+        MoEConfig(num_experts=16, hot_experts=9),
     ],
-    ids=["target_k", "shares", "list"],
+    ids=["target_k", "shares", "list", "hot experts"],
 )
 def test_a_dry_run_has_fewer_experts_of_any_layer(moe: MoEConfig) -> None:
     for devices, experts in ((1, 4), (2, 4), (3, 6), (8, 8)):

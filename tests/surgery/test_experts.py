@@ -402,3 +402,9 @@ def test_a_pruned_expert_goes_with_its_share_and_a_merged_one_has_those_of_its_m
     merged, _ = merge_experts(config, params, {1: [(0, 3), (1, 2)]})
     assert pruned.moe_of(1).router.shares == (3.0, 1.0)
     assert merged.moe_of(1).router.shares == (5.0, 5.0)
+
+
+def test_no_more_experts_are_hot_than_are_left() -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, hot_experts=3))
+    pruned, _ = prune_experts(config, random_params(config), {1: (2, 0)})
+    assert (pruned.moe_of(1).hot_experts, pruned.moe_of(0).hot_experts) == (2, 3)

@@ -82,6 +82,8 @@ class MoEConfig(Checked):
         drops = self.ragged_buffer_factor is None or router.can_drop
         never = "no choice of this router may be dropped, leave it out"
         require(drops, never, "ragged_buffer_factor", "router.kind")
+        most = f"use at most {self.num_experts}"
+        require(self.hot_experts <= self.num_experts, most, "hot_experts")
         stacked = self.transfer_chunks == 1 or isinstance(experts, AnyMlpExpert)
         alone = "only MLPs of one kind can be sent in parts, leave it out"
         require(stacked, alone, "transfer_chunks", "experts.kind")

@@ -106,8 +106,6 @@ class TrainConfig(Checked):
         for moe in self.model.moe_blocks.values():
             for name in ("ragged_buffer_factor", "hot_experts", "ragged_all_to_all"):
                 moe.require(moe.sends_rows or not getattr(moe, name), slots, name)
-            most = f"use at most {moe.num_experts}"
-            moe.require(moe.hot_experts <= moe.num_experts, most, "hot_experts")
         for name in ("shift", "cutout"):
             fits = getattr(self.data, name) < self.model.image_size
             self.require(fits, "use less than the image size", f"data.{name}", "model.image_size")

@@ -35,7 +35,7 @@ class Sending(NamedTuple):
 
     Attributes:
         factor: see ``MoEConfig.ragged_buffer_factor``.
-        hot: see ``MoEConfig.hot_experts``; all if there are fewer.
+        hot: see ``MoEConfig.hot_experts``.
         chunks: see ``MoEConfig.transfer_chunks``.
         ragged: see ``MoEConfig.ragged_all_to_all``.
     """
@@ -80,7 +80,7 @@ class RowExperts(NamedTuple):
         Args:
             k: experts per token, a mean where tokens have different numbers of experts.
         """
-        placement, hot = self.placement, min(sending.hot, self.experts.num_experts)
+        placement = self.placement
         if placement.devices == 1:
             return self._of_device(rows, routing, key), routing
         graph, state = nnx.split(self.experts)
@@ -90,10 +90,10 @@ class RowExperts(NamedTuple):
             own = self._replace(experts=nnx.merge(graph, state))
             if placement.expert == 1:  # all experts are here
                 return own._of_device(rows, routing, key), routing
-            if not hot:
+            if not sending.hot:
                 outputs, fits = own._exchanged(rows, routing, key, k, sending)
             else:
-                numbers = hottest(routing, hot, ALL)
+                numbers = hottest(routing, sending.hot, ALL)
                 some, others = split_off(routing, numbers)
                 copied = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
                 hot_key, key = keys.split(key, 2)
