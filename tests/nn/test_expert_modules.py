@@ -230,6 +230,8 @@ def test_auto_is_chosen_by_the_slots_for_a_choice_and_by_the_platform(
     choices = jnp.zeros((1, 10, 1), int)
     routing = Routing(choices, choices, jnp.zeros((1, 4, capacity), int), choices.astype(float))
     assert {name: experts.implementation_for(routing, name) for name in chosen} == chosen
+    by_rows = {name: experts.implementation_for(routing, name, rows=True) for name in chosen}
+    assert by_rows == {"cpu": "blocked", "gpu": "ragged", "tpu": "ragged"}
 
 
 @pytest.mark.parametrize("kind", ["cnn", "attention"])

@@ -13,6 +13,11 @@ Implementation = Literal["batched", "blocked", "ragged"]
 """How MLPs compute (``vmoe/nn/implementations.py``)."""
 
 
+def sends_rows(implementation: Literal["auto", Implementation], *, dropless: bool) -> bool:
+    """Whether the rows of kept choices travel between devices, rather than all slots."""
+    return dropless if implementation == "auto" else implementation != "batched"
+
+
 class ExpertConfig(Checked):
     """The interface of every kind of expert.
 

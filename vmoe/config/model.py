@@ -11,6 +11,7 @@ from vmoe.config.experts import (
     CnnExpert,
     Expert,
     MlpExpert,
+    sends_rows,
 )
 from vmoe.config.gates import Gate, LinearGate, SlotGate
 from vmoe.config.rotary import Rotary
@@ -113,10 +114,8 @@ class MoEConfig(Checked):
 
     @property
     def sends_rows(self) -> bool:
-        """Whether the rows of kept choices travel between devices, rather than all slots."""
-        implementation = self.experts.implementation
-        by_rows = implementation in ("blocked", "ragged")
-        return by_rows or (implementation == "auto" and self.router.dropless)
+        """See ``vmoe.config.experts.sends_rows``."""
+        return sends_rows(self.experts.implementation, dropless=self.router.dropless)
 
     def slots(self, s: int) -> int:
         """Slots of an expert for a group of s tokens in evaluation."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import AnyRouter, MoEConfig, TokenChoice
-from vmoe.config.experts import Activation, Implementation
+from vmoe.config.experts import Activation, Implementation, sends_rows
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
@@ -397,15 +397,14 @@ class MoE(nnx.Module):
     def implementation_for(self, routing: Routing | SoftRouting) -> Implementation:
         """How the experts compute a routing: by slots, unless they are ``StackedMlps``.
 
-        Soft routing fills every slot. On several devices "auto" means rows without a capacity only.
+        Soft routing fills every slot. On several devices it depends on what they send each other.
         """
-        experts, platform = self.experts, self.placement.platform
+        experts, several = self.experts, self.placement.devices > 1
         if not isinstance(routing, Routing) or not isinstance(experts, StackedMlps):
             return "batched"
-        if self.placement.devices > 1 and experts.implementation == "auto":
-            by_rows: Implementation = "blocked" if platform == "cpu" else "ragged"
-            return by_rows if self.router.dropless else "batched"
-        return experts.implementation_for(routing, platform)
+        if several and not sends_rows(experts.implementation, dropless=self.router.dropless):
+            return "batched"
+        return experts.implementation_for(routing, self.placement.platform, rows=several)
 
     def _through_experts(
         self,

@@ -69,7 +69,9 @@ class StackedMlps(Experts):
         self.implementation: Literal["auto", Implementation] = implementation
         self.num_experts = num_experts
 
-    def implementation_for(self, routing: Routing, platform: str) -> Implementation:
+    def implementation_for(
+        self, routing: Routing, platform: str, *, rows: bool = False
+    ) -> Implementation:
         """The implementation; for "auto", one for the platform and the shapes.
 
         On a CPU ``blocked`` is chosen. Elsewhere it is ``batched`` while there are about as many
@@ -77,12 +79,14 @@ class StackedMlps(Experts):
 
         Args:
             platform: "cpu", "gpu" or "tpu".
+            rows: whether "auto" computes no slots, as where devices send rows.
         """
         if self.implementation != "auto":
             return self.implementation
         if platform == "cpu":
             return "blocked"
-        return "batched" if routing.choices.size <= 1.25 * routing.slots.size else "ragged"
+        few = routing.choices.size <= 1.25 * routing.slots.size
+        return "batched" if few and not rows else "ragged"
 
     @jax.named_scope("experts")
     def __call__(
