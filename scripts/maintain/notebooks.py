@@ -8,8 +8,9 @@ the same cells, and a hash of its code cells and their outputs, so that a test f
 edited instead of run. ``--set`` adds a cell after the cell tagged "parameters". A notebook runs in
 a temporary folder, which is deleted afterwards. If a cell fails, nothing is written and the exit
 status is 1. A notebook whose data are not installed raises ``SystemExit`` with the line that
-installs them; it is skipped. Cells tagged "photographs" are written without their outputs, which
-show photographs that must not be distributed with the project.
+installs them. It is skipped with exit status 0 if all notebooks are run; if it was named, the exit
+status is 2. Cells tagged "photographs" are written without their outputs, which show photographs
+that must not be distributed with the project.
 
 The slow tests run the cells before the first cell tagged "long" again, and compare what they print
 with the stored outputs.
@@ -122,6 +123,8 @@ def main() -> None:
         except (CellExecutionError, ValueError) as error:
             sys.exit(f"{name}: {error}")
         except SystemExit as reason:
+            if options.names:
+                parser.exit(2, f"{name}: {reason}\n")
             print(f"{name}: skipped: {reason}", flush=True)
             continue
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -210,12 +210,25 @@ def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.process
+def test_a_notebook_without_its_data_is_skipped_if_all_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    (tmp_path / "one.py").write_text('# %%\nraise SystemExit("pip install data")\n')
+    run()
+    assert capsys.readouterr().out == "one: skipped: pip install data\n"
+    assert not (tmp_path / "one.ipynb").exists()
+
+
+@pytest.mark.process
 @pytest.mark.skipif(None not in SOLAR, reason="its data are installed")
-def test_a_notebook_without_its_data_is_skipped_with_the_line_that_installs_them(
+def test_a_notebook_that_was_named_ends_with_status_2_and_the_line_that_installs_its_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("06_solar", "--out", str(tmp_path / "out"))
-    assert capsys.readouterr().out == f"06_solar: skipped: {PACKAGES}\n"
+    with pytest.raises(SystemExit) as caught:
+        run("06_solar", "--out", str(tmp_path / "out"))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"06_solar: {PACKAGES}"
     assert not (tmp_path / "out").exists()
 
 
