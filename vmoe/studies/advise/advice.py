@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vmoe.config import ViTConfig
-from vmoe.studies.advise.measures import EXPERTS, Estimate, Measures, num_patches
+from vmoe.studies.advise.measures import EXPERTS, Estimate, Measures
 
 STORED = resources.files("vmoe.studies.advise").joinpath("reference.json")
 LEVEL = 0.05
@@ -20,8 +20,8 @@ GAIN = 1.0
 FACTOR = 2.5
 """How many times more, or fewer, images or routed FLOPs than measured are still alike: no number
 between those of the experiment is left out, as neighbors are at most five times apart."""
-COMPARED = ("groups", "spread")
-"""The measures that decide which data set is nearest."""
+COMPARED = {"class_agreement": "class agreement", "spread": "spread"}
+"""The measures that decide which data set is nearest, and what they are called."""
 DRAWS = 1000
 """Draws of all measures within their errors."""
 NEAR = 0.05
@@ -35,14 +35,13 @@ class Contrast(NamedTuple):
 
     Attributes:
         images: number of training images.
-        mean: the mean over the folds, in points, as are ``error``, its standard error, and ``low``
-            and ``high``, the bounds of its 95% interval, which is that of this difference alone.
+        mean: the mean over the folds, in points, as are ``low`` and ``high``, the bounds of its
+            95% interval, which is that of this difference alone.
         p: of its test, corrected for the number of tests of the experiment.
     """
 
     images: int
     mean: float
-    error: float
     low: float
     high: float
     p: float
@@ -87,13 +86,13 @@ class Reference(NamedTuple):
 
     Attributes:
         date: when it was written, YYYY-MM-DD.
-        model: of the dense model, the name, and what ``size_of`` has.
+        model: the dense model, for a reader.
         costs: "parameters", and "ms", milliseconds per image on a CPU, of the "sparse" block's
             experts and of the MLP of the "dense" block of equal FLOPs; empty if not measured.
     """
 
     date: str
-    model: dict[str, Any]
+    model: str
     data_sets: tuple[DataSet, ...]
     costs: dict[str, dict[str, float]]
 
@@ -132,11 +131,11 @@ def advise(config: ViTConfig, own: Measures, images: int, reference: Reference) 
     """What to expect for some images.
 
     Args:
-        config: the dense model, as it is to be trained.
+        config: the dense model, as it is to be trained; see ``measures.with_patch_mean``.
         own: the measures of the images.
         images: number of training images, at least 1.
     """
-    if unknown := [name for name in COMPARED if not getattr(own, name).known]:
+    if unknown := [label for name, label in COMPARED.items() if not getattr(own, name).known]:
         few = "too few images were read, or too few of a class"
         return Advice("not known", f"no evidence: {' and '.join(unknown)} not measured, as {few}")
     nearest = shares_nearest(own, reference.data_sets)
@@ -149,11 +148,11 @@ def advise(config: ViTConfig, own: Measures, images: int, reference: Reference) 
     meaning = {
         "yes": "there is a clear gain",
         "no": f"a gain of {GAIN:g} point is excluded",
-        "not known": f"neither is a gain clear, nor one of {GAIN:g} point excluded",
+        "not known": f"no gain is clear, but one of {GAIN:g} point is not excluded",
     }
     figures = [
-        f"on {name}, {each.images:,} training images: {meaning[each.verdict]}, accuracy sparse "
-        f"minus dense {each.interval} points, corrected p {each.p:.2g}, {each.folds} folds"
+        f"on {name} with {each.images:,} training images {meaning[each.verdict]}: accuracy, "
+        f"sparse minus dense, {each.interval} points, corrected p {each.p:.2g}, {each.folds} folds"
         for name, each in found.items()
     ]
     return Advice(verdict, "; ".join(figures), nearest, found)
@@ -183,17 +182,13 @@ def _unlike(
 ) -> Iterator[str]:
     """What the experiment did not measure, each with the figures of both."""
     if config.pooling not in ("mean", "patch_mean"):
-        yield {
-            "class_token": "the head reads the class token, so experts of the last block would "
-            "work for that one token",
-            "attention": "the head reads the patches by attention",
-        }[config.pooling] + " (in the experiment the mean of the patches)"
-    for name in COMPARED:
+        yield f"pooling {config.pooling} (in the experiment the mean of the patches)"
+    for name, label in COMPARED.items():
         values = [getattr(each.measures, name).value for each in data_sets]
         value, margin = getattr(own, name).value, np.std(values)
         if not min(values) - margin <= value <= max(values) + margin:
             measured = f"{min(values):.2f} to {max(values):.2f}"
-            yield f"{name} {value:.2f} (in the experiment {measured})"
+            yield f"{label} {value:.2f} (in the experiment {measured})"
     routed = near[0].measures.routed  # all are of one model
     if not _near(own.routed, routed):
         yield f"{ROUTED} {own.routed:.1%} (in the experiment {routed:.1%})"
@@ -202,30 +197,20 @@ def _unlike(
             yield f"{images:,} training images (of {each.name} {_sizes(each)} were measured)"
 
 
-def size_of(config: ViTConfig) -> dict[str, int]:
-    """Numbers of a model beside which those of the experiment's model are shown."""
-    return {
-        "pixels a side": config.image_size,
-        "patches": num_patches(config),
-        "blocks": config.depth,
-        "width": config.width,
-    }
-
-
 def table(
     own: Measures | None, images: int, reference: Reference, nearest: dict[str, float]
 ) -> tuple[list[str], list[list[str]]]:
     """The headings and rows of the measures, side by side."""
     data_sets = reference.data_sets
     every = [own, *(each.measures for each in data_sets)]
-    labels = {"groups": "groups, 0 to 1", "spread": f"spread, 1 to {EXPERTS}"}
+    ranges = ("0 to 1", f"1 to {EXPERTS}")
     rows = [
-        [label, *(_shown(getattr(each, name)) if each else "" for each in every)]
-        for name, label in labels.items()
+        [f"{label}, {limits}", *(_shown(getattr(each, name)) if each else "" for each in every)]
+        for (name, label), limits in zip(COMPARED.items(), ranges, strict=True)
     ]
     if nearest:
         chances = [f"{nearest[each.name]:.0%}" for each in data_sets]
-        rows.append(["nearest in groups and spread, share of draws", "", *chances])
+        rows.append(["nearest in these two, share of draws", "", *chances])
     rows.append([ROUTED, *(f"{each.routed:.1%}" if each else "" for each in every)])
     rows.append(["training images", f"{images:,}", *map(_sizes, data_sets)])
     found = [each.at(images) for each in data_sets]

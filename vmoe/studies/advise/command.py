@@ -35,6 +35,10 @@ config = TrainConfig(
 )
 """
 """The training of the experiment as far as a config describes it: of the experts and the head."""
+NEW_HEAD = (
+    "the head reads the class token, so experts of the last block would work for that token only: "
+    "the advice and the commands are for a new head, which reads the mean of the patches"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +68,8 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.sample import open_any_classes
     from vmoe.passes import inputs
-    from vmoe.studies.advise.advice import Advice, advise, read_reference, size_of, table
-    from vmoe.studies.advise.measures import EXPERTS, IMAGES, measure, with_head
+    from vmoe.studies.advise.advice import COMPARED, Advice, advise, read_reference, table
+    from vmoe.studies.advise.measures import EXPERTS, IMAGES, measure, with_patch_mean
     from vmoe.surgery.upcycle import upcycled_layer
 
     is_folder = args.data not in KINDS and Path(args.data).is_dir()
@@ -84,11 +88,12 @@ def run(argv: Sequence[str]) -> None:
     images, classes = len(source), len(source.class_names)
     if classes < 2:
         raise UsageError(f"{source.name}: give images of two classes at least, it has {classes}")
-    reference, own, model, commands, config = read_reference(), None, {}, [], ""
-    found = Advice("not known", "groups and spread are measured with a dense model only")
+    reference, own, commands, config, messages = read_reference(), None, [], "", []
+    measured = " and ".join(COMPARED.values())
+    found = Advice("not known", f"{measured} are measured with a dense model only")
     left_out = Unreadable("left out")
     if stored:
-        trained, some = with_head(stored.config), sample(source, IMAGES)
+        trained, some = with_patch_mean(stored.config), sample(source, IMAGES)
         with progress(f"{some.name}, batches", -(-len(some) // BATCH)) as advance:
             on_unreadable = left_out.add if replace else None
             reading = Reading(BATCH, on_batch=advance, on_unreadable=on_unreadable)
@@ -96,20 +101,22 @@ def run(argv: Sequence[str]) -> None:
             own = measure(
                 dense, inputs(dense, some, stored.preprocessing, reading, any_classes=True)
             )
-        found, model = advise(trained, own, images, reference), size_of(trained)
+        found = advise(trained, own, images, reference)
+        repooled = trained != stored.config
+        messages = [NEW_HEAD] * repooled
         where = ["--blocks", f"{trained.depth - 1}", "--num-experts", f"{EXPERTS}"]
         train = ["--config", "sparse.py", "--workdir", "runs/sparse", "--init", "sparse"]
-        train += ["--init-partial"] * (trained != stored.config)  # another pooling
+        train += ["--init-partial"] * repooled
         commands = [["vmoe", "upcycle", f"{args.checkpoint}", "sparse", *where]]
         commands += [["vmoe", "train", *train]]
         config = CONFIG.format(
             **dict(classes=classes, pooling=trained.pooling, data=data),
             batch=min(BATCH, 1 << images.bit_length() - 1),
         )
-    print_messages([*skipped_messages([source]), *left_out.news()])
+    print_messages([*skipped_messages([source]), *left_out.news(), *messages])
     if args.json:
         print_json(
-            dict(data=source.name, images=images, classes=classes, model=model, measures=own)
+            dict(data=source.name, images=images, classes=classes, measures=own)
             | found._asdict()
             | dict(commands=commands, config=config, reference=reference)
         )
@@ -117,23 +124,20 @@ def run(argv: Sequence[str]) -> None:
     columns, rows = table(own, images, reference, found.nearest)
     print_table(columns, rows, title=f"{source.name}: {images:,} images of {classes:,} classes")
     print(one_line(f"would experts help? {found.verdict}: {found.reason}"))
-    print(f"three data sets: no law ({reference.model['name']}, table of {reference.date})")
-    differ = [
-        f"{name} {value:,} ({reference.model[name]:,})"
-        for name, value in model.items()
-        if value != reference.model[name]
+    print(
+        f"measured on three data sets with one model, {reference.model} (table of "
+        f"{reference.date}); other data and models may differ"
+    )
+    print(
+        f"sparse is {EXPERTS} experts, two for each token; dense is an MLP of twice the hidden "
+        "units, with equal FLOPs; brackets have 95% intervals"
+    )
+    costs = [
+        f"{name} {each['parameters'] / 1e6:.1f} million parameters, {each['ms']:.1f} ms per image"
+        for name, each in reference.costs.items()
     ]
-    if differ:
-        print(f"unlike the experiment's model, in brackets: {', '.join(differ)}")
-    print("dense is a block of equal FLOPs: an MLP of twice the hidden units")
-    if costs := reference.costs:
-        sparse, dense_costs = costs["sparse"], costs["dense"]
-        parameters = (each["parameters"] / 1e6 for each in (sparse, dense_costs))
-        print(
-            "what a last block cost there, sparse and dense: "
-            + "{:.1f} and {:.1f} million parameters; ".format(*parameters)
-            + f"{sparse['ms']:.1f} and {dense_costs['ms']:.1f} ms per image on a CPU"
-        )
+    if costs:
+        print(f"their costs in the experiment, on a CPU: {'; '.join(costs)}")
     if not commands:
         print(f"to know more: {shlex.join(['vmoe', 'advise', data])} --checkpoint DENSE")
         return

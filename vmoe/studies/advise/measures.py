@@ -55,17 +55,17 @@ class Measures(NamedTuple):
     """What is compared with the data sets of the experiment.
 
     Attributes:
-        groups: how much more often patches of two images agree if the images share a class: 0 if
-            not, 1 if patches of a class always agree and not all do; less than 0 by chance only.
-            All classes of two images count alike. Not measured if fewer than two classes have two
-            images.
+        class_agreement: how much more often patches of two images agree if the images share a
+            class: 0 if not, 1 if patches of a class always agree and not all do; less than 0 by
+            chance only. All classes of two images count alike. Not measured if fewer than two
+            classes have two images.
         spread: number of clusters that the patches of an image are of: 1 over the probability that
             two of its patches agree; from 1 to about 4.
-        routed: the part of a forward pass's FLOPs that the last MLP takes for those tokens that
-            the head reads, in [0, 1].
+        routed: the part of a forward pass's FLOPs that the last MLP takes for the patches, in
+            [0, 1].
     """
 
-    groups: Estimate
+    class_agreement: Estimate
     spread: Estimate
     routed: float
 
@@ -90,14 +90,14 @@ def measure(model: ViT, batches: Iterable[Batch]) -> Measures:
         patches = grid[:, ::step, ::step].astype(np.float32)
         rows.append(rearrange(patches, "b i j d -> b (i j) d"))
         labels.append(batch.labels[batch.valid])
-    groups, spread = estimates(np.concatenate(rows), np.concatenate(labels))
-    return Measures(groups, spread, routed_share(config))
+    agreement, spread = estimates(np.concatenate(rows), np.concatenate(labels))
+    return Measures(agreement, spread, routed_share(config))
 
 
 def estimates(
     patches: Float[np.ndarray, "b n d"], labels: Int[np.ndarray, "b l"]
 ) -> list[Estimate]:
-    """``Measures.groups`` and ``spread``.
+    """``Measures.class_agreement`` and ``spread``.
 
     Halves of the images are clustered apart. The difference of two halves has twice the standard
     error of all images; its mean square is over ``SPLITS`` random divisions.
@@ -112,10 +112,11 @@ def estimates(
     random, changes = np.random.default_rng(0), []
     for _ in range(SPLITS):
         halves = np.array_split(random.permutation(b), 2)
-        first, second = (_groups_and_spread(patches[own], labels[own]) for own in halves)
+        first, second = (_agreement_and_spread(patches[own], labels[own]) for own in halves)
         changes.append(np.subtract(first, second))
     found = []
-    for value, own in zip(_groups_and_spread(patches, labels), np.transpose(changes), strict=True):
+    values = _agreement_and_spread(patches, labels)
+    for value, own in zip(values, np.transpose(changes), strict=True):
         own = own[np.isfinite(own)]
         error = float(np.sqrt(np.mean(own**2)) / 2) if len(own) else np.inf
         found.append(Estimate(value, error))
@@ -124,24 +125,21 @@ def estimates(
 
 def routed_share(config: ViTConfig) -> float:
     """``Measures.routed``."""
-    config = with_head(config)
     mlp = nested(abstract_params(config))["blocks"][config.depth - 1]["mlp"]
     kernels = sum(x.size for x in jax.tree.leaves(mlp) if len(x.shape) == 2)
-    read = 1 if config.pooling == "class_token" else num_patches(config)
-    return 2 * kernels * read / cost(config).flops_per_image
+    patches = num_tokens(config) - config.prefix_tokens
+    return 2 * kernels * patches / cost(config).flops_per_image
 
 
-def with_head(config: ViTConfig) -> ViTConfig:
-    """The same, but the head of a model without classes is to read the mean of the patches."""
-    headless = not config.num_classes and config.pooling == "class_token"
-    return replace(config, pooling="patch_mean") if headless else config
+def with_patch_mean(config: ViTConfig) -> ViTConfig:
+    """The model to train: if its head reads the class token, a new one is to read the patches.
+
+    Experts of the last block would work for that one token only.
+    """
+    return replace(config, pooling="patch_mean") if config.pooling == "class_token" else config
 
 
-def num_patches(config: ViTConfig) -> int:
-    return (config.image_size // config.patch_size) ** 2
-
-
-def _groups_and_spread(
+def _agreement_and_spread(
     patches: Float[np.ndarray, "b n d"], labels: Int[np.ndarray, "b l"]
 ) -> tuple[float, float]:
     b, n, _ = patches.shape
@@ -153,7 +151,7 @@ def _groups_and_spread(
 
 
 def class_agreement(shares: Float[np.ndarray, "b e"], labels: Int[np.ndarray, "b l"]) -> float:
-    """``Measures.groups`` for the shares of the clusters in the patches of each image."""
+    """``Measures.class_agreement`` for the shares of the clusters in the patches of each image."""
     known = np.unique(labels[labels >= 0])
     is_of = (labels[..., None] == known).any(1).astype(float)  # b y
     is_of = is_of[:, is_of.sum(0) > 1]
