@@ -43,6 +43,7 @@ from scripts.experiments.mixtures import plots as mixtures_plots
 from scripts.experiments.mixtures import tables as mixtures
 from scripts.experiments.multitask import plots as multitask_plots
 from scripts.experiments.multitask import tables as multitask
+from scripts.experiments.solar import plots as solar_plots
 from scripts.experiments.solar import tables as solar
 
 PAGES = (
@@ -102,6 +103,7 @@ def plots(stored: Stored) -> dict[str, Any]:
         "mixtures": mixtures_plots.plot(stored.rows("mixtures")),
         "multitask": multitask_plots.plot(stored.rows("multitask")),
         "transfer": miniature.plot(stored.rows("miniature")),
+        "real": solar_plots.plot(stored.rows("solar")),
         "batch": batch.plot(stored.json("batch")),
         "compute": check_capacity.plot(stored.lines("compute")),
         "pruning": upcycle_and_prune.plot_pruning(stored.lines("pruning")),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.special
@@ -12,7 +13,7 @@ from PIL import Image
 
 import vmoe
 from scripts.experiments.framework.pages import NOT_MEASURED
-from scripts.experiments.solar import arms, command, data, tables
+from scripts.experiments.solar import arms, command, data, plots, tables
 from tests import script
 from vmoe.nn.vit import ViT
 
@@ -193,12 +194,27 @@ def test_the_answer_leaves_out_folds_with_kin_and_says_what_is_not_excluded() ->
     }
     text = " ".join(tables.answer(rows).split())
     assert "clearly better or worse in none of 6 tests" in text and "random" not in text
-    assert "cells, 40 -10.0 ± 10.0" in text and "none is clear" in text
+    assert "-10.0 ± 10.0 (cells, 40)" in text and "none is clear" in text
     assert "the largest gain that is not excluded is 17.8 (" in text
     assert "the largest loss that is not excluded is 37.8 (" in text
     assert "1.9 times the parameters" in text and "take 1.5 times as long" in text
     del rows["clothes_1000_moe_drop"][4]
     assert "**Answer:** Not measured yet." in tables.answer(rows)
+
+
+def test_the_figure_has_what_is_measured_and_all_cells_as_the_number_in_three_folds() -> None:
+    measured = {i: row_of("11111" + "01"[i % 2] * 5) for i in range(5)}
+    rows = {"solar_200_probe": measured, "solar_40_moe_copies": measured}
+    for subset in ("solar_all", "solar_random"):
+        rows |= {f"{subset}_{arm}": measured for arm in ("dense_active", *tables.COPIES)}
+    left, right = plots.plot(rows).axes
+    titles = [label.get_text() for label in left.get_yticklabels()]
+    assert titles == ["cells, all", "cells, all, random folds"]
+    assert [*right.get_xticks()] == [30, 200]
+    drawn = {line.get_label(): [*line.get_xydata()[0]] for line in right.get_lines()}
+    assert drawn["linear probe"] == [200, 70] and drawn["MoEs that start as copies"] == [30, 70]
+    assert not plots.plot({}).axes[1].get_lines()
+    plt.close("all")
 
 
 def test_the_table_of_rates_counts_those_that_were_chosen() -> None:

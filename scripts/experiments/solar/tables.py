@@ -1,6 +1,6 @@
 """The tables of the experiment, and its answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +131,17 @@ def by_fold(rows: Rows, subset: str, arm: str, figure: str = "") -> dict[int, fl
     return found if len(found) == FOLDS else {}
 
 
+def mean_by_fold(
+    rows: Rows, subset: str, arms: Iterable[str], figure: str = ""
+) -> dict[int, float]:
+    """As ``by_fold``, the mean over the arms that the subset has; none before all are measured."""
+    own = [arm for arm in arms if arm in SUBSETS[subset].arms]
+    every = [by_fold(rows, subset, arm, figure) for arm in own]
+    if not every or not all(every):
+        return {}
+    return {fold: float(np.mean([each[fold] for each in every])) for fold in every[0]}
+
+
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """The mean of the first minus that of the second, over the folds.
 
@@ -152,11 +163,9 @@ def primary(rows: Rows) -> dict[str, Difference]:
     set before these rows too, but after the pilot on the validation images of one fold.
     """
     found = {}
-    for name, subset in SUBSETS.items():
-        base = by_fold(rows, name, "dense_active")
-        every = [by_fold(rows, name, arm) for arm in COPIES if arm in subset.arms]
-        if base and all(every):
-            means = {fold: float(np.mean([each[fold] for each in every])) for fold in base}
+    for name in SUBSETS:
+        base, means = by_fold(rows, name, "dense_active"), mean_by_fold(rows, name, COPIES)
+        if base and means:
             found[name] = difference(means, base)
     return _judged(found, lambda name: name in TESTED)
 
@@ -293,12 +302,12 @@ def _primary(rows: Rows) -> Answer:
     found = {SUBSETS[name].title: each for name, each in primary(rows).items() if name in TESTED}
     clear = [f"{_better(each)} on {name}" for name, each in found.items() if each.clear]
     text = "; ".join(clear) or f"clearly better or worse in none of {len(found)} tests"
-    numbers = [f"{name} {signed(each, 1)}" for name, each in found.items()]
+    numbers = [f"{signed(each, 1)} ({name})" for name, each in found.items()]
     for word, sign in (("gain", 1), ("loss", -1)):
         bound, name = max((sign * each.mean + each.margin, name) for name, each in found.items())
         numbers.append(f"the largest {word} that is not excluded is {bound:.1f} ({name})")
     return (
-        f"experts that start as copies are, against a dense block of equal FLOPs, {text}",
+        f"compared with a dense block of equal FLOPs, experts that start as copies are {text}",
         f"points of accuracy, sparse minus dense: {'; '.join(numbers)}",
     )
 
@@ -310,10 +319,11 @@ def _exploring(rows: Rows) -> Answer:
         for (subset, arm, base), each in found.items()
         if each.clear
     ]
-    means = [each.mean for each in found.values()]
+    means, number = [each.mean for each in found.values()], f"{len(found)} exploratory comparisons"
     return (
-        f"of single comparisons, which explore, {'; '.join(clear) or 'none is clear'}",
-        f"{len(found)} of these: {min(means):+.1f} to {max(means):+.1f}",
+        f"of {number} of single arms, {'these are clear: ' * bool(clear)}"
+        f"{'; '.join(clear) or 'none is clear'}",
+        f"{number}: {min(means):+.1f} to {max(means):+.1f}",
     )
 
 
@@ -321,8 +331,11 @@ def _costs(rows: Rows) -> Answer | None:
     for figures in figures_of(rows, "costs"):
         sparse, dense = figures["moe_copies"], figures["dense_active"]
         more, slower = (sparse[name] / dense[name] for name in ("parameters", "ms"))
-        text = f"the copies have {more:.1f} times the parameters of the dense block of equal FLOPs"
-        return f"{text} and take {slower:.1f} times as long", f"{sparse['ms']:.1f} ms an image"
+        return (
+            f"the copies have {more:.1f} times the parameters of that dense block and take "
+            f"{slower:.1f} times as long",
+            f"{sparse['ms']:.1f} instead of {dense['ms']:.1f} ms an image",
+        )
     return None
 
 
