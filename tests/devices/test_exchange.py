@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.interpreters import mlir
 
 from tests.devices.test_sharding import (
@@ -31,7 +32,9 @@ from vmoe.analysis import capture
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import CnnExpert, MlpExpert, TokenChoice, ViTConfig, replace
 from vmoe.costs.collectives import parse_collectives
+from vmoe.errors import UsageError
 from vmoe.mesh import place
+from vmoe.nn.moe import MoE
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.state import init_state, state_shardings
 from vmoe.train.step import make_train_step
@@ -202,6 +205,14 @@ def test_a_step_in_parts_with_fsdp_and_rematerialization_is_that_of_one_device(
     start = jax.device_put(before, state_shardings(before, ours))
     found = make_train_step(changed, ours)(start, ours.make_global_array(batch_of_16()))
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("config", [DROPLESS, RAGGED], ids=["buffers", "ragged"])
+def test_more_choices_on_a_device_than_can_be_sorted_are_refused(config: ViTConfig) -> None:
+    b, n, d = 2**20, 2**10, CONFIG.width  # 2**27 tokens on each device
+    layer = MoE.from_config(config.moe, d, 1, n, placement=on("expert=8"), rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match="too many to sort: .* or the batch"):
+        jax.eval_shape(layer, jax.ShapeDtypeStruct((b, n, d), jnp.float32))
 
 
 @pytest.mark.parametrize("ragged", [False, True])

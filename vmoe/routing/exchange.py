@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Routing
-from vmoe.errors import UsageError
 from vmoe.reverse_mode import reverse_only
 from vmoe.routing.layout import rows_at
 from vmoe.routing.queues import invert, queue
@@ -37,45 +36,37 @@ def buffer_rows(routing: Routing, receivers: int, k: int, factor: float | None) 
     return most if factor is None else min(most, math.ceil(factor * g * s * k / receivers))
 
 
-class Exchange(NamedTuple):
-    """How the rows of a device travel.
+def to_receivers(routing: Routing, receivers: int, c: int) -> Routing:
+    """The routing of a device's tokens, as one group, to the devices of their experts.
 
-    Attributes:
-        routing: its tokens are one group, and the x receivers, itself among them, its experts.
-        experts: the expert of each row among those of its receiver; their number if there is none.
-    """
-
-    routing: Routing
-    experts: Int[Array, "x c"]
-
-
-def exchange(routing: Routing, receivers: int, c: int) -> Exchange:
-    """Queues the kept choices of a device's tokens for the devices of their experts.
-
-    Those with the smallest weights are the last in their queue, and are dropped first.
+    Kept choices queue there. Those with the smallest weights are the last in their queue, and are
+    dropped first.
 
     Args:
         routing: of this device's groups.
-        receivers: number x of devices over which the experts are split.
+        receivers: number of devices over which the experts are split, this one among them.
         c: number of rows for each of them.
-
-    Raises:
-        UsageError: the device has too many choices to be sorted.
     """
-    g, s, k = routing.slots.shape
-    e = routing.choices.shape[1]
-    if (receivers + 1) * g * s * k >= 2**31:
-        raise UsageError(f"{g * s:,} tokens x k={k} on a device are too many: give smaller batches")
-    experts = jnp.where(routing.kept, routing.experts, e).reshape(1, -1, 1)
-    own = e // receivers
+    experts_each = routing.choices.shape[1] // receivers
+    shape = 1, -1, routing.slots.shape[-1]
+    to = jnp.where(routing.kept, routing.experts // experts_each, receivers)
     order = jnp.argsort(routing.weights.reshape(1, -1), descending=True)
-    slots, choices = queue(experts // own, order, e=receivers, c=c)
-    of_rows = rows_at(experts[..., 0] % own, choices)[0]
-    of_rows = jnp.where(choices[0] < g * s * k, of_rows, own)
-    shape = 1, g * s, k
-    to, slots, weights = (experts // own).reshape(shape), slots.reshape(shape), routing.weights
-    weights = jnp.where(slots < receivers * c, weights.reshape(shape), 0)
-    return Exchange(Routing(to, slots, choices, weights), of_rows)
+    slots, choices = queue(to.reshape(1, -1, 1), order, e=receivers, c=c)
+    slots, weights = slots.reshape(shape), routing.weights.reshape(shape)
+    weights = jnp.where(slots < receivers * c, weights, 0)
+    return Routing(to.reshape(shape), slots, choices, weights)
+
+
+def exchange(routing: Routing, receivers: int, c: int) -> tuple[Routing, Int[Array, "x c"]]:
+    """How the rows of a device travel in buffers of c rows for each receiver; see ``to_receivers``.
+
+    Returns:
+        the routing to the receivers, and the expert of each row among those of its receiver; their
+        number if there is none.
+    """
+    plan, experts_each = to_receivers(routing, receivers, c), routing.choices.shape[1] // receivers
+    experts = rows_at(routing.experts.reshape(1, -1) % experts_each, plan.choices)
+    return plan, jnp.where(plan.choices < routing.slots.size, experts, experts_each)[0]
 
 
 class RaggedAllToAll(NamedTuple):
@@ -105,11 +96,11 @@ class RaggedAllToAll(NamedTuple):
     def experts(self) -> Int[Array, "x"]:
         """The expert of each received row among those of this device; their number if none."""
         senders = len(self.of_experts)
-        of_each = self.of_experts.reshape(senders, senders, -1)[:, jax.lax.axis_index(self.axis)]
-        own = of_each.shape[1]
-        numbers = jnp.append(jnp.tile(jnp.arange(own), senders), own)
-        times = jnp.append(of_each, self.room - of_each.sum())
-        return jnp.repeat(numbers, times, total_repeat_length=self.room)
+        sizes = self.of_experts.reshape(senders, senders, -1)[:, jax.lax.axis_index(self.axis)]
+        e = sizes.shape[1]
+        experts = jnp.append(jnp.tile(jnp.arange(e), senders), e)
+        times = jnp.append(sizes, self.room - sizes.sum())
+        return jnp.repeat(experts, times, total_repeat_length=self.room)
 
     @property
     def _sizes(self) -> Int[Array, "x x"]:
@@ -121,18 +112,18 @@ class RaggedAllToAll(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _send(
     rows: Float[Array, "r d"], sizes: Int[Array, "x x"], axis: str, sent: int, room: int
-) -> Float[Array, "m d"]:
+) -> Float[Array, "_ d"]:
     """The rows that this device receives, of ``room``, for its own, of which ``sent`` has place.
 
     Args:
         sizes: numbers of rows by sender and receiver.
     """
-    own = jax.lax.axis_index(axis)
+    device = jax.lax.axis_index(axis)
     starts = sizes.cumsum(1) - sizes  # of the rows to each receiver, at their sender
     places = sizes.cumsum(0) - sizes  # of the rows of each sender, at their receiver
     into = jnp.zeros((room, *rows.shape[1:]), rows.dtype)
-    of_each = starts[own], sizes[own], places[own], sizes[:, own]
-    return jax.lax.ragged_all_to_all(rows, into, *of_each, axis_name=axis)
+    offsets_and_sizes = starts[device], sizes[device], places[device], sizes[:, device]
+    return jax.lax.ragged_all_to_all(rows, into, *offsets_and_sizes, axis_name=axis)
 
 
 def _send_forward(rows, sizes, axis, sent, room):
@@ -160,9 +151,9 @@ def within(routing: Routing, receivers: int, room: int, axis: str) -> Routing:
     If more rows than ``room`` are sent to a device, all senders drop the same share, those with the
     smallest weights.
     """
-    plan = exchange(routing, receivers, routing.slots.size).routing
-    _, x, c = plan.choices.shape
-    sizes = jax.lax.all_gather((plan.choices[0] < plan.slots.size).sum(1), axis)  # x x
+    c = routing.slots.size
+    plan = to_receivers(routing, receivers, c)
+    sizes = jax.lax.all_gather((plan.choices[0] < c).sum(1), axis)  # x x
     total = jnp.maximum(sizes.sum(0), 1)
     ends = jnp.minimum(jnp.round(sizes.cumsum(0) * (room / total)), room).astype(sizes.dtype)
     share = jnp.minimum(jnp.diff(ends, axis=0, prepend=0), sizes)
@@ -194,21 +185,25 @@ def without_overflow(routing: Routing, fits: Bool[Array, "g s k"]) -> Routing:
     return Routing(routing.experts, slots, choices, jnp.where(fits, routing.weights, 0))
 
 
-def hottest(routing: Routing, h: int, axes: tuple[str, ...]) -> Int[Array, "h"]:
-    """The h experts with the most kept choices of all devices along some axes of the mesh."""
+def hottest(routing: Routing, hot: int, axes: tuple[str, ...]) -> Int[Array, "x"]:
+    """The experts with the most kept choices of all devices along some axes of the mesh.
+
+    Args:
+        hot: how many.
+    """
     e = routing.choices.shape[1]
     kept = jnp.where(routing.kept, routing.experts, e)
     load = jnp.zeros(e + 1, jnp.int32).at[kept].add(1)[:e]
-    return jax.lax.top_k(jax.lax.psum(load, axes), h)[1]
+    return jax.lax.top_k(jax.lax.psum(load, axes), hot)[1]
 
 
-def split_off(routing: Routing, experts: Int[Array, "h"]) -> tuple[Routing, Routing]:
+def split_off(routing: Routing, experts: Int[Array, "x"]) -> tuple[Routing, Routing]:
     """The routing to some experts, numbered in their order, and that to the others."""
     _, e, c = routing.choices.shape
-    h = len(experts)
-    numbers = jnp.full(e + 1, h).at[experts].set(jnp.arange(h))[routing.experts]  # g s k
-    chosen = numbers < h
-    slots = jnp.where(chosen & routing.kept, numbers * c + routing.slots % c, h * c)
+    hot = len(experts)
+    numbers = jnp.full(e + 1, hot).at[experts].set(jnp.arange(hot))[routing.experts]  # g s k
+    chosen = numbers < hot
+    slots = jnp.where(chosen & routing.kept, numbers * c + routing.slots % c, hot * c)
     weights = jnp.where(chosen, routing.weights, 0), jnp.where(chosen, 0, routing.weights)
     some = Routing(numbers, slots, routing.choices[:, experts], weights[0])
     none = routing.choices.at[:, experts].set(routing.slots[0].size)
@@ -217,8 +212,8 @@ def split_off(routing: Routing, experts: Int[Array, "h"]) -> tuple[Routing, Rout
 
 
 def copies(
-    params: Float[Array, "e ..."], experts: Int[Array, "h"], axis: str
-) -> Float[Array, "h ..."]:
+    params: Float[Array, "e ..."], experts: Int[Array, "x"], axis: str
+) -> Float[Array, "x ..."]:
     """Parameters of some experts, from the devices along an axis of the mesh that have them.
 
     The gradient of a copy is summed over these devices.
@@ -226,7 +221,7 @@ def copies(
     Args:
         params: those of the experts of this device.
     """
-    own = len(params)
-    places = experts - jax.lax.axis_index(axis) * own
-    places = jnp.where(places < 0, own, places)  # a negative index would count from the end
+    e = len(params)
+    places = experts - jax.lax.axis_index(axis) * e
+    places = jnp.where(places < 0, e, places)  # a negative index would count from the end
     return jax.lax.psum(params.at[places].get(mode="fill", fill_value=0), axis)

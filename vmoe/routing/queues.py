@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from vmoe.errors import UsageError
+
 
 def queue(
     experts: Int[Array, "g s k"], order: Int[Array, "g s"], *, e: int, c: int
@@ -21,7 +23,16 @@ def queue(
     Args:
         experts: the expert of each choice; e for none.
         order: the tokens of each group, most important first.
+
+    Raises:
+        UsageError: a group has too many tokens and experts for 32-bit sort keys.
     """
+    _, s, k = experts.shape
+    if (e + 1) * s * k >= 2**31:
+        raise UsageError(
+            f"{s:,} tokens x {k} choices x {e} experts or devices are too many to sort: "
+            "lower images_per_group, the layer's group, or the batch"
+        )
     return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
 
 

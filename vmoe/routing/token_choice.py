@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
-from vmoe.errors import UsageError
 from vmoe.fields import NonNegative, Positive, at_least
 from vmoe.routing.aux_losses import AuxLossWeights
 from vmoe.routing.one_hot import one_hot_queue, one_hot_routing
@@ -175,19 +174,10 @@ def assign_chosen(
         experts: the expert of each choice, all different for a token; e for none.
         ranks: use only the first ``ranks`` of a token's k choices; may be traced. All if None.
         weights: the combine weight of each choice; its gate if None.
-
-    Raises:
-        UsageError: a group has too many tokens and experts for 32-bit sort keys.
     """
-    _, s, k = experts.shape
-    if (e + 1) * s * k >= 2**31:
-        raise UsageError(
-            f"{s} tokens x {k} choices x {e} experts are too many for one group: "
-            "lower images_per_group, or the layer's group"
-        )
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no expert
     if ranks is not None:
-        used = jnp.arange(k) < ranks
+        used = jnp.arange(experts.shape[-1]) < ranks
         top_gates, experts = jnp.where(used, top_gates, 0.0), jnp.where(used, experts, e)
         weights = None if weights is None else jnp.where(used, weights, 0.0)
     order = priority_order(top_gates, priority, draw)  # g s

@@ -116,12 +116,12 @@ class RowExperts(NamedTuple):
         """The outputs of the experts of all devices for a device's tokens, and what was sent."""
         receivers, all_to_all = self.placement.expert, self.placement.all_to_all
         c = buffer_rows(routing, receivers, k, sending.factor)
-        of_each = routing.choices.shape[1] // receivers
+        e = routing.choices.shape[1] // receivers
         one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
         expected = routing.slots.size // sending.chunks
 
         def compute(key: MaybeKey, tokens: Array, numbers: Array) -> Array:
-            outputs = self._of_device(tokens, received(numbers, of_each), key, expected)
+            outputs = self._of_device(tokens, received(numbers, e), key, expected)
             return self.transfer(outputs.astype(self.dtype))
 
         if sending.ragged:
@@ -136,11 +136,11 @@ class RowExperts(NamedTuple):
             outputs = compute(key, *(all_to_all(x[0]) for x in sent))
             return all_to_all(outputs)[None]
 
-        plan = exchange(routing, receivers, c)
-        sent = dispatch(one_group, plan.routing), plan.experts[None]
+        plan, numbers = exchange(routing, receivers, c)
+        sent = dispatch(one_group, plan), numbers[None]
         outputs = in_chunks(there_and_back, sending.chunks, key, *sent)
-        fits = plan.routing.kept.reshape(routing.slots.shape)
-        return combine(outputs, plan.routing).reshape(rows.shape), fits
+        fits = plan.kept.reshape(routing.slots.shape)
+        return combine(outputs, plan).reshape(rows.shape), fits
 
     def _of_device(
         self,
