@@ -132,10 +132,7 @@ class MoE(nnx.Module):
             router=router,
             routed_scale=self.routed_scale,
             transfer_dtype=self.transfer_dtype,
-            ragged_buffer_factor=self.ragged_buffer_factor,
-            hot_experts=self.hot_experts,
-            transfer_chunks=self.transfer_chunks,
-            ragged_all_to_all=self.ragged_all_to_all,
+            **Sending.of(self)._asdict(),
         )
         stacked = isinstance(self.experts, StackedMlps) or self.transfer_chunks == 1
         require(
@@ -198,10 +195,7 @@ class MoE(nnx.Module):
             shared_gate=shared_gate,
             routed_scale=config.routed_scale,
             transfer_dtype=config.transfer_dtype,
-            ragged_buffer_factor=config.ragged_buffer_factor,
-            hot_experts=config.hot_experts,
-            transfer_chunks=config.transfer_chunks,
-            ragged_all_to_all=config.ragged_all_to_all,
+            **Sending.of(config)._asdict(),
             placement=placement,
         )
 
@@ -262,8 +256,9 @@ class MoE(nnx.Module):
         )
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
-        factor = None if key is None else self.ragged_buffer_factor
-        sending = Sending(factor, self.hot_experts, self.transfer_chunks, self.ragged_all_to_all)
+        sending = Sending.of(self)
+        if key is None:  # in evaluation all rows fit
+            sending = sending._replace(ragged_buffer_factor=None)
         if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
@@ -271,7 +266,7 @@ class MoE(nnx.Module):
         outputs, routing = self._through_experts(
             rows, inputs, routing, real, groups, dtype, experts_key, sending, *args, **kwargs
         )
-        if sending.factor is not None and isinstance(record.routing, Routing):
+        if sending.ragged_buffer_factor is not None and isinstance(record.routing, Routing):
             assert isinstance(routing, Routing)
             weights = jnp.where(routing.kept, record.routing.weights, 0)
             record = record._replace(routing=routing._replace(weights=weights))
@@ -449,7 +444,7 @@ class MoE(nnx.Module):
             outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
             return self.placement.from_experts(self._transfer(outputs))
 
-        chunks = sending.chunks if self.placement.expert > 1 else 1
+        chunks = sending.transfer_chunks if self.placement.expert > 1 else 1
         outputs = in_chunks(compute, chunks, key, tokens, inputs)
         return combine(outputs, routing), routing
 

@@ -31,19 +31,17 @@ from vmoe.sharding import ALL, EXPERT, Placement
 
 
 class Sending(NamedTuple):
-    """How rows or slots are sent to experts on other devices.
+    """How rows or slots are sent to experts on other devices; see ``MoEConfig``."""
 
-    Attributes:
-        factor: see ``MoEConfig.ragged_buffer_factor``.
-        hot: see ``MoEConfig.hot_experts``.
-        chunks: see ``MoEConfig.transfer_chunks``.
-        ragged: see ``MoEConfig.ragged_all_to_all``.
-    """
+    ragged_buffer_factor: float | None = None
+    hot_experts: int = 0
+    transfer_chunks: int = 1
+    ragged_all_to_all: bool = False
 
-    factor: float | None = None
-    hot: int = 0
-    chunks: int = 1
-    ragged: bool = False
+    @classmethod
+    def of(cls, layer: Any) -> "Sending":
+        """That of a layer or of its config, which have attributes of these names."""
+        return cls(*(getattr(layer, name) for name in cls._fields))
 
 
 WHOLE = Sending()
@@ -90,10 +88,10 @@ class RowExperts(NamedTuple):
             own = self._replace(experts=nnx.merge(graph, state))
             if placement.expert == 1:  # all experts are here
                 return own._of_device(rows, routing, key), routing
-            if not sending.hot:
+            if not sending.hot_experts:
                 outputs, fits = own._exchanged(rows, routing, key, k, sending)
             else:
-                numbers = hottest(routing, sending.hot, ALL)
+                numbers = hottest(routing, sending.hot_experts, ALL)
                 some, others = split_off(routing, numbers)
                 copied = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
                 hot_key, key = keys.split(key, 2)
@@ -101,7 +99,9 @@ class RowExperts(NamedTuple):
                 of_hot = self._replace(experts=nnx.merge(graph, copied))
                 outputs += of_hot._of_device(rows, some, hot_key)
                 fits |= some.kept
-            return outputs, routing if sending.factor is None else without_overflow(routing, fits)
+            if sending.ragged_buffer_factor is not None:
+                routing = without_overflow(routing, fits)
+            return outputs, routing
 
         return placement.on_each_expert_device(on_device)(rows, routing, state, key)
 
@@ -115,17 +115,17 @@ class RowExperts(NamedTuple):
     ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s k"]]:
         """The outputs of the experts of all devices for a device's tokens, and what was sent."""
         receivers, all_to_all = self.placement.expert, self.placement.all_to_all
-        c = buffer_rows(routing, receivers, k, sending.factor)
+        c = buffer_rows(routing, receivers, k, sending.ragged_buffer_factor)
         e = routing.choices.shape[1] // receivers
         one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
-        expected = routing.slots.size // sending.chunks
+        expected = routing.slots.size // sending.transfer_chunks
 
         def compute(key: MaybeKey, tokens: Array, numbers: Array) -> Array:
             outputs = self._of_device(tokens, received(numbers, e), key, expected)
             return self.transfer(outputs.astype(self.dtype))
 
-        if sending.ragged:
-            if sending.factor is not None:
+        if sending.ragged_all_to_all:
+            if sending.ragged_buffer_factor is not None:
                 routing = within(routing, receivers, receivers * c, EXPERT)
             plan, transport = without_gaps(routing, receivers * c, EXPERT)
             tokens = transport.there(dispatch(one_group, plan)[0, 0])
@@ -138,7 +138,7 @@ class RowExperts(NamedTuple):
 
         plan, numbers = exchange(routing, receivers, c)
         sent = dispatch(one_group, plan), numbers[None]
-        outputs = in_chunks(there_and_back, sending.chunks, key, *sent)
+        outputs = in_chunks(there_and_back, sending.transfer_chunks, key, *sent)
         fits = plan.kept.reshape(routing.slots.shape)
         return combine(outputs, plan).reshape(rows.shape), fits
 
