@@ -93,5 +93,6 @@ def _domain_size(devices: Sequence[jax.Device]) -> int:
 
 
 def _slice(device: jax.Device) -> int:
-    index = getattr(device, "slice_index", None)
-    return device.process_index if index is None else index
+    # A TPU in a run of one slice may lack the number of its slice.
+    alone = 0 if device.platform == "tpu" else device.process_index
+    return getattr(device, "slice_index", alone)

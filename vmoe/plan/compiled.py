@@ -219,6 +219,8 @@ def _compiled(
 
 def _reason(message: str) -> str:
     """What a compiler's refusal says, in a line."""
-    if used := re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", message):
+    # libtpu 0.0.41: "Used 26.5G of 15.75G hbm"; 0.0.50: "(26.51G) exceeds available HBM (15.75G)".
+    needs = r"(?:Used |\()([\d.]+\w)\)? (?:of|exceeds available HBM) \(?([\d.]+\w)"
+    if used := re.search(needs, message):
         return f"it needs {used[1]} of a device's {used[2]} (the compiler's units): {REMEDY}"
     return message.splitlines()[0]
