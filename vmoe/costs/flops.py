@@ -22,6 +22,7 @@ from vmoe.nn.keys import InitKeys
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
+from vmoe.sharding import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,17 @@ class Cost:
     """Matmuls and convolutions of the forward pass, with every token in every block; a multiply-add
     counts as 2."""
     tokens_per_image: int
+
+
+class _Unpadded(Placement):
+    """One device that computes no padding: a GPU's blocks of rows would count as full.
+
+    A group alone fills few of them, while the batch of a run fills most.
+    """
+
+    @property
+    def platform(self) -> str:
+        return "cpu"
 
 
 def cost(config: ViTConfig) -> Cost:
@@ -91,10 +103,9 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
     n, moe = num_tokens(config), _countable_layer(moe)
 
     def build() -> MoE:
-        width, mlp_dim = config.width, config.mlp_dim
-        return MoE.from_config(
-            moe, width, mlp_dim, n, activation=config.activation, rngs=InitKeys(0)
-        )
+        sizes, activation = (config.width, config.mlp_dim, n), config.activation
+        device, rngs = _Unpadded(), InitKeys(0)
+        return MoE.from_config(moe, *sizes, activation=activation, placement=device, rngs=rngs)
 
     graph, state = nnx.split(nnx.eval_shape(build))
     b = moe.router.images_per_group
@@ -129,7 +140,8 @@ def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]
     Cached, since tracing takes a second.
     """
     config = countable(config)
-    graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
+    model = models.build_abstract(config, placement=_Unpadded())
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
     b = math.lcm(*(moe.router.images_per_group for moe in config.moe_blocks.values()))
     shape = (b, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
