@@ -166,8 +166,6 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         larger = f"capacity{' factor' * (router.capacity is None)}"
         if ignores_gates:
             larger += ", or priority largest_gate, which drops the least important tokens"
-        if moe.ragged_buffer_factor is not None:
-            larger = "ragged_buffer_factor" + f", or {larger}" * (not router.dropless)
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
             f"larger {larger}"

@@ -212,15 +212,6 @@ def test_every_remedy_is_one_that_the_model_accepts(blocks: tuple[dict[str, Any]
     assert ("larger capacity factor" in found["dropped"]) == (layers[0].router.capacity is None)
 
 
-def test_what_buffers_between_devices_drop_has_its_own_remedy() -> None:
-    router = TokenChoice(k=2, dropless=True)
-    config = replace(config_of(router, 4), moe=dict(ragged_buffer_factor=1.0))
-    choices = np.full(4, 2500)
-    totals = ExpertTotals(5000, choices / 2, 5000.0, choices, choices // 2, 0)
-    (found,) = findings(config, {5: totals})
-    assert str(found).endswith("use a larger ragged_buffer_factor")
-
-
 def test_an_expert_without_parameters_that_tokens_avoid_is_not_dead() -> None:
     config = replace(config_of(TokenChoice(k=2), 4), moe=dict(experts=MLPS_AND_ZERO))
     choices = np.array([0, 3400, 3300, 3300])
