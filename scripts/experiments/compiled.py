@@ -16,6 +16,7 @@ takes 2 to 15 minutes of a core. ``--tiny`` compiles a small model for the same 
 import argparse
 import importlib.metadata
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -99,9 +100,14 @@ DROPLESS = dict(router=dict(dropless=True))
 SENDING: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "slots": ("slots", {}),
     "slots_parts": ("slots, `transfer-chunks 2`", dict(transfer_chunks=2)),
+    "slots_async": ("the same, `xla_tpu_enable_async_all_to_all`", dict(transfer_chunks=2)),
     "slots_levels": ("slots, `--mesh expert=2x4`", {}),
     "rows": ("rows: `router.dropless`", DROPLESS),
     "rows_parts": ("rows, `transfer-chunks 2`", DROPLESS | dict(transfer_chunks=2)),
+    "rows_async": (
+        "the same, `xla_tpu_enable_async_all_to_all`",
+        DROPLESS | dict(transfer_chunks=2),
+    ),
     "rows_levels": ("rows, `--mesh expert=2x4`", DROPLESS),
     "rows_bound": ("rows, `ragged-buffer-factor 2`", DROPLESS | dict(ragged_buffer_factor=2.0)),
     "rows_hot": (
@@ -129,6 +135,8 @@ COLUMNS = (
 
 def figures(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """What is read in the program, or why its compiler refuses it."""
+    if case.how.endswith("async"):
+        os.environ["LIBTPU_INIT_ARGS"] = "--xla_tpu_enable_async_all_to_all=true"
     machine = target(case.machine)  # before JAX starts
     tiny = options.size == "tiny"
     config = load("tiny" if tiny else CONFIGS[case.model])

@@ -5,6 +5,7 @@ What the compilers of TPUs and GPUs make is tested where the extra ``compilers``
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -47,12 +48,13 @@ def test_a_machine_that_cannot_be_compiled_for_is_one_line(
     assert message in result.stderr.splitlines()[-1]
 
 
-def compiled(machine: str, *more: str) -> Any:
+def compiled(machine: str, *more: str, environment: Mapping[str, str] | None = None) -> Any:
     """The report of a small model in bfloat16, as JSON."""
     sizes = ["--model.width", "64", "--model.mlp-dim", "128", "--model.patch-size", "2"]
     sizes += ["--model.moe.router.images-per-group", "8", "--batch-size", "64"]
     options = [*sizes, "--model.dtype", "bfloat16", "--json", *more]
-    result = forked("plan", "--config", TINY, "--compile", machine, *options)
+    line = ("plan", "--config", TINY, "--compile", machine, *options)
+    result = forked(*line, environment=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -103,7 +105,8 @@ def test_the_step_for_a_tpu_sends_rows_without_gaps_and_asks_nothing_twice() -> 
 def test_one_part_of_the_slots_travels_on_a_tpu_while_another_is_computed() -> None:
     """The first part to travel and the last one have nothing beside them, in both directions."""
     options = ["--model.moe.transfer-chunks", "2", "--model.pooling", "mean"]
-    step, _ = compiled("tpu:v5e:2x4", *options)["programs"]
+    overlap = {"LIBTPU_INIT_ARGS": "--xla_tpu_enable_async_all_to_all=true"}
+    step, _ = compiled("tpu:v5e:2x4", *options, environment=overlap)["programs"]
     check(step)
     sent = [each for each in step["collectives"] if each["kind"] == "all-to-all"]
     assert len(sent) == 8 and sum(each["asynchronous"] for each in sent) >= 4

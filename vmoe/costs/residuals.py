@@ -22,9 +22,10 @@ _CHEAP = {
     *("abs", "add", "add_any", "and", "broadcast_in_dim", "concatenate", "convert_element_type"),
     *("copy", "div", "eq", "erf", "exp", "exp2", "expand_dims", "expm1", "ge", "gt"),
     *("integer_pow", "iota", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min"),
-    *("mul", "ne", "neg", "not", "or", "pad", "pow", "reduce_max", "reduce_min", "reduce_sum"),
-    *("reshape", "rsqrt", "select_n", "sign", "slice", "split", "sqrt", "square", "squeeze"),
-    *("stop_gradient", "sub", "tanh", "transpose", "sharding_constraint", "reduce_precision"),
+    *("mul", "ne", "neg", "not", "one_minus_square", "or", "pad", "pow", "reduce_max"),
+    *("reduce_min", "reduce_sum", "reshape", "rsqrt", "select_n", "sign", "slice", "split"),
+    *("sqrt", "square", "squeeze", "stack", "stop_gradient", "sub", "tanh", "transpose"),
+    *("unstack", "sharding_constraint", "reduce_precision"),
 }
 """Operations that compilers fuse into what reads their results."""
 

@@ -34,10 +34,6 @@ OF_NO_STEP = {
 """Fields of a config that decide nothing in a step, with their defaults: intervals and sets."""
 MIXING = 1 << 20  # number of the key of mixup and CutMix; the model's are smaller
 
-OVERLAP = {"tpu": {"xla_tpu_enable_async_all_to_all": True}}
-"""Options of the compiler, by platform, with which one part of the slots travels while another is
-computed. Without this one, each all-to-all of a TPU waits for what is before it."""
-
 
 class Inputs(NamedTuple):
     """The inputs of the model and the loss for a batch.
@@ -130,11 +126,7 @@ def _make_train_step(config: TrainConfig, placement: Placement) -> jax.stages.Wr
     if placement.mesh is None:
         return jax.jit(step, donate_argnums=0)
     shardings = state_shardings(abstract_state(config), placement)
-    in_parts = any(moe.transfer_chunks > 1 for moe in config.model.moe_blocks.values())
-    options = OVERLAP.get(placement.platform) if in_parts else None
-    return jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
-    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def step_key(config: TrainConfig, batch: Int[Array, ""] | int) -> Key[Array, ""]:
