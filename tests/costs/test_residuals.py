@@ -44,7 +44,8 @@ def test_each_device_saves_its_part_of_what_depends_on_tokens_and_its_own_copies
     def layer(kernel: jax.Array, x: jax.Array) -> jax.Array:
         return jax.nn.gelu(x @ kernel) @ kernel.T
 
-    mesh, spec = jax.sharding.AbstractMesh((8,), ("data",)), jax.P("data")
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh, spec = jax.sharding.AbstractMesh((8,), ("data",), axis_types=auto), jax.P("data")
     specs = dict(in_specs=(jax.P(), spec), out_specs=spec)
     saved = residuals(jax.shard_map(layer, mesh=mesh, **specs, check_vma=False), kernel, x)
     whole, parts = (dict(itemsize=4, is_param=False, parts=n) for n in (1, 8))
