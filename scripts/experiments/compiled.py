@@ -129,7 +129,7 @@ SENT_CASES = tuple(
 COLUMNS = (
     *("program", "model", "machine", "mesh", "images per device", "arguments", "estimated"),
     *("with temporaries", "estimated", "collectives", "sent by each", "FLOPs"),
-    *("of those traced", "float32"),
+    *("of those traced", "float32", "compiler"),
 )
 
 
@@ -196,6 +196,7 @@ def _lines(rows: Rows) -> Iterator[list[str]]:
                 _known(whole["compiled"], format_flops(whole["compiled"])),
                 _known(whole["compiled"], f"{whole['compiled'] / whole['counted']:.2f}"),
                 _known(whole["compiled"], f"{whole['float32'] / whole['compiled']:.1%}"),
+                found["compiler"],
             ]
 
 
