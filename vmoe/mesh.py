@@ -58,6 +58,9 @@ def place(
         )
     if len(devices) == 1 and devices[0].platform == jax.default_backend():
         return ONE_DEVICE
+    inside, domain = expert // hosts, _domain_size(devices)
+    fits = hosts == 1 or domain % inside == 0
+    require(fits, f"{inside} does not divide the {domain} devices of a host or slice", mesh=mesh)
     grid = np.array(_sorted(devices)).reshape(data, expert)
     placement = Placement(Mesh(grid, ALL), fsdp, hosts)
     placement.check(model)
@@ -70,7 +73,7 @@ def _parse(mesh: str) -> tuple[dict[str, int], int]:
     for part in mesh.split(",") if mesh else ():
         name, _, size = part.partition("=")
         require(name in ALL, unknown("no axis", name, list(ALL)), mesh=mesh)
-        numbers = [int(n) if n.isdigit() else 0 for n in size.split("x")]
+        numbers = [int(n) if n.isdecimal() else 0 for n in size.split("x")]
         valid = min(numbers) >= 1 and name not in sizes
         require(valid, "name each axis once, with a size of 1 or more", mesh=mesh)
         levels = len(numbers) == 1 or (name == EXPERT and len(numbers) == 2)

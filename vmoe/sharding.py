@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError, one_of
+from vmoe.errors import UsageError, one_of, require
 
 Tree = TypeVar("Tree")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,7 +46,9 @@ class Placement:
     rows are sent in two levels: inside a host, then between hosts (Tutel, arXiv 2206.03382)."""
 
     def __post_init__(self) -> None:
-        """Raises a UsageError if the mesh has other axes."""
+        """Raises a UsageError if the mesh has other axes, or ``hosts`` does not divide "expert"."""
+        divides = self.hosts >= 1 and self.expert % self.hosts == 0
+        require(divides, f"it must divide the {self.expert} devices of expert", hosts=self.hosts)
         if self.mesh is None:
             return
         names = self.mesh.axis_names
@@ -149,8 +151,8 @@ class Placement:
     def all_to_all(self, parts: Shaped[Array, "x ..."]) -> Shaped[Array, "x ..."]:
         """Sends each of the x devices along "expert" its part, inside a ``jax.shard_map``.
 
-        In two levels, the parts for the devices of a host meet in one device of the sender's host
-        and travel together, so there are fewer and larger messages between hosts.
+        In two levels, what the devices of a host have for one device of another host first meets in
+        one device of their own, and travels from there as one message.
 
         Returns:
             the parts from each of the devices.

@@ -100,12 +100,12 @@ DROPLESS = dict(router=dict(dropless=True))
 SENDING: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "slots": ("slots", {}),
     "slots_parts": ("slots, `transfer-chunks 2`", dict(transfer_chunks=2)),
-    "slots_async": ("the same, `xla_tpu_enable_async_all_to_all`", dict(transfer_chunks=2)),
+    "slots_async": ("slots, `transfer-chunks 2`, asynchronous", dict(transfer_chunks=2)),
     "slots_levels": ("slots, `--mesh expert=2x4`", {}),
     "rows": ("rows: `router.dropless`", DROPLESS),
     "rows_parts": ("rows, `transfer-chunks 2`", DROPLESS | dict(transfer_chunks=2)),
     "rows_async": (
-        "the same, `xla_tpu_enable_async_all_to_all`",
+        "rows, `transfer-chunks 2`, asynchronous",
         DROPLESS | dict(transfer_chunks=2),
     ),
     "rows_levels": ("rows, `--mesh expert=2x4`", DROPLESS),
@@ -135,8 +135,8 @@ COLUMNS = (
 
 def figures(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """What is read in the program, or why its compiler refuses it."""
-    if case.how.endswith("async"):
-        os.environ["LIBTPU_INIT_ARGS"] = "--xla_tpu_enable_async_all_to_all=true"
+    overlap = "--xla_tpu_enable_async_all_to_all=true"
+    os.environ["LIBTPU_INIT_ARGS"] = overlap if case.how.endswith("async") else ""
     machine = target(case.machine)  # before JAX starts
     tiny = options.size == "tiny"
     config = load("tiny" if tiny else CONFIGS[case.model])
@@ -152,7 +152,11 @@ def figures(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     fsdp = case.fsdp and not tiny
     try:
         report = compile_run(
-            config, machine, mesh=case.mesh, fsdp=fsdp, programs=[PROGRAMS[case.program]]
+            config,
+            machine,
+            mesh="" if tiny else case.mesh,
+            fsdp=fsdp,
+            programs=[PROGRAMS[case.program]],
         )
     except Failure as error:
         return compiler | {"batch_size": config.batch_size, "refused": str(error)}

@@ -100,6 +100,7 @@ def by_rows(implementation: str) -> ViTConfig:
         ("expert=8", replace(RAGGED, moe=dict(hot_experts=1, ragged_buffer_factor=8.0))),
         ("expert=2x4", replace(CONFIG, moe=dict(transfer_chunks=2))),
         ("expert=2x2", replace(DROPLESS, moe=dict(hot_experts=1))),
+        ("expert=2x2", replace(CONFIG, moe=dict(experts=CnnExpert()))),
     ],
 )
 def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: ViTConfig) -> None:
@@ -130,7 +131,7 @@ def test_each_chunk_travels_there_and_back_and_nothing_is_gathered_or_sent_twice
 
 
 @pytest.mark.parametrize(("config", "sends"), [(CONFIG, 4), (DROPLESS, 5)])
-def test_two_levels_send_inside_each_host_and_then_one_message_to_each_other_host(
+def test_two_levels_send_inside_each_host_and_one_message_to_each_other_host(
     config: ViTConfig, sends: int
 ) -> None:
     """Devices 0 to 3 are a host. Between hosts a device sends half of all, as in one level."""

@@ -258,6 +258,12 @@ def test_rows_and_copies_of_hot_experts_travel_as_often_and_as_wide_as_a_run_sen
         assert sent == pytest.approx(expected)
 
 
+def test_in_two_levels_rows_travel_once_more_inside_their_host_and_copies_do_not() -> None:
+    for one, two in zip(of_rows(), hot_experts(ROWS, on("expert=2x2"), LOAD), strict=True):
+        assert two.rows_sent == pytest.approx((1 / 2 + 1 / 2) / (3 / 4) * one.rows_sent)
+        assert two.copies_sent == one.copies_sent
+
+
 def all_collectives(x: jax.Array) -> tuple[jax.Array, ...]:
     sums = jax.lax.psum(x, "data"), jax.lax.psum_scatter(x, "expert", tiled=True)
     moved = jax.lax.all_to_all(x * 2, "expert", 0, 0, tiled=True)

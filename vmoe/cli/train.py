@@ -38,8 +38,8 @@ class TrainArgs(RunArgs):
     """Load what fits: allow missing and unused parameters. Each of them is reported."""
     mesh: str = ""
     """Devices per mesh axis, such as data=4,expert=8: experts are sharded over the expert axis and
-    replicated over the data axis; expert=2x8 sends to those of a host, then to another host. If
-    empty, a mesh that fits the model and the devices."""
+    replicated over the data axis. With expert=2x8, 2 hosts of 8 devices, slots and rows are sent
+    inside each host, then between hosts. If empty, a mesh that fits the model and the devices."""
     fsdp: bool = False
     """Also shard dense parameters and the optimizer state over the data axis."""
     distributed: bool = False

@@ -97,6 +97,8 @@ def hot_experts(config: TrainConfig, placement: Placement, load: Mapping[int, Lo
             raise UsageError(problem, load=f"{found} experts")
 
     others = (placement.expert - 1) / placement.expert
+    levels = placement.hosts, placement.expert // placement.hosts
+    sends = sum((n - 1) / n for n in levels)  # the same in one level
     tokens = config.batch_size // placement.devices * num_tokens(model)
     passes = 6 if model.remat else 4  # there and back, and so do gradients
     most, result = min(moe.num_experts for moe in layers.values()), []
@@ -109,7 +111,7 @@ def hot_experts(config: TrainConfig, placement: Placement, load: Mapping[int, Lo
             factors.append(placement.expert * cold.reshape(placement.expert, -1).sum(1).max())
             busiest.append(factors[-1] + load[block][hot].sum())
             itemsize = 2 if "bfloat16" in (moe.transfer_dtype, model.dtype) else 4
-            buffers.append(tokens * moe.router.k * model.width * itemsize * passes * others)
+            buffers.append(tokens * moe.router.k * model.width * itemsize * passes * sends)
             rows.append(buffers[-1] * cold.sum())
             parameters = jax.tree.leaves(state.params["blocks"][block]["mlp"]["experts"])
             size = sum(math.prod(x.shape) for x in parameters) // moe.num_experts

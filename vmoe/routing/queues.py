@@ -30,7 +30,7 @@ def queue(
     _, s, k = experts.shape
     if (e + 1) * s * k >= 2**31:
         raise UsageError(
-            f"{s:,} tokens x {k} choices x {e} experts or devices are too many to sort: "
+            f"{s * k:,} choices of {e} experts or devices are too many to sort: "
             "lower images_per_group, the layer's group, or the batch"
         )
     return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)

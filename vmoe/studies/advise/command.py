@@ -36,7 +36,7 @@ config = TrainConfig(
 """
 """The training of the experiment as far as a config describes it: of the experts and the head."""
 NEW_HEAD = (
-    "the head reads the class token, so experts of the last block would work for that token only: "
+    "the head, if there is one, reads the class token, so experts of the last block would work for that token only: "
     "the advice and the commands are for a new head, which reads the mean of the patches"
 )
 
@@ -130,7 +130,7 @@ def run(argv: Sequence[str]) -> None:
     )
     print(
         f"sparse is {EXPERTS} experts, two for each token; dense is an MLP of twice the hidden "
-        "units, with equal FLOPs; brackets have 95% intervals"
+        "units, with equal FLOPs; 95% intervals are in brackets"
     )
     costs = [
         f"{name} {each['parameters'] / 1e6:.1f} million parameters, {each['ms']:.1f} ms per image"
