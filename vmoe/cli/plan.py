@@ -20,8 +20,8 @@ class PlanArgs(RunArgs):
     devices: int | None = None
     """Number of devices, as JAX counts them."""
     mesh: str = ""
-    """Devices per mesh axis, as for `vmoe train`, such as data=4,expert=8. If empty, every mesh that
-    fits the model and the devices; with --compile the one that training would take."""
+    """Devices per mesh axis, as for `vmoe train`, such as data=4,expert=8. If empty, every mesh
+    that fits the model and the devices; with --compile the one that training would take."""
     chip: str = "h100"
     """Chip, whose published peak rates are used: tpu_v3, tpu_v4, tpu_v5e, tpu_v5p, a100, h100 or
     h200."""
