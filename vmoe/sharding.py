@@ -47,16 +47,16 @@ class Placement:
 
     def __post_init__(self) -> None:
         """Raises a UsageError if the mesh has other axes, or ``hosts`` does not divide "expert"."""
-        divides = self.hosts >= 1 and self.expert % self.hosts == 0
-        require(divides, f"it must divide the {self.expert} devices of expert", hosts=self.hosts)
-        if self.mesh is None:
-            return
-        names = self.mesh.axis_names
+        names = ALL if self.mesh is None else self.mesh.axis_names
         if names != ALL:
             raise UsageError(
                 f"a mesh with the axes {names}: name them {ALL}, in this order, and give an axis "
                 "that is not used the size 1",
             )
+        divides = self.hosts >= 1 and self.expert % self.hosts == 0
+        require(divides, f"it must divide the {self.expert} devices of expert", hosts=self.hosts)
+        if self.mesh is None:
+            return
         # jax.make_mesh makes Explicit axes; here XLA derives what the constraints leave open.
         auto = Mesh(self.mesh.devices, names, axis_types=(AxisType.Auto,) * len(ALL))
         object.__setattr__(self, "mesh", auto)
@@ -309,6 +309,19 @@ class Placement:
                 "placement.batch(), or call the layer in jax.sharding.auto_axes"
             )
 
+    def check_levels(self, ragged_all_to_all: bool) -> None:
+        """Checks that a layer can send to the experts in as many levels as the mesh has.
+
+        Raises:
+            UsageError: it cannot, since it sends rows without gaps.
+        """
+        if ragged_all_to_all and self.hosts > 1:
+            raise UsageError(
+                "its rows are sent to all hosts at once; leave it out, or use mesh "
+                f"expert={self.expert}",
+                **{"model.moe.ragged_all_to_all": True, "mesh": str(self)},
+            )
+
     def check(self, model: ViTConfig) -> None:
         """Checks that a model can be split over the mesh.
 
@@ -318,12 +331,7 @@ class Placement:
         if self.devices == 1:
             return
         for moe in model.moe_blocks.values():
-            if self.hosts > 1 and moe.ragged_all_to_all:
-                raise UsageError(
-                    "its rows are sent to all hosts at once; leave it out, or use mesh "
-                    f"expert={self.expert}",
-                    **{"model.moe.ragged_all_to_all": True, "mesh": str(self)},
-                )
+            self.check_levels(moe.ragged_all_to_all)
             if self.expert > 1 and moe.ragged_all_to_all and self.platform == "cpu":
                 raise UsageError(
                     "XLA has it for GPUs and TPUs only; leave it out, or use such devices",

@@ -5,6 +5,7 @@ the images of each device separately.
 """
 
 import collections
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable
@@ -460,6 +461,16 @@ def test_a_model_that_a_mesh_cannot_split_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         on(mesh, replace(CONFIG, moe=replace(SPARSE, **changes)))
+
+
+def test_a_layer_that_is_made_in_python_is_refused_on_a_mesh_with_levels_it_cannot_send_in() -> (
+    None
+):
+    config = replace(CONFIG, moe=dict(ragged_all_to_all=True, router=dict(dropless=True)))
+    with pytest.raises(UsageError, match="use mesh expert=8"):
+        models.build(config, placement=on("expert=2x4"))
+    with pytest.raises(UsageError, match="hosts=3: it must divide the 8 devices of expert"):
+        dataclasses.replace(on("expert=8"), hosts=3)
 
 
 def test_fsdp_over_a_data_axis_of_one_device_is_refused() -> None:

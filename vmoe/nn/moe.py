@@ -102,8 +102,8 @@ class MoE(nnx.Module):
             placement: the devices over which groups and experts are split.
 
         Raises:
-            UsageError: an expert is not a module, or the router does not fit the experts or the
-                gate.
+            UsageError: an expert is not a module, the router does not fit the experts or the gate,
+                or an option of what is sent does not fit these or the placement.
         """
         self.experts = experts_of(experts, _modules(gate, shared, shared_gate))
         self.gate = gate
@@ -138,6 +138,7 @@ class MoE(nnx.Module):
         require(
             stacked, "only stacked MLPs can be sent in parts", transfer_chunks=self.transfer_chunks
         )
+        self.placement.check_levels(self.ragged_all_to_all)
         if gate is not None and not callable(gate):
             raise UsageError("give a module that makes logits", gate=type(gate).__name__)
         reads = f"a {kind} router reads logits: give a gate"
