@@ -104,11 +104,7 @@ class Placement:
         """
         if self.mesh is None:
             return function
-        spec = PartitionSpec(ALL)
-        # No array here is replicated, and jax 0.12's check of replication fails in erfc.
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
+        return self._on_mesh(function, PartitionSpec(ALL), PartitionSpec(ALL))
 
     def parts(self, x: Shaped[Array, "b ..."], n: int) -> Shaped[Array, "n part ..."]:
         """Cuts each device's share of a batch into n equal parts; no image changes its device."""
@@ -132,8 +128,7 @@ class Placement:
             parts = slots.reshape(g, self.expert, e // self.expert, *axes).swapaxes(0, 1)
             return self.all_to_all(parts).reshape(g * self.expert, e // self.expert, *axes)
 
-        specs = dict(in_specs=PartitionSpec(ALL), out_specs=PartitionSpec(DATA, EXPERT))
-        return jax.shard_map(sent, mesh=self.mesh, **specs, check_vma=False)(slots)
+        return self._on_mesh(sent, PartitionSpec(ALL), PartitionSpec(DATA, EXPERT))(slots)
 
     def from_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
         """Moves slots from the devices of experts back to the devices of groups."""
@@ -145,8 +140,7 @@ class Placement:
             parts = self.all_to_all(slots.reshape(self.expert, g // self.expert, e, *axes))
             return parts.swapaxes(0, 1).reshape(g // self.expert, e * self.expert, *axes)
 
-        specs = dict(in_specs=PartitionSpec(DATA, EXPERT), out_specs=PartitionSpec(ALL))
-        return jax.shard_map(sent, mesh=self.mesh, **specs, check_vma=False)(slots)
+        return self._on_mesh(sent, PartitionSpec(DATA, EXPERT), PartitionSpec(ALL))(slots)
 
     def all_to_all(self, parts: Shaped[Array, "x ..."]) -> Shaped[Array, "x ..."]:
         """Sends each of the x devices along "expert" its part, inside a ``jax.shard_map``.
@@ -175,13 +169,17 @@ class Placement:
             return function
         groups = PartitionSpec(ALL)
         specs = (groups, groups, PartitionSpec(EXPERT), PartitionSpec())
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=specs, out_specs=groups, check_vma=False
-        )
+        return self._on_mesh(function, specs, groups)
 
     def replicate(self, tree: Tree) -> Tree:
         """Replicates results that every device, and so every process, needs."""
         return jax.tree.map(lambda x: self._constrained(x, PartitionSpec()), tree)
+
+    def _on_mesh(self, function: Any, in_specs: Any, out_specs: PartitionSpec) -> Any:
+        # No array of a result is replicated, and jax 0.12's check of replication fails in erfc.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
 
     def _constrained(self, x: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None:

@@ -17,7 +17,7 @@ import argparse
 import importlib.metadata
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -169,73 +169,95 @@ PARTS = {
 }
 
 
-def table(rows: Rows) -> str:
-    """A line for each program that was compiled."""
-    return markdown_table(COLUMNS, _lines(rows))
-
-
-def _lines(rows: Rows) -> Iterator[list[str]]:
-    for case in CASES:
-        for row in rows.get(case.name, {}).values():
-            found = row["figures"]
-            begin = [PROGRAMS[case.program], NAMES[case.model], f"`{case.machine}`"]
-            if "refused" in found:
-                yield [*begin, found["refused"], *[""] * (len(COLUMNS) - 4)]
-                continue
-            (program,), estimate = found["programs"], found["estimate"]
-            whole = program["parts"][0]
-            sent = sum(each["executions"] * each["bytes_sent"] for each in program["collectives"])
-            both = program["arguments"] + program["temporaries"]
-            step = case.program == "step"
-            yield [
-                *begin,
-                found["mesh"] + ", remat" * case.remat,
-                f"{found['batch_size'] // found['devices']:,}",
-                format_bytes(program["arguments"]),
-                f"{estimate['arguments'] / program['arguments']:.2f}" if step else "",
-                format_bytes(both),
-                f"{(estimate['arguments'] + estimate['temporaries']) / both:.2f}" if step else "",
-                _collectives(program),
-                _known(sent, format_bytes(sent)),
-                _known(whole["compiled"], format_flops(whole["compiled"])),
-                _known(whole["compiled"], f"{whole['compiled'] / whole['counted']:.2f}"),
-                _known(whole["compiled"], f"{whole['float32'] / whole['compiled']:.1%}"),
-                found["compiler"],
-            ]
-
-
 SENT_COLUMNS = (
     *("sent", "model", "machine", "mesh", "with temporaries", "estimated", "collectives"),
     *("all-to-alls that are asynchronous", "sent by each"),
 )
 
 
+def table(rows: Rows) -> str:
+    """A line for each program that was compiled."""
+
+    def cells(case: Case, found: dict[str, Any], program: dict[str, Any]) -> list[str]:
+        whole, step = program["parts"][0], case.program == "step"
+        arguments = found["estimate"]["arguments"] / program["arguments"]
+        return [
+            found["mesh"] + ", remat" * case.remat,
+            f"{found['batch_size'] // found['devices']:,}",
+            format_bytes(program["arguments"]),
+            f"{arguments:.2f}" if step else "",
+            format_bytes(_both(program)),
+            _estimated(found, program) if step else "",
+            _collectives(program),
+            _sent(program),
+            _known(whole["compiled"], format_flops(whole["compiled"])),
+            _known(whole["compiled"], f"{whole['compiled'] / whole['counted']:.2f}"),
+            _known(whole["compiled"], f"{whole['float32'] / whole['compiled']:.1%}"),
+            found["compiler"],
+        ]
+
+    def first(case: Case) -> str:
+        return PROGRAMS[case.program]
+
+    return markdown_table(COLUMNS, _lines(rows, CASES, len(COLUMNS), first, cells))
+
+
 def sent_table(rows: Rows) -> str:
     """A line for each way to send slots or rows whose program was compiled."""
-    return markdown_table(SENT_COLUMNS, _sent_lines(rows))
+
+    def cells(case: Case, found: dict[str, Any], program: dict[str, Any]) -> list[str]:
+        exchanges = [x for x in program["collectives"] if x["kind"].endswith("all-to-all")]
+        return [
+            found["mesh"],
+            format_bytes(_both(program)),
+            _estimated(found, program),
+            _collectives(program),
+            f"{sum(each['asynchronous'] for each in exchanges)} of {len(exchanges)}",
+            _sent(program),
+        ]
+
+    def first(case: Case) -> str:
+        return SENDING[case.how][0]
+
+    return markdown_table(SENT_COLUMNS, _lines(rows, SENT_CASES, len(SENT_COLUMNS), first, cells))
 
 
-def _sent_lines(rows: Rows) -> Iterator[list[str]]:
-    for case in SENT_CASES:
+def _lines(
+    rows: Rows,
+    cases: Sequence[Case],
+    columns: int,
+    first: Callable[[Case], str],
+    cells: Callable[[Case, dict[str, Any], dict[str, Any]], list[str]],
+) -> Iterator[list[str]]:
+    """The lines of the cases that were compiled, or why the compiler refuses them.
+
+    Args:
+        first: the first cell, before model and machine.
+        cells: those after the machine, of a case, its figures and its program.
+    """
+    for case in cases:
         for row in rows.get(case.name, {}).values():
             found = row["figures"]
-            begin = [SENDING[case.how][0], NAMES[case.model], f"`{case.machine}`"]
+            begin = [first(case), NAMES[case.model], f"`{case.machine}`"]
             if "refused" in found:
-                yield [*begin, found["refused"], *[""] * (len(SENT_COLUMNS) - 4)]
-                continue
-            (program,), estimate = found["programs"], found["estimate"]
-            both = program["arguments"] + program["temporaries"]
-            exchanges = [x for x in program["collectives"] if x["kind"].endswith("all-to-all")]
-            sent = sum(each["executions"] * each["bytes_sent"] for each in program["collectives"])
-            yield [
-                *begin,
-                found["mesh"],
-                format_bytes(both),
-                f"{(estimate['arguments'] + estimate['temporaries']) / both:.2f}",
-                _collectives(program),
-                f"{sum(each['asynchronous'] for each in exchanges)} of {len(exchanges)}",
-                _known(sent, format_bytes(sent)),
-            ]
+                yield [*begin, found["refused"], *[""] * (columns - 4)]
+            else:
+                yield [*begin, *cells(case, found, found["programs"][0])]
+
+
+def _both(program: dict[str, Any]) -> int:
+    return program["arguments"] + program["temporaries"]
+
+
+def _estimated(found: dict[str, Any], program: dict[str, Any]) -> str:
+    """The estimate of both, relative to the compiler's."""
+    estimate = found["estimate"]
+    return f"{(estimate['arguments'] + estimate['temporaries']) / _both(program):.2f}"
+
+
+def _sent(program: dict[str, Any]) -> str:
+    sent = sum(each["executions"] * each["bytes_sent"] for each in program["collectives"])
+    return _known(sent, format_bytes(sent))
 
 
 def _known(value: float, text: str) -> str:

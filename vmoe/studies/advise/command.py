@@ -37,8 +37,8 @@ config = TrainConfig(
 """The training of the experiment as far as a config describes it: of the experts and the head."""
 NEW_HEAD = (
     "the head, if there is one, reads the class token, so experts of the last block would work for "
-    "that token only: "
-    "the advice and the commands are for a new head, which reads the mean of the patches"
+    "that token only: the advice and the commands are for a new head, which reads the mean of the "
+    "patches"
 )
 
 
