@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import kmeans_plusplus
 
 ROUNDS = 100
 """Most rounds of k-means; it stops before if no row changes its cluster."""
@@ -41,6 +39,8 @@ def balanced_k_means(rows: Float[np.ndarray, "r d"], e: int, seed: int) -> Int[n
     Args:
         seed: as for ``spherical_k_means``.
     """
+    from scipy.optimize import linear_sum_assignment  # imported here as in _k_means
+
     rows, size = unit(rows), len(rows) // e
 
     def nearest(centers: Float[np.ndarray, "e d"]) -> Int[np.ndarray, "r"]:
@@ -64,6 +64,9 @@ def _k_means(
         nearest: the cluster of each row, for given centers.
         center: the centers, for the sums of the rows of each cluster.
     """
+    # Here, since it takes as long to import as half of what every command imports.
+    from sklearn.cluster import kmeans_plusplus
+
     centers, _ = kmeans_plusplus(rows, e, random_state=seed)
     labels = nearest(centers)
     for _ in range(ROUNDS):
