@@ -244,6 +244,7 @@ def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
     return order
 
 
+@functools.lru_cache(maxsize=1 << 16)  # each evaluation of a run reads in this order again
 def _shuffled(count: int, place: int) -> int:
     """The index of the image at a position in the order of evaluations.
 

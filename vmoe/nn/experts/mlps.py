@@ -29,8 +29,10 @@ class ExpertLinear(nnx.Module):
         """``halves``: 2 for two linear layers next to each other, with y outputs each."""
 
         def draw(init: nnx.Initializer, *shape: int) -> nnx.Param:
-            init = _per_expert(init, shared_init)
-            parts = [init(rngs.params(), (num_experts, *shape), jnp.float32) for _ in range(halves)]
+            parts = [
+                _per_expert(init, shared_init, rngs.params(), num_experts, *shape)
+                for _ in range(halves)
+            ]
             return nnx.Param(parts[0] if halves == 1 else jnp.concatenate(parts, axis=-1))
 
         self.kernel = draw(mlp.kernel_init, x, y)
@@ -143,13 +145,10 @@ class StackedMlps(Experts):
             raise UsageError(f"MLP experts read tokens only: leave out {names}")
 
 
-def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:
-    """Makes one expert's initializer into one for all experts, with equal or independent values."""
-
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-        e, *one = shape
-        if shared:
-            return jnp.broadcast_to(init(key, one, dtype), shape)
-        return jax.vmap(lambda k: init(k, one, dtype))(jax.random.split(key, e))
-
-    return draw
+def _per_expert(
+    init: nnx.Initializer, shared: bool, key: jax.Array, e: int, *shape: int
+) -> Float[Array, "e ..."]:
+    """The values of e experts by the initializer of one: equal ones, or independent ones."""
+    if shared:
+        return jnp.broadcast_to(init(key, shape, jnp.float32), (e, *shape))
+    return jax.vmap(lambda own: init(own, shape, jnp.float32))(jax.random.split(key, e))
