@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.experiments.framework.runs import Experiment
+from tests.command import vmoe
 from vmoe.signals import SIGNALS
 
 
@@ -31,3 +33,14 @@ def run(name: str, *arguments: str | Path) -> None:
 def experiment(name: str, *arguments: str | Path) -> None:
     """Runs ``python -m scripts.experiments NAME``; errors as for ``run``."""
     run("experiments.__main__", name, *arguments)
+
+
+def commands_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """The commands of vmoe that an experiment runs start no process, which saves their imports."""
+
+    def printed(_: Experiment, *arguments: object) -> str:
+        result = vmoe(*map(str, arguments))
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    patch.setattr(Experiment, "vmoe", printed)

@@ -11,6 +11,7 @@ here nobody waits for the busiest device, since all share the cores. It prints a
 import argparse
 import functools
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from flax import nnx
 
 from scripts.bench.measure import IMAGE_TOKENS, Program, Row, rows_of
 from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.costs.collectives import COMPILER_OPTIONS, parse_collectives
+from vmoe.costs.collectives import COMPILER_OPTIONS, Collective, parse_collectives
 from vmoe.mesh import place
 from vmoe.nn.moe import MoE
 from vmoe.routing.load import choices
@@ -46,10 +47,13 @@ def make(options: argparse.Namespace, placement: Placement, config: MoEConfig) -
     return MoE.from_config(config, *sizes, placement=placement, rngs=nnx.Rngs(0))
 
 
-def passes(options: argparse.Namespace, moe: MoE, key: jax.Array | None = None) -> dict:
-    """The layer's forward and backward passes, lowered, and their arguments.
+def lowered(
+    options: argparse.Namespace, moe: MoE, way: str, key: jax.Array | None = None
+) -> tuple[jax.stages.Lowered, dict, jax.Array]:
+    """The layer's forward pass, or that with its backward pass, and its parameters and tokens.
 
     Args:
+        way: a key of ``ALL_TO_ALLS``.
         key: for training.
     """
     placement, d, b = moe.placement, options.width, options.images
@@ -69,10 +73,8 @@ def passes(options: argparse.Namespace, moe: MoE, key: jax.Array | None = None) 
 
     to_both = None if placement.mesh is None else (shardings, placement.batch())
     both = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=to_both)
-    return {
-        way: (function.lower(params, tokens), (params, tokens))
-        for way, function in {"forward": jax.jit(forward), "f+b": both}.items()
-    }
+    function = jax.jit(forward) if way == "forward" else both
+    return function.lower(params, tokens), params, tokens
 
 
 def slots(options: argparse.Namespace, config: MoEConfig) -> int:
@@ -98,13 +100,14 @@ def main() -> None:
     programs, sent = {}, []
     for n in (1, 2, 4, 8):
         placement = place(model, jax.devices()[:n], mesh=f"expert={n}" if n > 1 else "")
-        for way, (lowered, arguments) in passes(options, make(options, placement, config)).items():
-            program = lowered.compile()
-            temp = program.memory_analysis().temp_size_in_bytes / 1e6
+        moe = make(options, placement, config)
+        for way in ALL_TO_ALLS:
+            text, *arguments = lowered(options, moe, way)
+            program = text.compile()
             run = functools.partial(program, *arguments)
-            programs[f"{_devices(n)}, {way}"] = Program(run, temp)
+            programs[f"{_devices(n)}, {way}"] = Program(run, temp_mb(program))
             if n == DEVICES:
-                sent.append(row_of_bytes(lowered, way, case, slots(options, config), options.width))
+                sent.append(row_of_bytes(text, way, case, slots(options, config), options.width))
     ratios = {
         f"{_devices(n)}, {way}": [(f"{_devices(1)}, {way}", "")]
         for n in (2, 4, 8)
@@ -112,39 +115,62 @@ def main() -> None:
     }
     rows = rows_of("parallel", case, programs, options.repeats, ratios) + sent
     on_all = place(model, jax.devices(), mesh=f"expert={DEVICES}")
-    for skew in SKEWS:
-        rows += rows_by_way(options, on_all, config, skew)
+    rows += rows_by_way(options, on_all, config)
     print(json.dumps([row._asdict() for row in rows]))
 
 
-def rows_by_way(
-    options: argparse.Namespace, placement: Placement, config: MoEConfig, skew: float
-) -> list[Row]:
-    """The time of forward and backward pass and the bytes sent, for each way to send."""
+def rows_by_way(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> list[Row]:
+    """The time of forward and backward pass and the bytes sent, for each skew and way to send."""
     key, e, d = jax.random.key(0), config.num_experts, options.width
-    bias = -skew * jnp.log(jnp.arange(1, e + 1))
-    programs, sent, dropped, hottest = {}, {}, {}, 0.0
+    made, sent = {}, {}
     for way, fields in SENT.items():
         moe = make(options, placement, replace(config, **fields))
         moe.gate = nnx.Linear(d, e, rngs=nnx.Rngs(0))  # standard normal logits
-        moe.gate.bias[...] = bias
-        lowered, arguments = passes(options, moe, key)["f+b"]
-        program = lowered.compile()
-        temp = program.memory_analysis().temp_size_in_bytes / 1e6
-        programs[way] = Program(functools.partial(program, *arguments), temp)
-        text = lowered.compile(COMPILER_OPTIONS).as_text() or ""
-        sent[way] = sum(one.bytes_sent for one in parse_collectives(text)) / 1e6
-        _, record = nnx.jit(MoE.forward)(moe, arguments[1], key=key)
-        dropped[way] = 1 - float(record.routing.kept.mean())
-        load = choices(record)
-        hottest = float(load.max() / load.mean())
-    case = {"e": e, "tokens": options.images * IMAGE_TOKENS, "d": d, "hottest": f"{hottest:.1f}"}
-    ratios = {way: [("fixed capacity", "")] for way in SENT if way != "fixed capacity"}
-    rows = rows_of("parallel", case, programs, options.repeats, ratios)
-    return [
-        row._replace(what=f"{row.what}: {dropped[row.what]:.0%} dropped", sent_mb=sent[row.what])
-        for row in rows
-    ]
+        text, params, tokens = lowered(options, moe, "f+b", key)
+        sent[way] = sum(one.bytes_sent for one in collectives(text)) / 1e6
+        made[way] = text.compile(), routed(moe, key), params, tokens
+    rows = []
+    for skew in SKEWS:  # another bias is no other program
+        bias = -skew * jnp.log(jnp.arange(1, e + 1))
+        programs, dropped, hottest = {}, {}, 0.0
+        for way, (program, routing, params, tokens) in made.items():
+            gate = params["gate"]
+            skewed = params | {"gate": gate | {"bias": jax.device_put(bias, gate["bias"].sharding)}}
+            run = functools.partial(program, skewed, tokens)
+            programs[way] = Program(run, temp_mb(program))
+            kept, load = routing(skewed, tokens)
+            dropped[way] = 1 - float(kept)
+            hottest = float(load.max() / load.mean())
+        case = {"e": e, "tokens": options.images * IMAGE_TOKENS, "d": d}
+        case |= {"hottest": f"{hottest:.1f}"}
+        ratios = {way: [("fixed capacity", "")] for way in SENT if way != "fixed capacity"}
+        rows += [
+            row._replace(
+                what=f"{row.what}: {dropped[row.what]:.0%} dropped", sent_mb=sent[row.what]
+            )
+            for row in rows_of("parallel", case, programs, options.repeats, ratios)
+        ]
+    return rows
+
+
+def routed(moe: MoE, key: jax.Array) -> Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Compiled: the share of the choices that are kept, and the choices of each expert."""
+    graph = nnx.graphdef(moe)
+
+    @jax.jit
+    def routed(params: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        _, record = nnx.merge(graph, params).forward(tokens, key=key)
+        return record.routing.kept.mean(), choices(record)
+
+    return routed
+
+
+def collectives(lowered: jax.stages.Lowered) -> list[Collective]:
+    return parse_collectives(lowered.compile(COMPILER_OPTIONS).as_text() or "")
+
+
+def temp_mb(program: jax.stages.Compiled) -> float:
+    return program.memory_analysis().temp_size_in_bytes / 1e6
 
 
 def _devices(n: int) -> str:
@@ -153,12 +179,7 @@ def _devices(n: int) -> str:
 
 def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
     """The bytes that one device sends in all-to-alls, relative to the minimum."""
-    text = lowered.compile(COMPILER_OPTIONS).as_text() or ""
-    sent = sum(
-        collective.bytes_sent
-        for collective in parse_collectives(text)
-        if collective.kind == "all-to-all"
-    )
+    sent = sum(one.bytes_sent for one in collectives(lowered) if one.kind == "all-to-all")
     minimum = ALL_TO_ALLS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
     what, to = f"all-to-all of {DEVICES} devices, {way}", "slots x width"
     ratio, mb = sent / minimum, sent / 1e6

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts.experiments import own_images
-from tests.script import experiment
+from tests.script import commands_in_this_process, experiment
 from vmoe.config import to_json
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,7 @@ def test_a_cell_is_trained_on_a_share_of_each_category_and_has_a_digit_for_each_
     (data / "twitter.csv").write_text("\n".join(lines) + "\n")
     options = [f"--{name}={tmp_path / name}" for name in ("workdir", "rows", "data")]
     options += [f"--words={tiny_run}", "--jobs=1"]  # so that nothing is pre-trained
+    commands_in_this_process(monkeypatch)
     monkeypatch.setattr(own_images, "DRAWINGS", (36, 45))
     cell = own_images.Cell("words", 36, "head", 1e-2, 20)
     handler = signal.getsignal(signal.SIGTERM)

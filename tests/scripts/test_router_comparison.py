@@ -54,8 +54,9 @@ def test_stored_rows_are_compared_with_token_choice_and_the_best_on_validation_i
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_model_is_trained_evaluated_and_gets_a_row(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    script.commands_in_this_process(monkeypatch)
     run(tmp_path, "--only", "hash", "--seeds", "0", "--steps", "4")
     row = json.loads((tmp_path / "rows").read_text())
     assert (row["model"], row["seed"], row["steps"]) == ("hash", 0, 4)
