@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scripts.bench.measure import IMAGE_TOKENS, Program, Row, rows_of
+from scripts.bench.measure import IMAGE_TOKENS, Program, Row, rows_of, temp_mb
 from vmoe.config import MlpExpert, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.collectives import COMPILER_OPTIONS, Collective, parse_collectives
 from vmoe.mesh import place
@@ -167,10 +167,6 @@ def routed(moe: MoE, key: jax.Array) -> Callable[[dict, jax.Array], tuple[jax.Ar
 
 def collectives(lowered: jax.stages.Lowered) -> list[Collective]:
     return parse_collectives(lowered.compile(COMPILER_OPTIONS).as_text() or "")
-
-
-def temp_mb(program: jax.stages.Compiled) -> float:
-    return program.memory_analysis().temp_size_in_bytes / 1e6
 
 
 def _devices(n: int) -> str:

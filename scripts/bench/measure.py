@@ -49,9 +49,13 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
+    return Program(functools.partial(program, *arguments), temp_mb(program), seconds)
+
+
+def temp_mb(program: jax.stages.Compiled) -> float:
+    """XLA's estimate of a program's temporary memory; NaN if there is none."""
     memory = program.memory_analysis()
-    temp = memory.temp_size_in_bytes / 1e6 if memory else np.nan
-    return Program(functools.partial(program, *arguments), temp, seconds)
+    return memory.temp_size_in_bytes / 1e6 if memory else np.nan
 
 
 def measured(

@@ -102,7 +102,8 @@ def config_of(sizes: Sizes, name: str, dense: str = "") -> TrainConfig:
     path, images = MODELS[name]
     config = load(ROOT / "configs" / f"{path}.py")
     if sizes.tiny:
-        config, images = replace(config, model=model_config("vmoe_test_last2_e4")), 4
+        model = replace(model_config("vmoe_test_last2_e4"), depth=1, sparse_blocks=(0,))
+        config, images = replace(config, model=model), 4
     changes = {"dtype": "bfloat16"} | ({"sparse_blocks": ()} if dense else {})
     rest = {"steps": ANY_LENGTH, "epochs": None, "images": None, "evaluations": (EvalConfig(),)}
     return replace(config, model=changes, batch_size=images, **rest)
