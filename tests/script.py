@@ -1,6 +1,8 @@
 """Run a script of the project in the process of a test, which saves its imports."""
 
+import contextlib
 import importlib
+import io
 import signal
 import sys
 from pathlib import Path
@@ -36,11 +38,19 @@ def experiment(name: str, *arguments: str | Path) -> None:
 
 
 def commands_in_this_process(patch: pytest.MonkeyPatch) -> None:
-    """The commands of vmoe that an experiment runs start no process, which saves their imports."""
+    """The commands that an experiment runs start no process, which saves their imports."""
 
-    def printed(_: Experiment, *arguments: object) -> str:
-        result = vmoe(*map(str, arguments))
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+    def printed(_: Experiment, flag: str, module: str, *arguments: object) -> str:
+        assert flag == "-m"
+        words = list(map(str, arguments))
+        if module == "vmoe":
+            result = vmoe(*words)
+            assert result.returncode == 0, result.stderr
+            return result.stdout
+        name = f"{module}.__main__" if module == "scripts.experiments" else module
+        with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as own:
+            own.setattr(sys, "argv", [module, *words])
+            importlib.import_module(name).main()
+        return out.getvalue()
 
-    patch.setattr(Experiment, "vmoe", printed)
+    patch.setattr(Experiment, "python", printed)

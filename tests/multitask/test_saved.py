@@ -120,10 +120,10 @@ def test_a_model_predicts_the_same_bits_in_another_process(
 )
 def test_every_architecture_is_saved(architecture: str, tmp_path: Path) -> None:
     events = {"work": TARGETS["work"] != "no", "day": TARGETS["work"] == "yes"}
-    chained = architecture in CHAINS
-    own = SETTINGS | ({"kinds": None, "chain": np.array(list(events))} if chained else {})
+    chain = {"chain": np.array(list(events))} if architecture in CHAINS else {}
+    own = SETTINGS | {"kinds": None} | chain
     fitted = MultiTaskEstimator(architecture, **own, gate="dselect_k")
-    fitted.fit(FRAME, events if chained else TARGETS).save(tmp_path / "model")
+    fitted.fit(FRAME, events).save(tmp_path / "model")
     found = MultiTaskEstimator.load(tmp_path / "model").predict_proba(FRAME)
     for name, expected in fitted.predict_proba(FRAME).items():
         np.testing.assert_array_equal(found[name], expected)

@@ -40,7 +40,6 @@ def run(folder: Path, *options: str) -> None:
 def test_a_run_is_trained_measured_and_gets_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Measured in a process of its own."""
     script.commands_in_this_process(monkeypatch)
     shutil.copyfile(path_of("fashion_mnist_sample"), tmp_path / "sample.npz")  # its own splits
     data = ("--data", f"arrays:{tmp_path / 'sample.npz'}")

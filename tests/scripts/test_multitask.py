@@ -71,9 +71,9 @@ FEW = synthetic.Size(steps=200, batch=64, every=100, tested=200, seeds=2, search
 @pytest.mark.slow
 def test_seeds_that_are_trained_at_once_are_those_trained_alone() -> None:
     runs = [synthetic.Run(0.5, 1.0, seed, rate) for seed, rate in ((0, 1e-2), (1, 3e-3))]
-    both = synthetic.train("mmoe", runs, FEW)
+    both = synthetic.train("shared_bottom", runs, FEW)
     assert both.shape == (2, 2)
-    alone = synthetic.train("mmoe", runs[1:], FEW)
+    alone = synthetic.train("shared_bottom", runs[1:], FEW)
     np.testing.assert_allclose(both[:, 1:], alone, rtol=1e-2)
 
 
@@ -142,10 +142,10 @@ SMALL = census.Size(None, 1 / 3, 10, 3, 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["single_task", "mmoe", "ple"])
+@pytest.mark.parametrize("model", ["single_task", "cgc"])
 def test_models_of_the_census_are_measured_after_a_search(people: Path, model: str) -> None:
-    """One model for each task, and of the others, which only ``new_model`` tells apart, a flat and
-    a deep one; ``tests/multitask`` trains them all.
+    """One model for each task, and of the others, which only ``new_model`` tells apart, one with
+    all fields of a shape; ``tests/multitask`` trains them all.
     """
     found = census.search(people, "income", model, 0, SMALL)
     assert len(found["tried"]) == 2
@@ -369,10 +369,12 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
     assert "category and vendor share **25%** of their weights" in text("drawings_2", drawn)
 
 
-@pytest.mark.process
 @pytest.mark.slow
-def test_a_row_is_written_once_and_not_repeated(tmp_path: Path) -> None:
-    names = ("rate_mmoe", "synthetic_mmoe")
+def test_a_row_is_written_once_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.commands_in_this_process(monkeypatch)
+    names = ("rate_shared_bottom", "synthetic_shared_bottom")  # the smallest programs
     options = ("--tiny", "--only", *names, "--seeds", "0", "--workdir", str(tmp_path))
     script.experiment("multitask", *options)
     path = tmp_path / "tiny.jsonl"
