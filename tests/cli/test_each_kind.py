@@ -77,15 +77,18 @@ MODELS: dict[str, dict[str, Any]] = {
     **{router.kind: dict(router=router) for router in ROUTERS},
     "top_p": dict(router=TopP(), gate=MlpGate()),
     "bias_balanced": dict(router=BiasBalanced(), gate=NoisyGate()),
-    "experts": dict(experts=EVERY, num_experts=7, shared_experts=2, gate=CosineGate()),
+    "experts": dict(
+        router=BiasBalanced(), experts=EVERY, num_experts=7, shared_experts=2, gate=CosineGate()
+    ),
 }
 """The layer of each model, in its only block; gates are with routers, on which they do not depend.
 The other tests of each command have token choice with a linear gate and MLPs."""
 WITH_PLOTS = {"expert_choice", "top_p", "transport", "random", "soft"}
 """One router of each form of routing with each set of figures, which are drawn from these forms;
 tests/studies/test_analysis_commands.py has all figures, of token choice."""
-OF_EACH_FORM = {*WITH_PLOTS, "bias_balanced", "experts"}
-"""The removal of experts and attacks depend on these forms, a router's state and the experts."""
+OF_EACH_FORM = {*WITH_PLOTS, "experts"}
+"""The removal of experts and attacks depend on these forms, a router's state and the experts; the
+last of them has both."""
 
 NEITHER = "block 0: router {} has no k and no priority to choose"
 NO_PRIORITY = "block 0: router {} has no priority to choose"
@@ -122,7 +125,7 @@ REFUSED = {
     },
     "convert --format published": {
         **dict.fromkeys(("gshard", "bias_balanced", *FREE, "random", "hash"), UNSTORED),
-        "experts": "model.moe.shared_experts=2 with block=0: published checkpoints have no shared",
+        "experts": UNSTORED.format("bias_balanced"),
     },
 }
 """By command and model, a part of the message of a refusal; in all other cases it works."""
@@ -251,10 +254,18 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
         assert {file.stem for file in (tmp_path / "plots").iterdir()} == plots_of(config).keys()
 
 
-def test_the_published_format_has_no_other_gates(tmp_path: Path) -> None:
-    for gate in (NoisyGate(), MlpGate(), CosineGate()):
-        config = config_of("switch")
-        write(stored_of(replace(config, moe=dict(gate=gate))), tmp_path / gate.kind, format="vmoe")
-        result = vmoe("convert", gate.kind, "published", "--format", "published", cwd=tmp_path)
-        reason = f"gate.kind={gate.kind} with block=0: published checkpoints have no gate other"
+def test_the_published_format_has_no_other_gates_and_no_shared_experts(tmp_path: Path) -> None:
+    for fields, reason in (
+        *(
+            (dict(gate=gate), f"gate.kind={gate.kind} with block=0: published checkpoints have no")
+            for gate in (NoisyGate(), MlpGate(), CosineGate())
+        ),
+        (
+            dict(shared_experts=2),
+            "moe.shared_experts=2 with block=0: published checkpoints have no",
+        ),
+    ):
+        stored = stored_of(replace(config_of("switch"), moe=fields))
+        path = write(stored, tmp_path / reason.split()[0], format="vmoe")
+        result = vmoe("convert", path, "published", "--format", "published", cwd=tmp_path)
         assert result.returncode == 2 and reason in result.stderr, result.stderr

@@ -94,17 +94,16 @@ def test_a_dry_run_trains_a_recipe_without_its_data_and_keeps_nothing(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("devices", [6, 16])
-def test_a_dry_run_works_on_any_number_of_devices(devices: int, tmp_path: Path) -> None:
+def test_a_dry_run_works_on_any_number_of_devices(tmp_path: Path) -> None:
+    """Six divide neither the batch of eight nor the four experts that one device has."""
     options = ["--data.mixup", "0.2", "--accumulate", "2", "--model.moe.num-experts", "16"]
     result = forked(
-        *("train", "--config", FOLDER / "tiny.py", "--dry-run", *options),
-        *("--mesh", "expert=2" if devices == 6 else f"expert={devices}"),
-        environment={"JAX_NUM_CPU_DEVICES": str(devices)},
+        *("train", "--config", FOLDER / "tiny.py", "--dry-run", *options, "--mesh", "expert=3"),
+        environment={"JAX_NUM_CPU_DEVICES": "6"},
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    assert f"{devices} devices" in result.stderr
+    assert "6 devices" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,10 @@ SHELL = (".sh", ".yaml")
 
 FEWER_STEPS = {
     "docs/training_loop.md": {"STEPS, BATCH, DECAY = 300,": "STEPS, BATCH, DECAY = 40,"},
-    "docs/layer.md": {"STEPS, BATCH = 100,": "STEPS, BATCH = 4,"},
+    "docs/layer.md": {
+        "STEPS, BATCH = 100,": "STEPS, BATCH = 4,",
+        "WIDTH, DEPTH, EXPERTS = 32, 12, 8": "WIDTH, DEPTH, EXPERTS = 32, 2, 2",
+    },
     "docs/mixtures.md": {
         "n_refits=50": "n_refits=2",
         "range(1, 6)": "range(1, 5)",

