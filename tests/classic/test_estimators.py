@@ -112,7 +112,7 @@ def test_experts_that_cannot_learn_on_line_pass_the_checks_that_call_partial_fit
 @pytest.mark.parametrize(
     "estimator",
     [
-        HierarchicalMixtureClassifier(tol=5e-2),
+        HierarchicalMixtureClassifier(tol=1e-2),
         MixtureOfExpertsRegressor(experts="student_t", tol=2e-2),
     ],
     ids=str,

@@ -1,5 +1,6 @@
 """The claims: a run gives a row once, and verdicts follow from rows by plain rules."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -41,6 +42,8 @@ def test_a_run_is_trained_measured_and_gets_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script.commands_in_this_process(monkeypatch)
+    one_block = dataclasses.replace(variants.VARIANTS["dense"], model={"depth": 1})
+    monkeypatch.setitem(variants.VARIANTS, "dense", one_block)
     shutil.copyfile(path_of("fashion_mnist_sample"), tmp_path / "sample.npz")  # its own splits
     data = ("--data", f"arrays:{tmp_path / 'sample.npz'}")
     run(tmp_path, "--steps", "4", "--images", "16", *data)

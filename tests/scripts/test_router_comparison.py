@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.experiments import routers
 from tests import script
+from tests.command import TINY
 from vmoe.data.pipeline import ORDER
 
 
@@ -57,10 +59,11 @@ def test_a_model_is_trained_evaluated_and_gets_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script.commands_in_this_process(monkeypatch)
+    monkeypatch.setattr(routers, "CONFIG", TINY)
     run(tmp_path, "--only", "hash", "--seeds", "0", "--steps", "4")
     row = json.loads((tmp_path / "rows").read_text())
     assert (row["model"], row["seed"], row["steps"]) == ("hash", 0, 4)
     assert (row["images_validation"], row["images_test"]) == (180, 360)
-    assert {block: len(load) for block, load in row["load"].items()} == {"1": 8, "3": 8}
+    assert {block: len(load) for block, load in row["load"].items()} == {"0": 4}
     (line,) = table(capsys.readouterr().out)
     assert line[:2] == ["hash of the position", f"{100 * row['validation']:.2f}"]
