@@ -59,7 +59,7 @@ FEWER_STEPS = {
         "range(1, 6)": "range(1, 5)",
         "tol=1e-9": "tol=1e-6",
     },
-    "docs/multitask.md": {"in range(5)": "in range(1)"},
+    "docs/multitask.md": {"in range(5)": "in range(1)", '"max_epochs": 30': '"max_epochs": 2'},
     "docs/family.md": {"n_refits=50": "n_refits=5"},
 }
 """What a page sets and what the test sets, where running is most of the time."""
