@@ -112,6 +112,7 @@ def test_a_notebook_is_stored_with_the_outputs_of_its_cells(name: str) -> None:
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell.outputs]
     assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not any(cell.outputs for cell in code if "photographs" in cell.metadata.get("tags", []))
     written = "".join(
         str(output.get("text") or output.data.get("text/plain")) for output in outputs
