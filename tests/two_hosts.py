@@ -1,36 +1,43 @@
 """One of the two processes of ``test_distributed.py`` that differ: it runs all cases in turn.
 
 ``python -m tests.two_hosts`` prints a line for each case: the exit status and the message of the
-error that ``train`` raises. Then it prints the checkpoints of a folder that the second process sees
-in an earlier state, and its share of its cores where both may run on the same cores, on others, and
-where the second may run on some of the first.
+error that ``train`` raises. Then it trains on photos of which half are damaged. Last it prints the
+checkpoints of a folder that the second process sees in an earlier state, and its share of its cores
+where both may run on the same cores, on others, and where the second may run on some of the first.
 """
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from tests.command import TINY
 from vmoe import distributed
+from vmoe.checkpoints.restore import sha256_of
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, load, replace
 from vmoe.errors import VmoeError
 from vmoe.train import train
 from vmoe.workdir import lock
+from vmoe.workdir.layout import read_config
 from vmoe.workdir.lock import LOCK
+
+DAMAGED = "folder:../damaged"  # relative to the folder of a host
 
 
 class Case(NamedTuple):
-    """A difference between the processes.
+    """A difference between the processes, or a run folder that all must refuse alike.
 
     Attributes:
         message: the first words of the error in both processes.
-        config: changes of the config; one for both processes, or one for each.
+        config: changes of the config of the run in the folder, or else of a tiny one; one for both
+            processes, or one for each.
         options: further arguments of ``train``.
         workdirs: the run folders, relative to the folder of the host.
     """
@@ -39,6 +46,7 @@ class Case(NamedTuple):
     config: tuple[dict[str, Any], ...] = ({},)
     options: tuple[dict[str, Any], ...] = ({},)
     workdirs: tuple[str, ...] = ("../run",)
+    status: int = 2
 
 
 CASES = {
@@ -93,6 +101,19 @@ CASES = {
         "workdir behind: process 1 does not see what the primary process sees there",
         workdirs=("behind",),
     ),
+    "another config than the run's": Case(
+        "process 0: workdir ../version holds a run of another config (seed is 0 there and 1 here)",
+        (dict(seed=1),),
+        workdirs=("../version",),
+    ),
+    "a checkpoint of another version, which is not corrupt": Case(
+        "../version/checkpoints/20: checkpoint format 9", workdirs=("../version",), status=1
+    ),
+    "a checkpoint with a file that links to itself, which is not corrupt": Case(
+        "../link/checkpoints/20: cannot be read (Too many levels of symbolic",
+        workdirs=("../link",),
+        status=1,
+    ),
 }
 
 
@@ -103,6 +124,15 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
         trained: a run with another model.
     """
     (folder / "trained").symlink_to(trained)
+    for name in ("version", "link"):
+        shutil.copytree(trained, folder / name)
+        index = folder / name / "checkpoints" / "20" / "checksums" / "metadata"
+        content = json.loads(index.read_text()) | {"format": 9}
+        del content["sha256"]
+        index.write_text(json.dumps(content | {"sha256": sha256_of(content)}))
+    index.unlink()
+    index.symlink_to(index)
+    make_damaged(folder / "damaged")
     hosts = [folder / "host0", folder / "host1"]
     for host in hosts:
         for name in ("photos", "fewer", "renamed", "repainted", "missing"):
@@ -129,6 +159,19 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
     metrics = json.dumps({1: {"accuracy": 0.5}})
     (hosts[0] / "cached" / "checkpoints" / "metrics.json").write_text(metrics)
     return hosts
+
+
+def make_damaged(folder: Path) -> None:
+    """Makes 60 photos; those with even numbers cannot be decoded."""
+    for i in range(60):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        if i % 2 == 0:  # its header and its end are as they should be
+            content = bytearray(path.read_bytes())
+            content[1000:1100] = bytes(100)
+            path.write_bytes(content)
 
 
 def catch_up(workdir: str) -> None:
@@ -165,9 +208,16 @@ def main() -> None:
         )
         lock.time = SimpleNamespace(sleep=lambda _, workdir=workdir: catch_up(workdir))
         try:
-            train(replace(tiny, **config), workdir, **options)
+            there = Path(workdir, "config.json").exists()
+            base = read_config(Path(workdir)) if there else tiny
+            train(replace(base, **config), workdir, **options)
         except VmoeError as error:
-            print(json.dumps([error.status, str(error)]))
+            message = re.sub(r"^/.*/host\d/", "", str(error))  # a path from either host's folder
+            print(json.dumps([error.status, message]))
+    data = dict(name=DAMAGED, on_error="replace")
+    train(
+        replace(tiny, batch_size=16, steps=20, optim=dict(warmup_steps=5), data=data), "../replaced"
+    )
     with Checkpoints(Path("cached"), every=1, keep_latest=1) as checkpoints:
         print(json.dumps([checkpoints.steps, checkpoints.is_best(1), *shares()]))
 
