@@ -363,19 +363,19 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_the_digits_recipe_reaches_92_percent_on_validation_in_a_fifth_of_its_steps(
+def test_the_digits_recipe_reaches_78_percent_on_validation_in_a_tenth_of_its_steps(
     tmp_path: Path,
 ) -> None:
-    """Three seeds gave 94.4 to 96.1; the validation split has 180 images. Compiled as users do."""
+    """Three seeds gave 83.9 to 91.7; the validation split has 180 images. Compiled as users do."""
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False", "XLA_FLAGS": ""}
     recipe = ROOT / "configs" / "digits.py"
-    short = ("--steps", "440", "--evaluate-every", "440", "--checkpoint-every", "440")
+    short = ("--steps", "220", "--evaluate-every", "220", "--checkpoint-every", "220")
     with start(
         "train", "--config", recipe, "--workdir", tmp_path, *short, environment=optimized
     ) as process:
         assert process.wait() == 0, process.stderr
     last = rows(tmp_path, "evaluations")[-1]
-    assert last["step"] == rows(tmp_path)[-1]["step"] and float(last["accuracy"]) >= 0.92
+    assert last["step"] == rows(tmp_path)[-1]["step"] and float(last["accuracy"]) >= 0.78
 
 
 PHOTOS = """

@@ -22,7 +22,7 @@ from vmoe.train.step import make_train_step
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return configs.replace(configs.load(TINY), steps=60)
+    return configs.replace(configs.load(TINY), steps=60, batch_size=8)
 
 
 def traced_steps(folder: Path) -> list[int]:
