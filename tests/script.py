@@ -47,6 +47,7 @@ def commands_in_this_process(patch: pytest.MonkeyPatch) -> None:
             result = vmoe(*words)
             assert result.returncode == 0, result.stderr
             return result.stdout
+        # Not by run: an experiment has threads for its jobs, and only the main one handles signals.
         name = f"{module}.__main__" if module == "scripts.experiments" else module
         with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as own:
             own.setattr(sys, "argv", [module, *words])

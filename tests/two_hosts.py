@@ -124,14 +124,14 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
         trained: a run with another model.
     """
     (folder / "trained").symlink_to(trained)
-    for name in ("version", "link"):
-        shutil.copytree(trained, folder / name)
-        index = folder / name / "checkpoints" / "20" / "checksums" / "metadata"
-        content = json.loads(index.read_text()) | {"format": 9}
-        del content["sha256"]
-        index.write_text(json.dumps(content | {"sha256": sha256_of(content)}))
-    index.unlink()
-    index.symlink_to(index)
+    index = Path("checkpoints", "20", "checksums", "metadata")
+    version = shutil.copytree(trained, folder / "version") / index
+    content = json.loads(version.read_text()) | {"format": 9}
+    del content["sha256"]
+    version.write_text(json.dumps(content | {"sha256": sha256_of(content)}))
+    link = shutil.copytree(trained, folder / "link") / index
+    link.unlink()
+    link.symlink_to(link)
     make_damaged(folder / "damaged")
     hosts = [folder / "host0", folder / "host1"]
     for host in hosts:

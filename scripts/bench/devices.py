@@ -158,24 +158,24 @@ def routed(moe: MoE, key: jax.Array) -> Callable[[dict, jax.Array], tuple[jax.Ar
     graph = nnx.graphdef(moe)
 
     @jax.jit
-    def routed(params: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(params: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, record = nnx.merge(graph, params).forward(tokens, key=key)
         return record.routing.kept.mean(), choices(record)
 
-    return routed
+    return run
 
 
-def collectives(lowered: jax.stages.Lowered) -> list[Collective]:
-    return parse_collectives(lowered.compile(COMPILER_OPTIONS).as_text() or "")
+def collectives(program: jax.stages.Lowered) -> list[Collective]:
+    return parse_collectives(program.compile(COMPILER_OPTIONS).as_text() or "")
 
 
 def _devices(n: int) -> str:
     return "1 device" if n == 1 else f"{n} devices"
 
 
-def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
+def row_of_bytes(program: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
     """The bytes that one device sends in all-to-alls, relative to the minimum."""
-    sent = sum(one.bytes_sent for one in collectives(lowered) if one.kind == "all-to-all")
+    sent = sum(one.bytes_sent for one in collectives(program) if one.kind == "all-to-all")
     minimum = ALL_TO_ALLS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
     what, to = f"all-to-all of {DEVICES} devices, {way}", "slots x width"
     ratio, mb = sent / minimum, sent / 1e6

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scripts.bench.measure import Program, Row, compiled, rows_of
+from scripts.bench.measure import Program, Row, compiled, rows_of, temp_mb
 from vmoe import models
 from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
 from vmoe.data.pipeline import Batch
@@ -99,9 +99,7 @@ def training_step(
         state[0], metrics = step(state[0], next(batches))
         return metrics
 
-    memory = step.memory_analysis()
-    assert memory
-    return Program(run, memory.temp_size_in_bytes / 1e6, seconds)
+    return Program(run, temp_mb(step), seconds)
 
 
 def _compile_seconds(name: str) -> float:
