@@ -21,7 +21,7 @@ from tests.command import ROOT, TINY, vmoe
 INNER = {
     *("vmoe.data.crops", "vmoe.data.pipeline", "vmoe.data.resize", "vmoe.nn.keys"),
     *(f"vmoe.data.sources.{name}" for name in ("arrays", "index", "table")),
-    *(f"vmoe.classic.{name}" for name in ("grams", "multinomial", "newton")),
+    *(f"vmoe.classic.{name}" for name in ("grams", "multinomial", "newton", "experts.student_t")),
     "vmoe.checkpoints.checksums",
 }
 WITH_AXES = {

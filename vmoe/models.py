@@ -301,6 +301,29 @@ def _settings(module: Any) -> tuple[Any, ...]:
     return type(module), settings, shapes
 
 
+def distinct_blocks(config: ViTConfig) -> tuple[ViTConfig, list[int]]:
+    """The config with one block of each kind, and the last block, which may skip work.
+
+    Blocks of a kind have equal parameters and programs, so only one of them needs to be traced.
+
+    Returns:
+        the smaller config, and for each block of the given one the number of its like there.
+
+    >>> distinct_blocks(model_config("vmoe_s32_every2_e32"))[1]
+    [0, 1, 0, 1, 0, 1, 0, 2]
+    """
+    layers = [config.moe_blocks.get(i) for i in range(config.depth)]  # None: dense
+    kinds = list(dict.fromkeys(layers[:-1]))
+    kept = [*kinds, layers[-1]]
+    small = replace(
+        config,
+        depth=len(kept),
+        sparse_blocks=tuple(i for i, layer in enumerate(kept) if layer),
+        moe=tuple(layer for layer in kept if layer),
+    )
+    return small, [*map(kinds.index, layers[:-1]), len(kinds)]
+
+
 @functools.lru_cache(maxsize=32)
 def abstract_params(config: ViTConfig) -> dict[str, Any]:
     """The shapes of the parameters of a config's model, by path; cached, not to be changed.
@@ -309,18 +332,11 @@ def abstract_params(config: ViTConfig) -> dict[str, Any]:
     """
     from vmoe.trees import by_name
 
-    layers = [config.moe_blocks.get(i) for i in range(config.depth)]  # None: dense
-    kinds = list(dict.fromkeys(layers))
-    small = replace(
-        config,
-        depth=len(kinds),
-        sparse_blocks=tuple(i for i, kind in enumerate(kinds) if kind),
-        moe=tuple(kind for kind in kinds if kind),
-    )
+    small, like = distinct_blocks(config)
     traced = by_name(params_of(build_abstract(small)))
     found = {path: leaf for path, leaf in traced.items() if not path.startswith("blocks/")}
-    for i, layer in enumerate(layers):
-        start = f"blocks/{kinds.index(layer)}/"
+    for i, j in enumerate(like):
+        start = f"blocks/{j}/"
         found |= {
             f"blocks/{i}/{path.removeprefix(start)}": leaf
             for path, leaf in traced.items()

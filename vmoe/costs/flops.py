@@ -53,18 +53,19 @@ class _Unpadded(Placement):
 
 def cost(config: ViTConfig) -> Cost:
     """The cost of a model, with full groups of images of the config's size."""
-    jaxpr, b, params, records = _trace(replace(config, full_last_block=True))
-    total = _size(params)
+    config = replace(config, full_last_block=True)
+    flops, params, records, like = _trace(config)
+    blocks = [_size(params["blocks"][j]) for j in range(len(params["blocks"]))]
+    total = _size(params) - sum(blocks) + sum(blocks[j] for j in like)
     active = float(total)
-    for i, record in records.items():
-        experts = _size(params["blocks"][i].get("mlp", {}).get("experts", {}))  # may have none
-        active -= experts * (
-            1 - _experts_per_token(config.moe_blocks[i], record) / record.gates.shape[2]
-        )
+    for i, moe in config.moe_blocks.items():
+        record = records[like[i]]
+        experts = _size(params["blocks"][like[i]].get("mlp", {}).get("experts", {}))  # may be none
+        active -= experts * (1 - _experts_per_token(moe, record) / record.gates.shape[2])
     return Cost(
         parameters=total,
         active_parameters=active,
-        flops_per_image=count_flops(jaxpr) / b,
+        flops_per_image=flops,
         tokens_per_image=num_tokens(config),
     )
 
@@ -75,8 +76,7 @@ def flops_to_logits(config: ViTConfig) -> float:
     There is such work if only the class token is read. In a sparse last block, all slots for
     class tokens count, filled or not.
     """
-    jaxpr, b, _, _ = _trace(config)
-    return count_flops(jaxpr) / b
+    return _trace(config)[0]
 
 
 def training_flops(config: ViTConfig) -> float:
@@ -134,16 +134,17 @@ def _countable_layer(moe: MoEConfig) -> MoEConfig:
 
 
 @functools.lru_cache(maxsize=4)
-def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
-    """The forward pass on full groups: its jaxpr, number of images, parameters and records.
+def _trace(config: ViTConfig) -> tuple[float, nnx.State, dict[int, Record], list[int]]:
+    """The forward pass on full groups: FLOPs per image, parameters, records, and like blocks.
 
-    Cached, since tracing takes a second.
+    The parameters and records are those of ``models.distinct_blocks``. Cached, since tracing takes
+    half a second.
     """
-    config = countable(config)
-    model = models.build_abstract(config, placement=_Unpadded())
+    small, like = models.distinct_blocks(countable(config))
+    model = models.build_abstract(small, placement=_Unpadded())
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    b = math.lcm(*(moe.router.images_per_group for moe in config.moe_blocks.values()))
-    shape = (b, config.image_size, config.image_size, 3)
+    b = math.lcm(*(moe.router.images_per_group for moe in small.moe_blocks.values()))
+    shape = (b, small.image_size, small.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def forward(params: nnx.State, rest: nnx.State, images: jax.Array) -> Any:
@@ -151,7 +152,12 @@ def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]
         return model.forward(images)
 
     jaxpr, (_, records) = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
-    return jaxpr.jaxpr, b, params, records
+    times = collections.Counter(f"block{j}" for j in like)
+    flops = sum(
+        count * times.get(scope.split("/")[1], 1)
+        for scope, count in flops_by_scope(jaxpr.jaxpr).items()
+    )
+    return flops / b, params, records, like
 
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:

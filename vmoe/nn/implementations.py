@@ -37,7 +37,8 @@ class ExpertLinearParams(NamedTuple):
 
     def select(self, expert: Int[Array, ""]) -> "ExpertLinearParams":
         """One expert's layer."""
-        return ExpertLinearParams(self.kernel[expert], self.bias[expert])
+        take = functools.partial(jax.lax.dynamic_index_in_dim, index=expert, keepdims=False)
+        return ExpertLinearParams(take(self.kernel), take(self.bias))
 
 
 def batched(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Routing
 from vmoe.reverse_mode import reverse_only
-from vmoe.routing.layout import rows_at
+from vmoe.routing.indexing import rows_at
 from vmoe.routing.queues import invert, queue
 from vmoe.routing.rows import sort_rows
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from vmoe.axes import Routing, SoftRouting
 from vmoe.errors import UsageError
 from vmoe.reverse_mode import reverse_only
+from vmoe.routing.indexing import divide, rows_at
 from vmoe.routing.queues import invert
 
 
@@ -102,7 +103,8 @@ def in_turn(real: Bool[Array, "*b x"]) -> Int[Array, "*b x"]:
     """
     x = real.shape[-1]
     places, rank = jnp.arange(x), jnp.cumsum(real, axis=-1)
-    order = invert(jnp.where(real, rank - 1, x), x) % max(1, x)  # the real ones first
+    flat = jnp.where(real, rank - 1, x).reshape(math.prod(real.shape[:-1]), x)
+    order = (invert(flat, x) % max(1, x)).reshape(real.shape)  # the real ones first
     turn = (places - rank) % jnp.maximum(rank[..., -1:], 1)
     return jnp.where(real, places, jnp.take_along_axis(order, turn, axis=-1))
 
@@ -122,11 +124,6 @@ def dispatch_rows(
     return slots.reshape(*slots.shape[:3], *rest)
 
 
-def rows_at(rows: Shaped[Array, "g r ..."], index: Int[Array, "g ..."]) -> Shaped[Array, "g ..."]:
-    """Rows of each group by index; zeros for an index past the end."""
-    return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
-
-
 def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool:
     """Whether fewer than half of the choices can have a slot, as with expert choice (k = e).
 
@@ -139,7 +136,7 @@ def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool
 def _dispatch(
     tokens: Float[Array, "g s d"], slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]
 ) -> Float[Array, "g e c d"]:
-    return rows_at(tokens, choices // slots.shape[-1])  # choice // k is its token
+    return rows_at(tokens, divide(choices, slots.shape[-1])[0])  # choice // k is its token
 
 
 def _dispatch_forward(tokens, slots, choices):
@@ -172,7 +169,7 @@ def _combine_forward(outputs, weights, slots, choices):
 def _combine_backward(saved, gradient):
     outputs, weights, slots, choices = saved
     g, s, k = slots.shape
-    grad_slots = rows_at(gradient, choices // k)  # g e c d
+    grad_slots = rows_at(gradient, divide(choices, k)[0])  # g e c d
     grad_outputs = grad_slots * rows_at(weights.reshape(g, s * k, 1), choices)  # g e c d
     if _few_slots(slots, choices):
         grad_by_slot = (outputs * grad_slots).sum(axis=-1).reshape(g, -1, 1)  # g ec 1

@@ -6,13 +6,12 @@ priority order. So each expert's queue is contiguous in the sorted keys, and a c
 the queue is its slot.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Int
 
 from vmoe.errors import UsageError
+from vmoe.routing.indexing import divide, placed, rows_at
 
 
 def queue(
@@ -27,16 +26,34 @@ def queue(
     Raises:
         UsageError: a group has too many tokens and experts for 32-bit sort keys.
     """
-    _, s, k = experts.shape
+    g, s, k = experts.shape
     if (e + 1) * s * k >= 2**31:
         raise UsageError(
             f"{s * k:,} choices of {e} experts or devices are too many to sort: "
             "lower images_per_group, the layer's group, or the batch"
         )
-    return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
+    choices = s * k  # token * k + rank, in [0, s k)
+    rank = lax.broadcasted_iota(jnp.int32, experts.shape, 2)
+    turn = rank * s + invert(order, s)[..., None]  # g s k: all first choices come before any second
+    sort_keys = experts.astype(jnp.int32) * choices + turn
+    queued = lax.sort(sort_keys.reshape(g, choices), is_stable=False)  # g sk
+
+    expert, turn = divide(queued, choices)
+    rank, importance = divide(turn, s)
+    choice = rows_at(order, importance, within=True) * k + rank
+    first_keys = lax.iota(jnp.int32, e + 1) * choices
+    # Comparing all takes one operation of an accelerator; a binary search is a loop there.
+    starts = (queued[:, None] < first_keys[:, None]).sum(2, dtype=jnp.int32)  # g e + 1: of queues
+    position = lax.iota(jnp.int32, choices) - rows_at(starts, expert, within=True)  # in that queue
+    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)
+    slots = placed(slot, choice, choices, 0).reshape(g, s, k)
+
+    source = starts[:, :e, None] + lax.iota(jnp.int32, c)  # g e c: index into the sorted choices
+    found = rows_at(choice, source, within=True)
+    return slots, jnp.where(source < starts[:, 1:, None], found, choices)
 
 
-def invert(places: Int[Array, "*g x"], size: int) -> Int[Array, "*g size"]:
+def invert(places: Int[Array, "g x"], size: int) -> Int[Array, "g size"]:
     """What is at each of ``size`` places, from the place of each thing; x where there is none.
 
     Slots are the inverse of choices, and choices of slots.
@@ -44,34 +61,4 @@ def invert(places: Int[Array, "*g x"], size: int) -> Int[Array, "*g size"]:
     Args:
         places: all different, but for things at no place, whose number is at least ``size``.
     """
-
-    def of_group(places: Int[Array, "x"]) -> Int[Array, "size"]:
-        numbers = jnp.arange(len(places), dtype=jnp.int32)
-        return jnp.full(size, len(places), jnp.int32).at[places].set(numbers, mode="drop")
-
-    return jnp.vectorize(of_group, signature="(x)->(y)")(places)
-
-
-def _queue(
-    experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
-) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
-    s, k = experts.shape
-    place = jnp.zeros(s, jnp.int32)
-    place = place.at[order].set(jnp.arange(s, dtype=jnp.int32), unique_indices=True)  # s
-    ranks = jnp.arange(k, dtype=jnp.int32)
-    turn = ranks * s + place[:, None]  # s k: all first choices come before any second one
-    sort_keys = experts.astype(jnp.int32) * (s * k) + turn
-    queue = jnp.sort(sort_keys.reshape(-1), stable=False)  # sk
-
-    expert, turn = queue // (s * k), queue % (s * k)  # sk
-    choice = order[turn % s] * k + turn // s  # sk: token * k + rank
-    first_keys = jnp.arange(e + 1) * (s * k)
-    # Comparing all takes one operation of an accelerator; a binary search is a loop there.
-    starts = jnp.searchsorted(queue, first_keys, method="compare_all")  # e + 1: of each queue
-    position = jnp.arange(s * k, dtype=jnp.int32) - starts[expert]  # sk: place in that queue
-    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)  # sk
-    slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)
-
-    source = starts[:e, None] + jnp.arange(c)  # e c: index into the sorted choices
-    choices = jnp.where(source < starts[1:, None], choice[jnp.minimum(source, s * k - 1)], s * k)
-    return slots, choices
+    return placed(lax.broadcasted_iota(jnp.int32, places.shape, 1), places, size, places.shape[1])

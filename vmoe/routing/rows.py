@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vmoe.axes import Routing, SoftRouting
+from vmoe.routing.indexing import divide, rows_at
 from vmoe.routing.queues import invert, queue
 
 LARGEST_BLOCK = 4096
@@ -31,13 +32,12 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     _, e, c = routing.choices.shape
     r = most_rows(routing, block)
     kept = routing.kept  # g s k
-    group = jnp.arange(g)[:, None, None]
-    counts = jnp.zeros((g, e + 1), jnp.int32).at[group, jnp.where(kept, routing.experts, e)].add(1)
-    counts = counts[:, :e]  # g e
+    counts = (routing.choices < s * k).sum(axis=2, dtype=jnp.int32)  # g e
     sizes = -(-counts.sum(axis=0) // block) * block  # e
     before = jnp.cumsum(sizes) - sizes + jnp.cumsum(counts, axis=0) - counts  # g e
-    row = jnp.where(kept, before.at[group, routing.experts].get(mode="clip") + routing.slots % c, r)
-    choices = invert(row.reshape(-1), r)
+    start = rows_at(before, routing.experts, within=True)  # g s k
+    row = jnp.where(kept, start + divide(routing.slots, c)[1], r)
+    choices = invert(row.reshape(1, -1), r)
     flat = Routing(
         experts=jnp.where(kept, 0, 1).reshape(1, g * s, k),
         slots=row.reshape(1, g * s, k),

@@ -11,7 +11,7 @@ from vmoe.axes import Routing, SoftRouting
 from vmoe.errors import UsageError, require
 from vmoe.nn.keys import MaybeKey
 from vmoe.routing.groups import Groups
-from vmoe.routing.layout import rows_at
+from vmoe.routing.indexing import rows_at
 
 OF_SLOTS = ("filled", "images", "positions")
 """What experts can ask about their slots: whether a slot has a token of its own, the number of the

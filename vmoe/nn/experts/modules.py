@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe.errors import UsageError
 from vmoe.nn import attention, mlp
 from vmoe.nn.keys import Rngs
-from vmoe.routing.layout import rows_at
+from vmoe.routing.indexing import rows_at
 
 
 class Identity(nnx.Module):
