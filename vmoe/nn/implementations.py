@@ -41,6 +41,7 @@ class ExpertLinearParams(NamedTuple):
         return ExpertLinearParams(take(self.kernel), take(self.bias))
 
 
+@functools.partial(jax.jit, static_argnames="middle", inline=True)
 def batched(
     up: ExpertLinearParams,
     down: ExpertLinearParams,
@@ -57,6 +58,7 @@ def batched(
     return middle(linear(up, slots), lambda hidden: linear(down, hidden), key)
 
 
+@functools.partial(jax.jit, static_argnames=("middle", "block"), inline=True)
 def ragged(
     up: ExpertLinearParams,
     down: ExpertLinearParams,
@@ -83,6 +85,7 @@ def ragged(
     return middle(linear(up, rows), lambda hidden: linear(down, hidden), key)
 
 
+@functools.partial(jax.jit, static_argnames=("middle", "block"), inline=True)
 def blocked(
     up: ExpertLinearParams,
     down: ExpertLinearParams,

@@ -357,7 +357,7 @@ class MoE(nnx.Module):
 
         @jax.named_scope("router")
         def chosen(inputs: RouterInputs) -> Decision:
-            return router(inputs, c) if decide is None else decide(inputs, router, c)
+            return _decide(router, inputs, c) if decide is None else decide(inputs, router, c)
 
         decision = self.placement.on_each_device(chosen)(given)
         if router.losses_over != "group" and decide is None:
@@ -473,6 +473,12 @@ class MoE(nnx.Module):
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.transfer_dtype == "bfloat16" else rows
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _decide(router: AnyRouter, inputs: RouterInputs, c: int) -> Decision:
+    """Compiled as one program where a layer is called without ``jax.jit``."""
+    return router(inputs, c)
 
 
 def _modules(*parts: Any) -> list[nnx.Module]:

@@ -9,6 +9,7 @@ each group, the layer adds them up, and ``losses_of_sums`` makes one loss of the
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -122,6 +123,7 @@ def losses_of_sums(
     return result
 
 
+@functools.partial(jax.jit, static_argnames="weights", inline=True)
 def total(
     losses: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
 ) -> Float[Array, ""]:

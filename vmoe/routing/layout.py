@@ -21,6 +21,7 @@ from vmoe.routing.queues import invert
 
 
 @jax.named_scope("dispatch")
+@functools.partial(jax.jit, static_argnames="mixture_dtype", inline=True)
 def dispatch(
     tokens: Float[Array, "g s d"],
     routing: Routing | SoftRouting,
@@ -40,6 +41,7 @@ def dispatch(
 
 
 @jax.named_scope("combine")
+@functools.partial(jax.jit, inline=True)
 def combine(
     outputs: Float[Array, "g e c d"], routing: Routing | SoftRouting
 ) -> Float[Array, "g s d"]:
@@ -63,6 +65,7 @@ def scaled(routing: Routing | SoftRouting, factor: float) -> Routing | SoftRouti
     return routing._replace(weights=routing.weights * factor)
 
 
+@functools.partial(jax.jit, inline=True)
 def fill_empty(routing: Routing, valid: Bool[Array, "g s"]) -> Routing:
     """The routing with a choice in every slot, for experts that are any modules.
 

@@ -5,6 +5,9 @@ choices, so empty slots cost nothing, also in dropless layers. Each expert's row
 multiple of the block size, so each block belongs to one expert.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -16,6 +19,7 @@ LARGEST_BLOCK = 4096
 """Maximum number of rows of a block; the hidden layer of a larger one does not fit in the cache."""
 
 
+@functools.partial(jax.jit, static_argnames="block", inline=True)
 def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:
     """The routing of all groups as one group with a single "expert", whose slots are sorted rows.
 
@@ -83,6 +87,7 @@ def most_rows(routing: Routing, block: int) -> int:
     return block * min(e * -(-g * c // block), (choices + e * (block - 1)) // block)
 
 
+@functools.partial(jax.jit, static_argnames="n", inline=True)
 def keep_class_tokens(
     groups: Float[Array, "g s d"], routing: Routing | SoftRouting, n: int
 ) -> tuple[Float[Array, "g x d"], Routing | SoftRouting]:
