@@ -4,6 +4,8 @@ The oracles are the same layer on each sequence alone, and modules that are call
 """
 
 import dataclasses
+import logging
+import re
 from typing import Any, ClassVar
 
 import jax
@@ -82,6 +84,20 @@ def test_groups_have_at_most_so_many_tokens_and_are_as_few_and_even_as_possible(
     np.testing.assert_array_equal(laid[real], tokens.reshape(-1, 2))  # in their order
     positions = np.broadcast_to(np.arange(n), (b, n)).reshape(-1)
     np.testing.assert_array_equal(np.asarray(groups.positions)[real], positions)
+
+
+def test_a_layer_without_jit_compiles_its_parts_and_not_each_of_their_operations(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    moe, tokens = MoE(linears(), gate(), ROOMY), jnp.ones((1, 67, D))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        moe(tokens)  # of a length that no other test has
+    compiled = re.findall(r"Compiling (?:jit\()?(\w+)", caplog.text)
+    assert {"_decide", "combine"} <= set(compiled) and len(compiled) < 60
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        moe(tokens)
+    assert "Compiling" not in caplog.text
 
 
 def test_rows_are_one_sequence_with_slots_for_about_their_choices() -> None:

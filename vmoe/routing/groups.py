@@ -1,8 +1,10 @@
 """Groups of tokens, which compete for the same slots."""
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
@@ -51,12 +53,14 @@ class Groups(NamedTuple):
         return math.prod(self._padded) // self.g
 
     @property
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def positions(self) -> Int[Array, "g s"]:
         """The position of each token in its sequence, in [0, n)."""
         first = jnp.arange(self.g, dtype=jnp.int32)[:, None] % self.parts * self.s
         last = max(0, self.n - 1)
         return jnp.minimum(first + jnp.arange(self.s, dtype=jnp.int32) % (last + 1), last)
 
+    @functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
     def split(self, x: Shaped[Array, "b n *x"], padding: int = 0) -> Shaped[Array, "g s *x"]:
         """The rows of sequences by group, and ``padding`` for padding."""
         (shares, sequences, length), rest = self._padded, x.shape[2:]
@@ -65,6 +69,7 @@ class Groups(NamedTuple):
         x = jnp.pad(x, (*missing, *[(0, 0)] * len(rest)), constant_values=padding)
         return x.reshape(self.g, self.s, *rest)
 
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def join(self, groups: Shaped[Array, "g s *x"]) -> Shaped[Array, "b n *x"]:
         """The rows of sequences, from their groups: the inverse of ``split``."""
         rest = groups.shape[2:]
