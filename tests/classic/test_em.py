@@ -1,11 +1,13 @@
 """What EM guarantees, for every kind of expert that has an exact M-step."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from sklearn.base import clone
+from sklearn.datasets import load_wine
 from sklearn.linear_model import Ridge
 from sklearn.tree import DecisionTreeRegressor
 
@@ -16,6 +18,7 @@ from vmoe.classic import (
     MixtureOfExpertsRegressor,
     StudentT,
 )
+from vmoe.classic.multinomial import Multinomial
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -186,6 +189,25 @@ def test_factors_kept_from_step_to_step_lead_where_new_ones_do(model: Any, probl
     ):
         assert_allclose(kept, new, atol=1e-9)
     assert_allclose(whole.predict(x), steps.predict(x), atol=1e-9)
+
+
+def test_a_step_takes_few_evaluations_where_classes_are_separable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Coefficients grow there without end, by steps of which rounding decides what they gain."""
+    evaluate, count = Multinomial.evaluate, itertools.count()
+
+    def counted(function: Multinomial, coef: np.ndarray) -> tuple[float, np.ndarray]:
+        next(count)
+        return evaluate(function, coef)
+
+    monkeypatch.setattr(Multinomial, "evaluate", counted)
+    x, y = load_wine(return_X_y=True)
+    HierarchicalMixtureClassifier((2, 2), expert_penalty=1.0, gate_penalty=0.1, max_iter=40).fit(
+        x[::2], y[::2]
+    )
+    regressions = 40 * (4 + 3)  # of four experts and three gates
+    assert next(count) < 20 * regressions
 
 
 def test_outliers_move_student_t_experts_less_than_gaussian_ones() -> None:

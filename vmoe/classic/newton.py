@@ -78,9 +78,10 @@ class Newton:
                 found = _halved(function, coef, step, least)
             if found is None:
                 return coef
-            coef, value, state, step = found
+            before, (coef, value, state, step) = coef, found
             last = np.abs(step).max()
-            small = last <= SMALL * max(1.0, np.abs(coef).max())
+            # Of a step that is halved until rounding decides, nothing is left to gain.
+            small = np.abs(coef - before).max() <= SMALL * max(1.0, np.abs(coef).max())
             if small or gradient @ step <= NO_GAIN * function.total_mass:
                 return coef
         return coef
