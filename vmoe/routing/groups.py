@@ -53,12 +53,9 @@ class Groups(NamedTuple):
         return math.prod(self._padded) // self.g
 
     @property
-    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def positions(self) -> Int[Array, "g s"]:
         """The position of each token in its sequence, in [0, n)."""
-        first = jnp.arange(self.g, dtype=jnp.int32)[:, None] % self.parts * self.s
-        last = max(0, self.n - 1)
-        return jnp.minimum(first + jnp.arange(self.s, dtype=jnp.int32) % (last + 1), last)
+        return _positions(self)
 
     @functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
     def split(self, x: Shaped[Array, "b n *x"], padding: int = 0) -> Shaped[Array, "g s *x"]:
@@ -82,6 +79,13 @@ class Groups(NamedTuple):
         shares = self.devices if self.parts == 1 else 1
         groups = max(1, -(-self.b // (shares * self.sequences)))
         return shares, groups * self.sequences, max(1, -(-self.n // self.parts)) * self.parts
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _positions(groups: Groups) -> Int[Array, "g s"]:
+    first = jnp.arange(groups.g, dtype=jnp.int32)[:, None] % groups.parts * groups.s
+    last = max(0, groups.n - 1)
+    return jnp.minimum(first + jnp.arange(groups.s, dtype=jnp.int32) % (last + 1), last)
 
 
 def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:

@@ -26,8 +26,8 @@ def rows_at(
         start_indices_batching_dims=(0,),
     )
     index = lax.expand_dims(index, (index.ndim,))
-    beyond = dict(mode="clip") if within else dict(mode="fill", fill_value=0)
-    return lax.gather(rows, index, numbers, (1, 1, *rest), **beyond)
+    mode, beyond = ("clip", None) if within else ("fill", 0)
+    return lax.gather(rows, index, numbers, (1, 1, *rest), mode=mode, fill_value=beyond)
 
 
 def placed(
@@ -51,5 +51,5 @@ def placed(
 
 def divide(x: Int[Array, "*x"], n: int) -> tuple[Int[Array, "*x"], Int[Array, "*x"]]:
     """The quotients and remainders of numbers that are 0 or more."""
-    n = lax.full_like(x, n)
-    return lax.div(x, n), lax.rem(x, n)
+    divisor = lax.full_like(x, n)
+    return lax.div(x, divisor), lax.rem(x, divisor)
