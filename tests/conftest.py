@@ -60,7 +60,7 @@ LONGEST = (
     *("test_notebooks.py", "test_router_comparison.py", "test_distributed.py", "test_stops.py"),
     *("test_worked_router.py", "test_list_of_experts.py", "test_loop.py", "test_scripts.py"),
 )
-MOST_MAPS = 30_000  # memory maps of a process before its programs are unloaded
+MOST_MAPS = 45_000  # memory maps of a process before its programs are unloaded
 STORED = ROOT / "tests" / "golden"  # runs of published models
 FORMS = ("soft_slots1", "tiny_last2_k2_bpr_c0.5_indices")
 """Those that are compared by default: one with soft slots, one with choices."""

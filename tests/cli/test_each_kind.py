@@ -87,8 +87,8 @@ WITH_PLOTS = {"expert_choice", "top_p", "transport", "random", "soft"}
 """One router of each form of routing with each set of figures, which are drawn from these forms;
 tests/studies/test_analysis_commands.py has all figures, of token choice."""
 OF_EACH_FORM = {*WITH_PLOTS, "experts"}
-"""The removal of experts and attacks depend on these forms, a router's state and the experts; the
-last of them has both."""
+"""The removal and pruning of experts and attacks depend on these forms, a router's state and the
+experts; the last of them has both. Pruning also changes the state of ``bias_balanced``."""
 
 NEITHER = "block 0: router {} has no k and no priority to choose"
 NO_PRIORITY = "block 0: router {} has no priority to choose"
@@ -218,8 +218,6 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     commands = {
         "routing": (*sample, *page),
         "capacity": (*sample, "--budget", "0.99x", "--out", "routing.json"),
-        "prune": ("model", "pruned", "--num-experts", "2", *data),
-        "prune --rule average": ("model", "dense", "--num-experts", "0", *data),
         "upcycle": ("with_dense", "upcycled", "--blocks", "1", "--num-experts", "2"),
         "convert --format published": ("model", "published"),
         "convert --format jax": ("model", "jax"),
@@ -227,6 +225,9 @@ def test_every_command_works_on_a_model_or_names_the_reason_in_one_line(
     }
     if name in WITH_PLOTS:
         commands["routing"] += ("--plots", "plots")
+    if name in OF_EACH_FORM | {"bias_balanced"} | REFUSED["prune"].keys():
+        commands["prune"] = ("model", "pruned", "--num-experts", "2", *data)
+        commands["prune --rule average"] = ("model", "dense", "--num-experts", "0", *data)
     if name in OF_EACH_FORM:
         commands["attack"] = (*sample, "--steps", "1", "--epsilon", "8")
     else:

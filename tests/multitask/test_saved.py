@@ -115,10 +115,8 @@ def test_a_model_predicts_the_same_bits_in_another_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "architecture", ["mmoe", "one_gate", "cross_stitch", "cgc", "ple", "esmm", "aitm"]
-)
-def test_every_architecture_is_saved(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["cross_stitch", "ple", "aitm"])
+def test_every_kind_of_architecture_is_saved(architecture: str, tmp_path: Path) -> None:
     events = {"work": TARGETS["work"] != "no", "day": TARGETS["work"] == "yes"}
     chain = {"chain": np.array(list(events))} if architecture in CHAINS else {}
     own = SETTINGS | {"kinds": None} | chain

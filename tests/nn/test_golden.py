@@ -18,7 +18,8 @@ from vmoe.axes import RouterInputs, Routing, SoftRouting
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, replace
 from vmoe.routing import aux_losses, expert_choice, token_choice
 
-# The tests compare the program that users run, so it is compiled as users do (see conftest.py).
+# Logits and gradients are those of the program that users run, compiled as users do (see
+# conftest.py).
 OPTIONS: dict[str, int | bool] = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
@@ -91,7 +92,7 @@ def by_expert(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
 def test_embeddings_blocks_and_encodings_equal_the_published_ones(golden: Golden) -> None:
     model, stored = golden.model, golden.arrays
 
-    @compiled
+    @jax.jit
     def run(images: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         valid, outputs = jnp.ones(len(images), bool), [model.embed(images)]
         encoded, _ = model.encode(images)
