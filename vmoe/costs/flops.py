@@ -152,7 +152,7 @@ def _trace(config: ViTConfig) -> tuple[float, nnx.State, dict[int, Record], list
         return model.forward(images)
 
     jaxpr, (_, records) = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
-    times = collections.Counter(f"block{j}" for j in like)
+    times = collections.Counter(f"block{j}" for j in like)  # by scope; others run once
     flops = sum(
         count * times.get(scope.split("/")[1], 1)
         for scope, count in flops_by_scope(jaxpr.jaxpr).items()

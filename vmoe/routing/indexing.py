@@ -1,7 +1,7 @@
 """Rows of each group by number, and their inverse.
 
-Routing consists of these. They are written with ``jax.lax``, which takes a tenth of the time of
-``jax.numpy``'s indexing and division to trace and to lower: those also allow negative numbers.
+Routing consists of these. They are written with ``jax.lax``, which traces faster than the indexing
+and the division of ``jax.numpy``: those also allow negative numbers.
 """
 
 import jax.numpy as jnp
@@ -31,12 +31,18 @@ def rows_at(
 
 
 def placed(
-    values: Int[Array, "g x"], places: Int[Array, "g x"], size: int, empty: int
+    values: Int[Array, "g x"],
+    places: Int[Array, "g x"],
+    size: int,
+    empty: int,
+    *,
+    within: bool = False,
 ) -> Int[Array, "g size"]:
     """What is at each of ``size`` places, from the place of each value; ``empty`` at other places.
 
     Args:
         places: all different, but for values at no place, whose number is at least ``size``.
+        within: all values have a place, which accelerators need not check.
     """
     numbers = lax.ScatterDimensionNumbers(
         update_window_dims=(),
@@ -45,8 +51,9 @@ def placed(
         operand_batching_dims=(0,),
         scatter_indices_batching_dims=(0,),
     )
-    start = lax.full((len(places), size), empty, jnp.int32)
-    return lax.scatter(start, lax.expand_dims(places, (2,)), values, numbers, mode="drop")
+    start, places = lax.full((len(places), size), empty, jnp.int32), lax.expand_dims(places, (2,))
+    mode = "promise_in_bounds" if within else "drop"
+    return lax.scatter(start, places, values, numbers, unique_indices=within, mode=mode)
 
 
 def divide(x: Int[Array, "*x"], n: int) -> tuple[Int[Array, "*x"], Int[Array, "*x"]]:

@@ -32,33 +32,36 @@ def queue(
             f"{s * k:,} choices of {e} experts or devices are too many to sort: "
             "lower images_per_group, the layer's group, or the batch"
         )
-    choices = s * k  # token * k + rank, in [0, s k)
+    sk = s * k  # a choice is token * k + rank
     rank = lax.broadcasted_iota(jnp.int32, experts.shape, 2)
-    turn = rank * s + invert(order, s)[..., None]  # g s k: all first choices come before any second
-    sort_keys = experts.astype(jnp.int32) * choices + turn
-    queued = lax.sort(sort_keys.reshape(g, choices), is_stable=False)  # g sk
+    place = invert(order, s, within=True)  # g s
+    turn = rank * s + place[..., None]  # g s k: all first choices come before any second one
+    sort_keys = experts.astype(jnp.int32) * sk + turn
+    queued = lax.sort(sort_keys.reshape(g, sk), is_stable=False)  # g sk
 
-    expert, turn = divide(queued, choices)
+    expert, turn = divide(queued, sk)
     rank, importance = divide(turn, s)
     choice = rows_at(order, importance, within=True) * k + rank
-    first_keys = lax.iota(jnp.int32, e + 1) * choices
+    first_keys = lax.iota(jnp.int32, e + 1) * sk
     # Comparing all takes one operation of an accelerator; a binary search is a loop there.
     starts = (queued[:, None] < first_keys[:, None]).sum(2, dtype=jnp.int32)  # g e + 1: of queues
-    position = lax.iota(jnp.int32, choices) - rows_at(starts, expert, within=True)  # in that queue
+    position = lax.iota(jnp.int32, sk) - rows_at(starts, expert, within=True)  # in that queue
     slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)
-    slots = placed(slot, choice, choices, 0).reshape(g, s, k)
+    slots = placed(slot, choice, sk, 0, within=True).reshape(g, s, k)
 
     source = starts[:, :e, None] + lax.iota(jnp.int32, c)  # g e c: index into the sorted choices
     found = rows_at(choice, source, within=True)
-    return slots, jnp.where(source < starts[:, 1:, None], found, choices)
+    return slots, jnp.where(source < starts[:, 1:, None], found, sk)
 
 
-def invert(places: Int[Array, "g x"], size: int) -> Int[Array, "g size"]:
+def invert(places: Int[Array, "g x"], size: int, *, within: bool = False) -> Int[Array, "g size"]:
     """What is at each of ``size`` places, from the place of each thing; x where there is none.
 
     Slots are the inverse of choices, and choices of slots.
 
     Args:
         places: all different, but for things at no place, whose number is at least ``size``.
+        within: all things have a place.
     """
-    return placed(lax.broadcasted_iota(jnp.int32, places.shape, 1), places, size, places.shape[1])
+    things = lax.broadcasted_iota(jnp.int32, places.shape, 1)
+    return placed(things, places, size, places.shape[1], within=within)
