@@ -87,14 +87,16 @@ def test_the_step_for_a_tpu_has_four_messages_to_and_from_experts_a_sparse_block
 @pytest.mark.process
 @pytest.mark.skipif(TPU is None, reason="needs libtpu")
 def test_the_step_for_a_tpu_sends_rows_without_gaps_and_asks_nothing_twice() -> None:
-    """Rows and outputs, and their gradients; devices gather only how many rows they send."""
+    """Rows and outputs, and their gradients; devices gather only how many rows they send, for which
+    the compiler may choose an all-reduce.
+    """
     options = ["--model.moe.router.dropless", "--model.moe.ragged-all-to-all"]
     options += ["--model.pooling", "mean"]  # else only class tokens are sent, in the usual way
     step, forward = compiled("tpu:v5e:2x4", *options)["programs"]
     for program, messages in ((step, 4), (forward, 2)):
         kinds = [each["kind"] for each in program["collectives"]]
         assert kinds.count("ragged-all-to-all") == messages
-        assert kinds.count("all-gather") == 1
+        assert kinds.count("all-gather") <= 1
         assert set(kinds) <= {"ragged-all-to-all", "all-reduce", "all-gather"}
         check(program)
 
