@@ -93,6 +93,12 @@ class Routing(NamedTuple):
         return (self.experts < self.choices.shape[1]) & ~self.kept
 
     @property
+    def filled(self) -> Bool[Array, "g e c"]:
+        """Whether a slot has a choice."""
+        _, s, k = self.slots.shape
+        return self.choices < s * k
+
+    @property
     def tokens(self) -> Int[Array, "g e c"]:
         """The token that fills each slot, in [0, s); s where the slot is empty."""
         return self.choices // self.slots.shape[-1]

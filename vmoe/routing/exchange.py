@@ -191,9 +191,7 @@ def hottest(routing: Routing, hot: int, axes: tuple[str, ...]) -> Int[Array, "x"
     Args:
         hot: how many.
     """
-    e = routing.choices.shape[1]
-    kept = jnp.where(routing.kept, routing.experts, e)
-    load = jnp.zeros(e + 1, jnp.int32).at[kept].add(1)[:e]
+    load = routing.filled.sum((0, 2), dtype=jnp.int32)
     return jax.lax.top_k(jax.lax.psum(load, axes), hot)[1]
 
 

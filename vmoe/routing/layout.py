@@ -74,7 +74,7 @@ def fill_empty(routing: Routing, valid: Bool[Array, "g s"]) -> Routing:
     that is not padding. Nothing reads the outputs of these slots: ``combine`` takes the original.
     """
     _, s, k = routing.slots.shape
-    own = jnp.take_along_axis(routing.choices, in_turn(routing.choices < s * k), axis=-1)
+    own = jnp.take_along_axis(routing.choices, in_turn(routing.filled), axis=-1)
     first = valid.argmax(1)[:, None, None] * k
     return routing._replace(choices=jnp.where(own < s * k, own, first))
 
@@ -204,7 +204,8 @@ def _add_up(
         if weights is not None:
             rows = rows * rows_at(weights.reshape(g, s * k, 1), flat)
         zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.result_type(rows, jnp.float32))
-        return jax.vmap(lambda z, i, r: z.at[i].add(r, mode="drop"))(zeros, flat // k, rows)
+        tokens = divide(flat, k)[0]
+        return jax.vmap(lambda z, i, r: z.at[i].add(r, mode="drop"))(zeros, tokens, rows)
     # One gather per rank: a single gather of all ranks is ten times as slow on a CPU.
     dtype = jnp.result_type(rows, jnp.float32)
     terms = (rows_at(rows, slots[..., i]).astype(dtype) for i in range(k))

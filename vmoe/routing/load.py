@@ -95,7 +95,7 @@ def expert_totals(record: Record) -> dict[str, Any]:
     unprocessed = jnp.int32(0)
     if isinstance(record.routing, Routing):
         routing = record.routing
-        kept = (routing.choices < routing.slots[0].size).sum((0, 2))
+        kept = routing.filled.sum((0, 2))
         unprocessed = (record.valid & ~routing.kept.any(-1)).sum()
     return {
         "tokens": record.valid.sum(),

@@ -43,7 +43,7 @@ def to_next_experts(
         ``experts``, ``slots`` and ``choices`` of the new Routing. A choice that found no room keeps
         the expert that the token wanted.
     """
-    (g, s, k), (_, e, c) = routing.slots.shape, routing.choices.shape
+    (g, _, k), (_, e, c) = routing.slots.shape, routing.choices.shape
     ranked_gates, ranked = top_k(jax.lax.stop_gradient(gates), e)  # g s e
     ends = jnp.arange(e + 1) * c + jnp.pad(jnp.full(e, c) if limits is None else limits, (0, 1))
     wanted = jnp.where(valid[..., None] & (ranked_gates > 0), ranked, e)
@@ -64,7 +64,7 @@ def to_next_experts(
         used += at.sum(1, dtype=jnp.int32)
         return (experts, slots, used), None
 
-    filled = (routing.choices < s * k).sum(-1, dtype=jnp.int32)  # g e
+    filled = routing.filled.sum(-1, dtype=jnp.int32)  # g e
     used = jnp.pad(filled, ((0, 0), (0, 1)))  # g e + 1
     later = jnp.moveaxis(wanted[..., k:], -1, 0)
     start = (routing.experts, routing.slots, used)

@@ -36,7 +36,7 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     _, e, c = routing.choices.shape
     r = most_rows(routing, block)
     kept = routing.kept  # g s k
-    counts = (routing.choices < s * k).sum(axis=2, dtype=jnp.int32)  # g e
+    counts = routing.filled.sum(axis=2, dtype=jnp.int32)  # g e
     sizes = -(-counts.sum(axis=0) // block) * block  # e
     before = jnp.cumsum(sizes) - sizes + jnp.cumsum(counts, axis=0) - counts  # g e
     start = rows_at(before, routing.experts, within=True)  # g s k

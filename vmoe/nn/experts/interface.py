@@ -100,7 +100,7 @@ def about(name: str, routing: Routing | SoftRouting, filled: Any, groups: Groups
         )
     match name:
         case "filled":
-            return routing.tokens < groups.s
+            return routing.filled
         case "images":
             return filled.tokens // groups.n
         case "positions":
