@@ -15,13 +15,16 @@ import pytest
 from tests.command import ROOT, TINY, vmoe
 
 # With ``--processes`` calls of functions in modules that annotate axes are checked against the
-# annotations, which takes an eighth of the time. Half of all calls are in other modules, whose
-# types pyrefly checks; so are the modules in ``INNER``, whose functions run for every image of a
-# data set, for every parameter of a model, or thousands of times in a fit by EM.
+# annotations. Half of all calls are in other modules, whose types pyrefly checks; so are those in
+# ``INNER``, whose functions run for every image of a data set, every value of a table, every
+# parameter of a model, or thousands of times in a fit by EM: checks of their calls would take a
+# fifth of the time of the tests of tables and mixtures.
 INNER = {
     *("vmoe.data.crops", "vmoe.data.pipeline", "vmoe.data.resize", "vmoe.nn.keys"),
     *(f"vmoe.data.sources.{name}" for name in ("arrays", "index", "table")),
-    *(f"vmoe.classic.{name}" for name in ("grams", "multinomial", "newton", "experts.student_t")),
+    *(f"vmoe.classic.{name}" for name in ("grams", "multinomial", "newton", "rows", "tree")),
+    *(f"vmoe.classic.experts.{name}" for name in ("linear", "student_t")),
+    "vmoe.multitask.values",
     "vmoe.checkpoints.checksums",
 }
 WITH_AXES = {
