@@ -4,7 +4,7 @@
 #
 #   ./scripts/test.sh                   the tests that need neither a process nor a run of their own
 #   ./scripts/test.sh --processes       also those that start, kill or resume processes and runs, all
-#                                       on eight devices, and checks of axes at every call
+#                                       on eight devices, and checks of the axes of calls
 #   ./scripts/test.sh --processes --slow   everything: also products of routers, shapes and kinds
 #   ./scripts/test.sh tests/routing     format, lint, import rules, types, and only these tests
 #   ./scripts/test.sh tests/nn -k moe   paths first; pytest gets the first option and what follows

@@ -12,21 +12,12 @@ import jax
 import jaxtyping
 import pytest
 
+from tests import axes
 from tests.command import ROOT, TINY, vmoe
 
-# With ``--processes`` calls of functions in modules that annotate axes are checked against the
-# annotations. Half of all calls are in other modules, whose types pyrefly checks; so are those in
-# ``INNER``, whose functions run for every image of a data set, every value of a table, every
-# parameter of a model, or thousands of times in a fit by EM: checks of their calls would take a
-# fifth of the time of the tests of tables and mixtures.
-INNER = {
-    *("vmoe.data.crops", "vmoe.data.pipeline", "vmoe.data.resize", "vmoe.nn.keys"),
-    *(f"vmoe.data.sources.{name}" for name in ("arrays", "index", "table")),
-    *(f"vmoe.classic.{name}" for name in ("grams", "multinomial", "newton", "rows", "tree")),
-    *(f"vmoe.classic.experts.{name}" for name in ("linear", "student_t")),
-    "vmoe.multitask.values",
-    "vmoe.checkpoints.checksums",
-}
+# With ``--processes`` the first calls in each test of functions in modules that annotate axes are
+# checked against the annotations. Half of all calls are in other modules; pyrefly checks their
+# types.
 WITH_AXES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "vmoe").rglob("*.py")
@@ -82,7 +73,7 @@ def _on_devices(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--processes"):
-        jaxtyping.install_import_hook(sorted(WITH_AXES - INNER), "beartype.beartype")
+        jaxtyping.install_import_hook(sorted(WITH_AXES), "tests.axes.checked")
     if _on_devices(config):
         jax.config.update("jax_num_cpu_devices", DEVICES)
 
@@ -107,7 +98,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", default=str(STORED), help="folder of .npz files")
     parser.addoption("--slow", action="store_true", help="also run the long tests")
-    processes = "also run the tests with the mark 'process', and check the axes of every call"
+    processes = "also run the tests with the mark 'process', and check the axes of calls"
     parser.addoption("--processes", action="store_true", help=processes)
 
 
@@ -143,6 +134,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Only tests with the mark ``process`` start processes, but for those in ``ALLOWED``."""
     global _may_start_processes
     _may_start_processes = item.get_closest_marker("process") is not None
+    axes.check_again()
     try:
         return (yield)
     finally:

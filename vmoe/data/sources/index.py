@@ -280,7 +280,7 @@ def parts(count: int) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
-def _map_all(folder: Path, columns: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+def _map_all(folder: Path, columns: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
     """Columns by name, from the dtype and the length of each."""
     return {
         name: retried(folder, functools.partial(_mapped, folder / f"{name}.bin", dtype, count))
