@@ -104,7 +104,7 @@ def of_all_kinds(random: np.random.Generator, rows: int) -> pd.DataFrame:
         "time": [datetime.time(1), datetime.time(2, 30), None],
         "naive": [*days, None, pd.NaT],
         "stamp": [*map(pd.Timestamp, days), None],
-        "numpy": [*map(np.datetime64, days), np.datetime64("NaT")],
+        "numpy": [*map(np.datetime64, days), np.datetime64("NaT", "us")],
         "zoned": list(pd.Series(days).dt.tz_localize("UTC").dt.tz_convert("Europe/Oslo")),
         "span": [*(each - day for each in days), pd.Timedelta(3, "h"), None],
         "tags": [["x"], [], None, ["y", None], [None], ["x", "z", "y"]],
