@@ -37,7 +37,6 @@ def checked(signature: Callable[P, T]) -> Callable[P, T]:
         if _checks[name] >= MOST and "<locals>" not in name[1]:
             found = operator.attrgetter(name[1])(sys.modules[name[0]])
             annotated = inspect.unwrap(getattr(found, "fget", found))
-            annotated = getattr(annotated, "__func__", annotated)  # of a class method
             annotated.__no_type_check__ = True
             _unchecked.add(annotated)
         return check(*args, **kwargs)
