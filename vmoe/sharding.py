@@ -44,6 +44,9 @@ class Placement:
     hosts: int = 1
     """Number of equal parts of "expert" with slow links between them. If more than 1, slots and
     rows are sent in two levels: inside a host, then between hosts (Tutel, arXiv 2206.03382)."""
+    stands_for: str = ""
+    """"cpu", "gpu" or "tpu": the platform whose implementations are chosen and costs estimated,
+    where programs are only traced; that of the devices if empty."""
 
     def __post_init__(self) -> None:
         """Raises a UsageError if the mesh has other axes, or ``hosts`` does not divide "expert"."""
@@ -64,6 +67,8 @@ class Placement:
     @property
     def platform(self) -> str:
         """What the devices are: "cpu", "gpu" or "tpu"."""
+        if self.stands_for:
+            return self.stands_for
         return self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
 
     @property

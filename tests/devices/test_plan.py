@@ -4,6 +4,7 @@ The oracles are arrays placed on the devices, the compiled training step, and su
 """
 
 import collections
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -181,7 +182,9 @@ def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() ->
     state = shapes_on(ONE_DEVICE)
     model_bytes = sum(
         residual.size * residual.itemsize
-        for residual in residuals(loss, state.params, batch_shapes(placement).images)
+        for residual in residuals(
+            loss, state.params, batch_shapes(placement).images, platform="cpu"
+        )
         if not residual.of_params
     )
     planned = memory(CONFIG, placement, state).saved_activations
@@ -204,6 +207,16 @@ def test_a_copy_that_each_device_rounds_of_its_experts_is_saved_on_that_device_a
     inputs = {"tokens": jax.ShapeDtypeStruct((b, d), jnp.bfloat16)}
     segment = Segment("layer", 1, CONFIG, placement, params, inputs, forward)
     assert segment.saved_activations() == 2 * d * d + 2 * b * d / 8
+
+
+def test_a_gpu_holds_the_hidden_layers_also_as_its_kernels_read_them() -> None:
+    saved = {
+        platform: memory(
+            CONFIG, dataclasses.replace(on("expert=4"), stands_for=platform), shapes_on(ONE_DEVICE)
+        ).saved_activations
+        for platform in ("gpu", "tpu")
+    }
+    assert saved["gpu"] > 1.2 * saved["tpu"]
 
 
 def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_held_twice() -> None:

@@ -12,7 +12,7 @@ from vmoe.cli.printing import print_table
 from vmoe.config import load
 from vmoe.plan.candidates import Candidate, Plan
 from vmoe.plan.memory import Memory
-from vmoe.plan.table import assumptions, tables
+from vmoe.plan.table import tables
 
 COMMAND = ("plan", "--config", TINY, "--devices", "2", "--mesh", "expert=2", "--chip", "tpu_v4")
 
@@ -25,7 +25,6 @@ def test_the_plan_prints_its_assumptions_and_the_memory_with_and_without_remat()
         assert words in result.stdout
     assert "data=2" not in result.stdout
     assert "meshes" not in result.stdout  # there is one
-    assert "GPUs" not in result.stdout
 
 
 def test_the_five_best_of_many_meshes_are_printed_in_lines_of_100_columns(
@@ -47,7 +46,6 @@ def test_the_five_best_of_many_meshes_are_printed_in_lines_of_100_columns(
     assert max(map(len, printed.splitlines())) <= 100
     assert printed.count("The 5 fastest of 16 meshes") == 2 and "smallest" not in printed
     assert printed.count("data=") == 5 + 4 + 5
-    assert "compiled for GPUs so far, the compiler needed 1.2 to 1.5" in assumptions(many)[1]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ class Chip:
     """Bandwidth within a domain."""
     network_bandwidth: float | None
     """Bandwidth between domains; None if none is published."""
+    platform: str
+    """"gpu" or "tpu"."""
 
     def collective_seconds(self, collective: Collective) -> float:
         """Seconds that a collective takes at the published bandwidths, with nothing else running.
@@ -64,13 +66,13 @@ class Chip:
 
 
 CHIPS = {
-    "tpu_v3": Chip(61.5e12, 16 * 2.0**30, 450 * GB, 2048, 164 * GB, None),
-    "tpu_v4": Chip(275e12, 32 * 2.0**30, 1200 * GB, 4096, 300 * GB, None),
-    "tpu_v5e": Chip(197e12, 16 * GB, 819 * GB, 256, 200 * GB, 3.125 * GB),
-    "tpu_v5p": Chip(459e12, 95 * GB, 2765 * GB, 8960, 600 * GB, 6.25 * GB),
-    "a100": Chip(312e12, 80 * GB, 2039 * GB, 8, 300 * GB, 25 * GB),
-    "h100": Chip(989e12, 80 * GB, 3350 * GB, 8, 450 * GB, 50 * GB),
-    "h200": Chip(989e12, 141 * GB, 4800 * GB, 8, 450 * GB, 50 * GB),
+    "tpu_v3": Chip(61.5e12, 16 * 2.0**30, 450 * GB, 2048, 164 * GB, None, "tpu"),
+    "tpu_v4": Chip(275e12, 32 * 2.0**30, 1200 * GB, 4096, 300 * GB, None, "tpu"),
+    "tpu_v5e": Chip(197e12, 16 * GB, 819 * GB, 256, 200 * GB, 3.125 * GB, "tpu"),
+    "tpu_v5p": Chip(459e12, 95 * GB, 2765 * GB, 8960, 600 * GB, 6.25 * GB, "tpu"),
+    "a100": Chip(312e12, 80 * GB, 2039 * GB, 8, 300 * GB, 25 * GB, "gpu"),
+    "h100": Chip(989e12, 80 * GB, 3350 * GB, 8, 450 * GB, 50 * GB, "gpu"),
+    "h200": Chip(989e12, 141 * GB, 4800 * GB, 8, 450 * GB, 50 * GB, "gpu"),
 }
 """Chips by name, as ``vmoe.plan.candidates.plan`` takes them."""
 

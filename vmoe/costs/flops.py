@@ -40,15 +40,9 @@ class Cost:
     tokens_per_image: int
 
 
-class _Unpadded(Placement):
-    """One device that computes no padding: a GPU's blocks of rows would count as full.
-
-    A group alone fills few of them, while the batch of a run fills most.
-    """
-
-    @property
-    def platform(self) -> str:
-        return "cpu"
+_UNPADDED = Placement(stands_for="cpu")
+"""One device that computes no padding: a GPU's blocks of rows would count as full, of which a group
+alone fills few, while the batch of a run fills most."""
 
 
 def cost(config: ViTConfig) -> Cost:
@@ -104,8 +98,8 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
 
     def build() -> MoE:
         sizes, activation = (config.width, config.mlp_dim, n), config.activation
-        device, rngs = _Unpadded(), InitKeys(0)
-        return MoE.from_config(moe, *sizes, activation=activation, placement=device, rngs=rngs)
+        rngs = InitKeys(0)
+        return MoE.from_config(moe, *sizes, activation=activation, placement=_UNPADDED, rngs=rngs)
 
     graph, state = nnx.split(nnx.eval_shape(build))
     b = moe.router.images_per_group
@@ -141,7 +135,7 @@ def _trace(config: ViTConfig) -> tuple[float, nnx.State, dict[int, Record], list
     half a second.
     """
     small, like = models.distinct_blocks(countable(config))
-    model = models.build_abstract(small, placement=_Unpadded())
+    model = models.build_abstract(small, placement=_UNPADDED)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     b = math.lcm(*(moe.router.images_per_group for moe in small.moe_blocks.values()))
     shape = (b, small.image_size, small.image_size, 3)

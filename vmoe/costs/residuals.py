@@ -2,8 +2,10 @@
 
 These are the residuals, over which ``jax.vjp`` closes, without those that a compiler recomputes:
 it saves what a product, a sort, a gather or random numbers made, and fuses the elementwise
-operations that follow. Two residuals can be one array in memory: a compiler reshapes without a copy
-and recomputes conversions to a wider dtype.
+operations that follow. What a kernel reads is in memory, so it is saved as well, such as the
+activated hidden layer of an MLP: on CPUs and GPUs, where all products are kernels of libraries, and
+on TPUs for products of sorted rows. Two residuals can be one array in memory: a compiler reshapes
+without a copy and recomputes conversions to a wider dtype.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from vmoe.costs.flops import array, inner_jaxprs
+from vmoe.costs.flops import PRODUCTS, array, inner_jaxprs
 
 _WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type", "reverse_only")
 
@@ -51,11 +53,14 @@ class Residual(NamedTuple):
     parts: int = 1
 
 
-def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[Residual]:
+def residuals(
+    function: Callable[..., Any], params: Any, *inputs: Any, platform: str
+) -> list[Residual]:
     """The arrays saved to differentiate ``function(params, *inputs)`` by all float arguments.
 
     Args:
         inputs: trees of the same kinds; integers, booleans and keys are not differentiated.
+        platform: "cpu", "gpu" or "tpu", for which the program is compiled.
     """
     leaves, tree = jax.tree.flatten((params, inputs))
     floating = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) for leaf in leaves]
@@ -70,7 +75,7 @@ def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[R
         arrays = [x for f, x in zip(floating, leaves, strict=True) if f]
         return jax.tree.leaves(jax.vjp(of_floating, arrays)[1])
 
-    return _saved(jax.make_jaxpr(saved)(leaves).jaxpr, len(jax.tree.leaves(params)))
+    return _saved(jax.make_jaxpr(saved)(leaves).jaxpr, len(jax.tree.leaves(params)), platform)
 
 
 @dataclasses.dataclass(eq=False)
@@ -92,19 +97,21 @@ class _Array:
     inputs: Sequence["_Array"] = ()
 
 
-def _saved(jaxpr: Jaxpr, params: int) -> list[Residual]:
+def _saved(jaxpr: Jaxpr, params: int, platform: str) -> list[Residual]:
     """The distinct arrays among a program's outputs that are saved.
 
     An array is recomputed if only elementwise operations and reductions lead to it from arrays that
-    are saved.
+    are saved, and no kernel reads it.
 
     Args:
         params: how many of the program's inputs are parameters; they are the first.
     """
     inputs = [_Array(array(var), 1, i >= params) for i, var in enumerate(jaxpr.invars)]
     order = dict.fromkeys(inputs)  # of execution
-    outputs = _arrays(jaxpr, inputs, 1, order)
+    outputs = _arrays(jaxpr, inputs, 1, order, platform)
     sources = {_source(x) for x in outputs if x.operation or x in order}
+    kernels = (x for x in order if x.operation and _is_kernel(x.operation, platform))
+    in_memory = {_source(y) for x in kernels for y in x.inputs}
     known: dict[_Array, bool] = {}  # whether an array is saved, or recomputed from such arrays
 
     def is_known(x: _Array) -> bool:
@@ -117,7 +124,7 @@ def _saved(jaxpr: Jaxpr, params: int) -> list[Residual]:
 
     saved = []
     for x in order:
-        if x not in sources or (x.varying and is_known(x)):
+        if x not in sources or (x.varying and is_known(x) and x not in in_memory):
             continue
         known[x] = True
         size, is_param = math.prod(x.aval.shape) * x.parts, x in inputs[:params]
@@ -126,7 +133,7 @@ def _saved(jaxpr: Jaxpr, params: int) -> list[Residual]:
 
 
 def _arrays(
-    jaxpr: Jaxpr, inputs: Sequence[_Array], parts: int, order: dict[_Array, None]
+    jaxpr: Jaxpr, inputs: Sequence[_Array], parts: int, order: dict[_Array, None], platform: str
 ) -> list[_Array]:
     """The outputs of a program.
 
@@ -142,9 +149,12 @@ def _arrays(
     for equation in jaxpr.eqns:
         inner, read = list(inner_jaxprs(equation)), [of(var) for var in equation.invars]
         name = equation.primitive.name
+        if choices := equation.params.get("branches_platforms"):  # jax.lax.platform_dependent
+            chosen = next(i for i, of in enumerate(choices) if of is None or platform in of)
+            name, inner, read = "platform_dependent", inner[chosen : chosen + 1], read[1:]
         if len(inner) == 1 and name not in _REPEATED and len(inner[0].invars) == len(read):
             times = equation.params["mesh"].size if name == "shard_map" else 1
-            outputs = _arrays(inner[0], read, parts * times, order)
+            outputs = _arrays(inner[0], read, parts * times, order, platform)
         else:
             varying = any(x.varying for x in read)
             outputs = [
@@ -153,6 +163,12 @@ def _arrays(
             order |= dict.fromkeys(outputs)
         arrays |= zip(equation.outvars, outputs, strict=True)
     return [of(var) for var in jaxpr.outvars]
+
+
+def _is_kernel(equation: JaxprEqn, platform: str) -> bool:
+    """Whether an operation is a kernel of products, into which nothing is fused."""
+    fused = platform == "tpu" and equation.primitive.name in ("dot_general", "conv_general_dilated")
+    return equation.primitive.name in (*PRODUCTS, "tpu_kernel") and not fused
 
 
 def _recomputed(equation: JaxprEqn) -> bool:

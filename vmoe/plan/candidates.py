@@ -109,7 +109,10 @@ def plan(
         config = replace(config, **dict.fromkeys(LENGTHS) | {"steps": ANY_LENGTH})
     spec = _chip(chip, devices)
     limit = parse_bytes(device_memory) if device_memory else spec.memory
-    placements = _placements(config, hypothetical_devices(devices), mesh)
+    placements = [
+        dataclasses.replace(placement, stands_for=spec.platform)
+        for placement in _placements(config, hypothetical_devices(devices), mesh)
+    ]
     placements[0].check_batch(config.batch_size, config.accumulate)
     state = abstract_state(config)
     candidates = {  # without times

@@ -89,7 +89,8 @@ class Segment:
             for placement in (self.placement, gathered)
         )
         params = list(zip(stored, in_use, strict=True))
-        saved = residuals(self.forward, self.params, self.inputs)
+        platform = self.placement.platform
+        saved = residuals(self.forward, self.params, self.inputs, platform=platform)
         return sum((self._saved_bytes(residual, params) for residual in saved), 0.0)
 
     def _saved_bytes(self, residual: Residual, params: list[tuple[Any, Any]]) -> float:

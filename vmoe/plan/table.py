@@ -146,13 +146,8 @@ def assumptions(plan: Plan) -> list[str]:
         "all collectives, also of the update, are counted once per part"
     )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
-    gpu = (
-        "memory: for the training steps compiled for GPUs so far, the compiler needed 1.2 to 1.5 "
-        "times this total (docs/results/compiled.md); docs/devices.md shows how to compile yours"
-    )
     return [
         "memory: state, batch, gradients and saved activations, without temporary buffers" + ema,
-        *([] if plan.chip.startswith("tpu") else [gpu]),
         f"compute: {UTILIZATION:.0%} of the peak of {chip.peak_flops / 1e12:.4g} TFLOP/s, an "
         f"assumption; the peak is for bfloat16{float32}",
         "update: state and gradients are read and written once at "
