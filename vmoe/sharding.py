@@ -46,7 +46,7 @@ class Placement:
     rows are sent in two levels: inside a host, then between hosts (Tutel, arXiv 2206.03382)."""
     stands_for: str = ""
     """"cpu", "gpu" or "tpu": the platform whose implementations are chosen and costs estimated,
-    where programs are only traced; that of the devices if empty."""
+    where nothing is run; that of the devices if empty."""
 
     def __post_init__(self) -> None:
         """Raises a UsageError if the mesh has other axes, or ``hosts`` does not divide "expert"."""

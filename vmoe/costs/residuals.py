@@ -17,6 +17,7 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from vmoe.costs.flops import PRODUCTS, array, inner_jaxprs
+from vmoe.nn.grouped import KERNEL
 
 _WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type", "reverse_only")
 
@@ -168,7 +169,7 @@ def _arrays(
 def _is_kernel(equation: JaxprEqn, platform: str) -> bool:
     """Whether an operation is a kernel of products, into which nothing is fused."""
     fused = platform == "tpu" and equation.primitive.name in ("dot_general", "conv_general_dilated")
-    return equation.primitive.name in (*PRODUCTS, "tpu_kernel") and not fused
+    return equation.primitive.name in (*PRODUCTS, KERNEL.name) and not fused
 
 
 def _recomputed(equation: JaxprEqn) -> bool:
