@@ -2,13 +2,16 @@
 
 These are the residuals, over which ``jax.vjp`` closes, without those that a compiler recomputes:
 it saves what a product, a sort, a gather or random numbers made, and fuses the elementwise
-operations that follow. What a kernel reads is in memory, so it is saved as well, such as the
-activated hidden layer of an MLP: on CPUs and GPUs, where all products are kernels of libraries, and
-on TPUs for products of sorted rows. Two residuals can be one array in memory: a compiler reshapes
-without a copy and recomputes conversions to a wider dtype.
+operations that follow. A residual that can be recomputed from smaller arrays is not saved if those
+are, such as the float32 differences from the mean in a norm of bfloat16 tokens. What a kernel reads
+is in memory, so it is saved as well, such as the activated hidden layer of an MLP: on CPUs and
+GPUs, where all products are kernels of libraries, and on TPUs for products of sorted rows. Two
+residuals can be one array in memory: a compiler reshapes without a copy and recomputes conversions
+to a wider dtype.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,14 +26,20 @@ _WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type", "r
 
 _CHEAP = {
     *("abs", "add", "add_any", "and", "broadcast_in_dim", "concatenate", "convert_element_type"),
-    *("copy", "div", "eq", "erf", "exp", "exp2", "expand_dims", "expm1", "ge", "gt"),
-    *("integer_pow", "iota", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min"),
-    *("mul", "ne", "neg", "not", "one_minus_square", "or", "pad", "pow", "reduce_max"),
+    *("copy", "div", "eq", "expand_dims", "ge", "gt"),
+    *("integer_pow", "iota", "is_finite", "le", "lt", "max", "min"),
+    *("mul", "ne", "neg", "not", "one_minus_square", "or", "pad", "reduce_max"),
     *("reduce_min", "reduce_sum", "reshape", "rsqrt", "select_n", "sign", "slice", "split"),
-    *("sqrt", "square", "squeeze", "stack", "stop_gradient", "sub", "tanh", "transpose"),
-    *("unstack", "sharding_constraint", "reduce_precision"),
+    *("sqrt", "square", "squeeze", "stack", "stop_gradient", "sub", "transpose"),
+    *("unstack", "sharding_constraint", "reduce_precision", "reverse_only"),
 }
 """Operations that compilers fuse into what reads their results."""
+
+_CHEAP_ON_TPUS = {
+    *("erf", "exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"),
+    *("random_bits", "shift_right_logical", "bitcast_convert_type"),  # of dropout
+}
+"""Those that only the compiler of TPUs computes again in the backward pass."""
 
 _REPEATED = ("scan", "while", "cond", "reduce", "reduce_window")
 """Operations that do not run their inner program exactly once, on whole arrays."""
@@ -40,18 +49,23 @@ class Residual(NamedTuple):
     """A saved array.
 
     Attributes:
-        size: number of elements, of all devices.
+        shape: of the array, or of each part.
         itemsize: bytes per element.
         of_params: whether it depends only on parameters: a parameter, or a rounded copy of one.
         is_param: whether it is a parameter, unchanged.
         parts: number of devices that made one part each, inside a ``jax.shard_map``; else 1.
     """
 
-    size: int
+    shape: tuple[int, ...]
     itemsize: int
     of_params: bool
     is_param: bool
     parts: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of elements, of all devices."""
+        return math.prod(self.shape) * self.parts
 
 
 def residuals(
@@ -99,7 +113,7 @@ class _Array:
 
 
 def _saved(jaxpr: Jaxpr, params: int, platform: str) -> list[Residual]:
-    """The distinct arrays among a program's outputs that are saved.
+    """The distinct arrays that are saved for a program's outputs.
 
     An array is recomputed if only elementwise operations and reductions lead to it from arrays that
     are saved, and no kernel reads it.
@@ -113,24 +127,31 @@ def _saved(jaxpr: Jaxpr, params: int, platform: str) -> list[Residual]:
     sources = {_source(x) for x in outputs if x.operation or x in order}
     kernels = (x for x in order if x.operation and _is_kernel(x.operation, platform))
     in_memory = {_source(y) for x in kernels for y in x.inputs}
-    known: dict[_Array, bool] = {}  # whether an array is saved, or recomputed from such arrays
+    saved: dict[_Array, None] = {}
 
-    def is_known(x: _Array) -> bool:
-        if not x.varying:
-            return True
-        if x not in known:
-            recomputed = x.operation is not None and _recomputed(x.operation)
-            known[x] = recomputed and all(map(is_known, x.inputs))
-        return known[x]
+    @functools.cache
+    def missing(x: _Array) -> dict[_Array, None]:
+        """What has to be saved in addition for an array to be recomputed, at most itself."""
+        if x in saved or not x.varying:
+            return {}
+        if x.operation is None or not _recomputed(x.operation, platform):
+            return {x: None}
+        return {y: None for z in x.inputs for y in missing(z)}
 
-    saved = []
     for x in order:
-        if x not in sources or (x.varying and is_known(x) and x not in in_memory):
+        if x not in sources or x in saved:
             continue
-        known[x] = True
-        size, is_param = math.prod(x.aval.shape) * x.parts, x in inputs[:params]
-        saved.append(Residual(size, x.aval.dtype.itemsize, not x.varying, is_param, x.parts))
-    return saved
+        origins = missing(x) if x.varying and x not in in_memory else {x: None}
+        saved |= origins if sum(map(_bytes, origins)) < _bytes(x) else {x: None}
+        missing.cache_clear()
+    return [
+        Residual(x.aval.shape, x.aval.dtype.itemsize, not x.varying, x in inputs[:params], x.parts)
+        for x in saved
+    ]
+
+
+def _bytes(x: _Array) -> int:
+    return math.prod(x.aval.shape) * x.parts * x.aval.dtype.itemsize
 
 
 def _arrays(
@@ -172,12 +193,13 @@ def _is_kernel(equation: JaxprEqn, platform: str) -> bool:
     return equation.primitive.name in (*PRODUCTS, KERNEL.name) and not fused
 
 
-def _recomputed(equation: JaxprEqn) -> bool:
+def _recomputed(equation: JaxprEqn, platform: str) -> bool:
     """Whether an operation is recomputed rather than its results saved."""
     inner = list(inner_jaxprs(equation))
     if inner:
-        return all(_recomputed(each) for jaxpr in inner for each in jaxpr.eqns)
-    return equation.primitive.name in _CHEAP
+        return all(_recomputed(each, platform) for jaxpr in inner for each in jaxpr.eqns)
+    name, tpu = equation.primitive.name, platform == "tpu"
+    return name in _CHEAP or (name in _CHEAP_ON_TPUS and tpu)
 
 
 def _source(x: _Array) -> _Array | None:

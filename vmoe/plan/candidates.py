@@ -223,7 +223,7 @@ def _too_large(
     memory = smallest.memory
     fsdp = ", fsdp" * smallest.fsdp
     need = f"{memory.total / 1e9:.4g} GB per device ({smallest.mesh}{fsdp})"
-    saved = memory.saved_activations - memory.saved_activations_with_remat
+    saved = memory.temporaries_with(remat=False) - memory.temporaries_with(remat=True)
     remedy = "use more devices, a smaller batch_size or a larger accumulate"
     fields: dict[str, Any] = dict.fromkeys(("devices", "batch_size", "accumulate"))
     if not config.model.remat and saved > 0:

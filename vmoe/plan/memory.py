@@ -15,14 +15,16 @@ from vmoe.train.state import State
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. Temporary buffers of kernels and collectives are not included.
+    """Bytes of one device. Buffers of collectives are not included.
 
-    With ``accumulate``, activations are counted for one part of the batch.
+    With ``accumulate``, activations and gradients are those of one part of the batch.
     """
 
     parameters: int
     gradients: int
-    """As large as the trained parameters; with ``accumulate`` twice, for a part and the sum."""
+    """As large as the trained parameters."""
+    gradient_sum: int
+    """With ``accumulate``, the sum over the parts so far; else 0."""
     opt_state: int
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
@@ -31,14 +33,14 @@ class Memory:
     saved_activations: float
     """Saved for the backward pass without rematerialization."""
     saved_activations_with_remat: float
-    """With ``ViTConfig.remat``: the inputs of all blocks, and all activations of one block."""
+    """With ``ViTConfig.remat``: the inputs of all blocks, and what the head needs."""
+    working: float
+    """In the backward pass of a block: twice its largest array, for the gradient of that in
+    float32, or for the gradient and what it is computed from."""
+    working_with_remat: float
+    """With ``ViTConfig.remat``, the same and all activations of a block."""
     remat: bool
     """Whether the config selects rematerialization."""
-
-    @property
-    def activations(self) -> float:
-        """Saved activations under the config."""
-        return self.saved_activations_with_remat if self.remat else self.saved_activations
 
     @property
     def state(self) -> int:
@@ -52,8 +54,17 @@ class Memory:
 
     @property
     def temporaries(self) -> float:
-        """An upper bound, because activations are freed while gradients are allocated."""
-        return self.gradients + self.activations
+        """What a training step needs besides, under the config."""
+        return self.temporaries_with(remat=self.remat)
+
+    def temporaries_with(self, *, remat: bool) -> float:
+        """What a step needs besides its arguments, with or without rematerialization.
+
+        Activations are freed while gradients are made, so that only the larger of the two counts.
+        """
+        saved = self.saved_activations_with_remat if remat else self.saved_activations
+        working = self.working_with_remat if remat else self.working
+        return self.gradient_sum + max(self.gradients, saved) + working
 
     @property
     def total(self) -> float:
@@ -69,31 +80,29 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     """
     params = with_shardings(state.params, placement.params(state.params))
     opt_state = with_shardings(state.opt_state, placement.opt_state(state.opt_state))
-    saved, saved_with_remat = _saved_activations(config, placement)
-    return Memory(
-        parameters=_bytes(params),
-        gradients=_bytes(trained_params(config.optim, params))
-        * (2 if config.accumulate > 1 else 1),
-        opt_state=_bytes(opt_state),
-        ema=0 if state.ema is None else _bytes(params),
-        batch=config.batch_size * config.model.image_size**2 * 3 // placement.devices,
-        saved_activations=saved,
-        saved_activations_with_remat=saved_with_remat,
-        remat=config.model.remat,
-    )
-
-
-def _saved_activations(config: TrainConfig, placement: Placement) -> tuple[float, float]:
-    """Bytes per device, without and with rematerialization."""
+    gradients = _bytes(trained_params(config.optim, params))
     *blocks, ends = segments(replace(config, model=dict(remat=False)), placement)
     saved = [block.saved_activations() for block in blocks]
-    saved_ends = ends.saved_activations()
     tokens = [block.inputs["tokens"] for block in blocks]
     inputs = sum(
         block.times * x.size * x.dtype.itemsize for block, x in zip(blocks, tokens, strict=True)
     )
-    total = sum(block.times * size for block, size in zip(blocks, saved, strict=True))
-    return total + saved_ends, inputs / placement.devices + max(saved) + saved_ends
+    saved_ends = sum(ends.saved_activations())
+    working = (1 if placement.platform == "tpu" else 2) * max(map(max, saved))
+    return Memory(
+        parameters=_bytes(params),
+        gradients=gradients,
+        gradient_sum=gradients if config.accumulate > 1 else 0,
+        opt_state=_bytes(opt_state),
+        ema=0 if state.ema is None else _bytes(params),
+        batch=config.batch_size * config.model.image_size**2 * 3 // placement.devices,
+        saved_activations=saved_ends
+        + sum(block.times * sum(each) for block, each in zip(blocks, saved, strict=True)),
+        saved_activations_with_remat=saved_ends + inputs / placement.devices,
+        working=working,
+        working_with_remat=working + max(map(sum, saved)),
+        remat=config.model.remat,
+    )
 
 
 def _bytes(tree: Any) -> int:

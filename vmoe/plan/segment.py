@@ -5,6 +5,7 @@ of its own parameters.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -76,8 +77,8 @@ class Segment:
         assert text is not None, "the CPU compiler always provides the text of a program"
         return parse_collectives(text)
 
-    def saved_activations(self) -> float:
-        """Bytes per device that one execution saves for its backward pass.
+    def saved_activations(self) -> list[float]:
+        """Bytes per device of each array that one execution saves for its backward pass.
 
         Arrays that depend on the inputs are split over all devices. A parameter counts only if the
         saved copy differs from the one in the state: rounded, or gathered over "data". A copy that
@@ -91,12 +92,12 @@ class Segment:
         params = list(zip(stored, in_use, strict=True))
         platform = self.placement.platform
         saved = residuals(self.forward, self.params, self.inputs, platform=platform)
-        return sum((self._saved_bytes(residual, params) for residual in saved), 0.0)
+        return [self._saved_bytes(residual, params) for residual in saved]
 
     def _saved_bytes(self, residual: Residual, params: list[tuple[Any, Any]]) -> float:
         """Bytes of a residual; ``params``: parameters with their shardings in state and in use."""
         if not residual.of_params or residual.parts > 1:
-            return residual.size * residual.itemsize / self.placement.devices
+            return _elements(residual, self.placement) * residual.itemsize
         for stored, in_use in params:
             if math.prod(stored.shape) == residual.size:
                 if residual.is_param and stored.sharding == in_use.sharding:
@@ -132,6 +133,24 @@ class Segment:
         if ema is not None:
             ema = update_ema(self.config, ema, trained, jnp.zeros((), jnp.int32))
         return (merged(params, trained), opt_state, ema), tokens_gradient
+
+
+def _elements(residual: Residual, placement: Placement) -> float:
+    """The elements that a device holds of an array that is split over all devices.
+
+    TPUs hold arrays in tiles of 8 x 128 elements of two axes, which their compiler chooses: here
+    those that waste least, of axes longer than that of heads. The axis of images is one of them
+    only for pixels.
+    """
+    size = residual.size / placement.devices
+    axes = [n for n in residual.shape if n >= 16]
+    if placement.platform != "tpu" or len(axes) < 2 or residual.shape[-1] == 3:
+        return size
+    axes = axes[1:] if len(axes) > 2 else axes
+    return size * min(
+        math.ceil(a / 8) * 8 / a * math.ceil(b / 128) * 128 / b
+        for a, b in itertools.permutations(axes, 2)
+    )
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
