@@ -25,6 +25,9 @@ class Memory:
     """As large as the trained parameters."""
     gradient_sum: int
     """With ``accumulate``, the sum over the parts so far; else 0."""
+    gathered: int
+    """With fsdp, the new values of the experts, of which each device updates a part: they are held
+    beside the old ones, since only the optimizer state of experts is split over "data"."""
     opt_state: int
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
@@ -64,7 +67,7 @@ class Memory:
         """
         saved = self.saved_activations_with_remat if remat else self.saved_activations
         working = self.working_with_remat if remat else self.working
-        return self.gradient_sum + max(self.gradients, saved) + working
+        return self.gradient_sum + max(self.gradients, saved) + working + self.gathered
 
     @property
     def total(self) -> float:
@@ -80,7 +83,9 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     """
     params = with_shardings(state.params, placement.params(state.params))
     opt_state = with_shardings(state.opt_state, placement.opt_state(state.opt_state))
-    gradients = _bytes(trained_params(config.optim, params))
+    trained = trained_params(config.optim, params)
+    updated = with_shardings(trained, placement.opt_state(trained))
+    gradients = _bytes(trained)
     *blocks, ends = segments(replace(config, model=dict(remat=False)), placement)
     saved = [block.saved_activations() for block in blocks]
     tokens = [block.inputs["tokens"] for block in blocks]
@@ -93,6 +98,13 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
         parameters=_bytes(params),
         gradients=gradients,
         gradient_sum=gradients if config.accumulate > 1 else 0,
+        gathered=_bytes(
+            [
+                old
+                for old, new in zip(*map(jax.tree.leaves, (trained, updated)), strict=True)
+                if old.sharding != new.sharding
+            ]
+        ),
         opt_state=_bytes(opt_state),
         ema=0 if state.ema is None else _bytes(params),
         batch=config.batch_size * config.model.image_size**2 * 3 // placement.devices,
