@@ -34,7 +34,7 @@ from vmoe.plan.hot import Hot, hot_experts
 from vmoe.plan.memory import memory
 from vmoe.plan.segment import Segment
 from vmoe.plan.segments import segments
-from vmoe.sharding import ONE_DEVICE, Placement
+from vmoe.sharding import MIN_FSDP_SIZE, ONE_DEVICE, Placement
 from vmoe.train.state import State, abstract_state
 from vmoe.train.step import make_train_step
 
@@ -231,6 +231,18 @@ def test_only_the_larger_of_gradients_and_activations_is_held_with_what_one_bloc
     assert many.temporaries == many.saved_activations + many.working
     with_remat = few.temporaries_with(remat=True) - few.gradients
     assert with_remat == few.working_with_remat > few.working
+
+
+def test_with_fsdp_the_new_experts_are_held_beside_the_old_ones() -> None:
+    state = shapes_on(ONE_DEVICE)
+    experts = [
+        leaf.size * leaf.dtype.itemsize
+        for path, leaf in jax.tree.leaves_with_path(state.params)
+        if "experts" in jax.tree_util.keystr(path) and leaf.size >= MIN_FSDP_SIZE
+    ]
+    split = memory(CONFIG, dataclasses.replace(on("expert=4"), fsdp=True), state)
+    assert split.gathered == sum(experts) / 4
+    assert memory(CONFIG, on("expert=4"), state).gathered == 0
 
 
 def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_held_twice() -> None:

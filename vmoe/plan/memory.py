@@ -38,8 +38,8 @@ class Memory:
     saved_activations_with_remat: float
     """With ``ViTConfig.remat``: the inputs of all blocks, and what the head needs."""
     working: float
-    """In the backward pass of a block: twice its largest array, for the gradient of that in
-    float32, or for the gradient and what it is computed from."""
+    """For the backward pass of a block: the gradient of its largest array. Except on TPUs, products
+    are kernels of libraries, which write it in float32; it is rounded afterwards."""
     working_with_remat: float
     """With ``ViTConfig.remat``, the same and all activations of a block."""
     remat: bool
@@ -93,7 +93,8 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
         block.times * x.size * x.dtype.itemsize for block, x in zip(blocks, tokens, strict=True)
     )
     saved_ends = sum(ends.saved_activations())
-    working = (1 if placement.platform == "tpu" else 2) * max(map(max, saved))
+    rounded = config.model.dtype == "bfloat16" and placement.platform != "tpu"
+    working = (2 if rounded else 1) * max(map(max, saved))
     return Memory(
         parameters=_bytes(params),
         gradients=gradients,

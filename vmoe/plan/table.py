@@ -107,7 +107,7 @@ def _of(listed: Sequence[Candidate], every: Sequence[Candidate], which: str) -> 
 def _memory_row(candidate: Candidate) -> Row:
     memory = candidate.memory
     parts = (
-        *(memory.parameters, memory.batch, memory.opt_state + memory.ema),
+        *(memory.parameters, memory.batch, memory.opt_state + memory.ema + memory.gathered),
         *(memory.gradients + memory.gradient_sum, memory.saved_activations, memory.working),
         *(memory.arguments + memory.temporaries_with(remat=remat) for remat in (False, True)),
     )
@@ -140,6 +140,8 @@ def assumptions(plan: Plan) -> list[str]:
     dtypes = {moe.transfer_dtype for moe in model.moe_blocks.values()}
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
     ema = "; the moving average counts as optimizer" if plan.config.ema_decay else ""
+    fsdp = any(each.fsdp for each in plan.feasible + plan.infeasible)
+    gathered = "; with fsdp, so do new experts, held beside the old ones" if fsdp else ""
     accumulate = (
         "accumulate: gradients of a part and their sum are read and written once per part; the sum "
         "is held besides the part's activations; "
@@ -149,7 +151,7 @@ def assumptions(plan: Plan) -> list[str]:
     return [
         "memory: state, batch, what the backward pass of one block needs, and the larger of "
         "gradients and saved activations, which are freed while gradients are made; without "
-        "buffers of collectives" + ema,
+        "buffers of collectives" + ema + gathered,
         f"compute: {UTILIZATION:.0%} of the peak of {chip.peak_flops / 1e12:.4g} TFLOP/s, an "
         f"assumption; the peak is for bfloat16{float32}",
         "update: state and gradients are read and written once at "
