@@ -2,12 +2,12 @@
 
 These are the residuals, over which ``jax.vjp`` closes, without those that a compiler recomputes:
 it saves what a product, a sort, a gather or random numbers made, and fuses the elementwise
-operations that follow. A residual that can be recomputed from smaller arrays is not saved if those
-are, such as the float32 differences from the mean in a norm of bfloat16 tokens. What a kernel reads
-is in memory, so it is saved as well, such as the activated hidden layer of an MLP: on CPUs and
-GPUs, where all products are kernels of libraries, and on TPUs for products of sorted rows. Two
-residuals can be one array in memory: a compiler reshapes without a copy and recomputes conversions
-to a wider dtype.
+operations that follow. A residual that can be recomputed from arrays that are no larger in all is
+not saved if those are, such as a norm's differences from the mean. What a kernel reads is in
+memory, so it is saved as well, such as the activated hidden layer of an MLP: on CPUs and GPUs,
+where all products are kernels of libraries, and on TPUs for products of sorted rows. Two residuals
+can be one array in memory: a compiler reshapes without a copy and recomputes conversions to a wider
+dtype.
 """
 
 import dataclasses
@@ -142,7 +142,7 @@ def _saved(jaxpr: Jaxpr, params: int, platform: str) -> list[Residual]:
         if x not in sources or x in saved:
             continue
         origins = missing(x) if x.varying and x not in in_memory else {x: None}
-        saved |= origins if sum(map(_bytes, origins)) < _bytes(x) else {x: None}
+        saved |= origins if sum(map(_bytes, origins)) <= _bytes(x) else {x: None}
         missing.cache_clear()
     return [
         Residual(x.aval.shape, x.aval.dtype.itemsize, not x.varying, x in inputs[:params], x.parts)

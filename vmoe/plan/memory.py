@@ -39,7 +39,7 @@ class Memory:
     """With ``ViTConfig.remat``: the inputs of all blocks, and what the head needs."""
     working: float
     """For the backward pass of a block: the gradient of its largest array. Except on TPUs, products
-    are kernels of libraries, which write it in float32; it is rounded afterwards."""
+    are kernels of libraries, which write it in float32 before it is rounded."""
     working_with_remat: float
     """With ``ViTConfig.remat``, the same and all activations of a block."""
     remat: bool
@@ -94,7 +94,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     )
     saved_ends = sum(ends.saved_activations())
     rounded = config.model.dtype == "bfloat16" and placement.platform != "tpu"
-    working = (2 if rounded else 1) * max(map(max, saved))
+    working = (3 if rounded else 1) * max(map(max, saved))
     return Memory(
         parameters=_bytes(params),
         gradients=gradients,

@@ -14,7 +14,7 @@ COMPARED = ("training step", "estimated", "compiled", "estimated / compiled")
 COLLECTIVES = ("program", "collectives", "devices", "part", "sent by each")
 FLOPS = ("program", "part", "traced", "compiled", "compiled / traced", "float32")
 
-WITHIN = {"arguments": 0.02, "arguments and temporaries": 0.25}
+WITHIN = {"arguments": 0.02, "arguments and temporaries": 0.1}
 """By row of the comparison: the relative difference from which on it is marked."""
 
 

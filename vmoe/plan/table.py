@@ -9,7 +9,7 @@ from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
 from vmoe.plan.hot import Hot
 
 MEMORY = (
-    *("mesh", "parameters", "batch", "optimizer", "gradients", "activations", "one block", "total"),
+    *("mesh", "parameters", "batch", "gradients", "optimizer", "activations", "total"),
     "total\n(remat)",
 )
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
@@ -107,8 +107,9 @@ def _of(listed: Sequence[Candidate], every: Sequence[Candidate], which: str) -> 
 def _memory_row(candidate: Candidate) -> Row:
     memory = candidate.memory
     parts = (
-        *(memory.parameters, memory.batch, memory.opt_state + memory.ema + memory.gathered),
-        *(memory.gradients + memory.gradient_sum, memory.saved_activations, memory.working),
+        *(memory.parameters, memory.batch, memory.gradients + memory.gradient_sum),
+        memory.opt_state + memory.ema + memory.gathered,
+        memory.saved_activations + memory.working,
         *(memory.arguments + memory.temporaries_with(remat=remat) for remat in (False, True)),
     )
     return _name(candidate), *(format_bytes(float(part)) for part in parts)
@@ -141,7 +142,7 @@ def assumptions(plan: Plan) -> list[str]:
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
     ema = "; the moving average counts as optimizer" if plan.config.ema_decay else ""
     fsdp = any(each.fsdp for each in plan.feasible + plan.infeasible)
-    gathered = "; with fsdp, so do new experts, held beside the old ones" if fsdp else ""
+    gathered = "; with fsdp, new experts beside the old ones count as optimizer" if fsdp else ""
     accumulate = (
         "accumulate: gradients of a part and their sum are read and written once per part; the sum "
         "is held besides the part's activations; "
@@ -149,9 +150,9 @@ def assumptions(plan: Plan) -> list[str]:
     )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     return [
-        "memory: state, batch, what the backward pass of one block needs, and the larger of "
-        "gradients and saved activations, which are freed while gradients are made; without "
-        "buffers of collectives" + ema + gathered,
+        "memory: state, batch, and the larger of gradients and saved activations, which are freed "
+        "while gradients are made; activations include what the backward pass of one block needs; "
+        "without buffers of collectives" + ema + gathered,
         f"compute: {UTILIZATION:.0%} of the peak of {chip.peak_flops / 1e12:.4g} TFLOP/s, an "
         f"assumption; the peak is for bfloat16{float32}",
         "update: state and gradients are read and written once at "
