@@ -252,6 +252,7 @@ def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_h
     )
     assert parts.saved_activations == pytest.approx(whole.saved_activations / 2, rel=0.02)
     assert parts.gradient_sum == parts.gradients == whole.gradients and whole.gradient_sum == 0
+    assert parts.pixels == 4 * parts.batch and whole.pixels == 0
     assert parts.state == whole.state
 
 

@@ -30,7 +30,7 @@ def test_the_plan_prints_its_assumptions_and_the_memory_with_and_without_remat()
 def test_the_five_best_of_many_meshes_are_printed_in_lines_of_100_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    memory = Memory(*6 * [1_000_000_000], 0, 433e8, 101e8, 1e9, 2e9, remat=False)
+    memory = Memory(*6 * [1_000_000_000], 0, 0, 433e8, 101e8, 1e9, 2e9, remat=False)
     meshes = [
         Candidate(f"data={128 >> i},expert={1 << i}", fsdp, memory, compute_seconds=0.1)
         for i in range(8)

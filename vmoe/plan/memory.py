@@ -33,6 +33,8 @@ class Memory:
     """The moving average of the parameters; 0 if the config has none."""
     batch: int
     """This device's share of the pixels of a batch, as uint8."""
+    pixels: int
+    """With ``accumulate``, the same in float32, which are held until the last part; else 0."""
     saved_activations: float
     """Saved for the backward pass without rematerialization."""
     saved_activations_with_remat: float
@@ -67,7 +69,8 @@ class Memory:
         """
         saved = self.saved_activations_with_remat if remat else self.saved_activations
         working = self.working_with_remat if remat else self.working
-        return self.gradient_sum + max(self.gradients, saved) + working + self.gathered
+        held = self.gradient_sum + self.gathered + self.pixels
+        return held + max(self.gradients, saved) + working
 
     @property
     def total(self) -> float:
@@ -93,6 +96,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
         block.times * x.size * x.dtype.itemsize for block, x in zip(blocks, tokens, strict=True)
     )
     saved_ends = sum(ends.saved_activations())
+    batch = config.batch_size * config.model.image_size**2 * 3 // placement.devices
     rounded = config.model.dtype == "bfloat16" and placement.platform != "tpu"
     working = (3 if rounded else 1) * max(map(max, saved))
     return Memory(
@@ -108,7 +112,8 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
         ),
         opt_state=_bytes(opt_state),
         ema=0 if state.ema is None else _bytes(params),
-        batch=config.batch_size * config.model.image_size**2 * 3 // placement.devices,
+        batch=batch,
+        pixels=4 * batch if config.accumulate > 1 else 0,
         saved_activations=saved_ends
         + sum(block.times * sum(each) for block, each in zip(blocks, saved, strict=True)),
         saved_activations_with_remat=saved_ends + inputs / placement.devices,

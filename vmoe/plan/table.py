@@ -107,7 +107,7 @@ def _of(listed: Sequence[Candidate], every: Sequence[Candidate], which: str) -> 
 def _memory_row(candidate: Candidate) -> Row:
     memory = candidate.memory
     parts = (
-        *(memory.parameters, memory.batch, memory.gradients + memory.gradient_sum),
+        *(memory.parameters, memory.batch + memory.pixels, memory.gradients + memory.gradient_sum),
         memory.opt_state + memory.ema + memory.gathered,
         memory.saved_activations + memory.working,
         *(memory.arguments + memory.temporaries_with(remat=remat) for remat in (False, True)),
@@ -144,8 +144,8 @@ def assumptions(plan: Plan) -> list[str]:
     fsdp = any(each.fsdp for each in plan.feasible + plan.infeasible)
     gathered = "; with fsdp, new experts beside the old ones count as optimizer" if fsdp else ""
     accumulate = (
-        "accumulate: gradients of a part and their sum are read and written once per part; the sum "
-        "is held besides the part's activations; "
+        "accumulate: the batch is held in float32 as well, and the sum of the gradients besides a "
+        "part's activations; gradients of a part and their sum are read and written once per part; "
         "all collectives, also of the update, are counted once per part"
     )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
