@@ -207,7 +207,10 @@ def _timed(
             compute_seconds=flops / (chip.peak_flops * UTILIZATION),
             # State is read and written once, gradients once for each part of the batch.
             update_seconds=2
-            * (candidate.memory.state + candidate.memory.gradients * config.accumulate)
+            * (
+                candidate.memory.state
+                + (candidate.memory.gradients + candidate.memory.gradient_sum) * config.accumulate
+            )
             / chip.memory_bandwidth,
             communications=communications,
         )
