@@ -14,18 +14,16 @@ def test_residuals_are_counted_once_and_in_their_narrowest_dtype() -> None:
         return jnp.tanh(x.astype(jnp.float32) @ kernel.astype(jnp.bfloat16).astype(jnp.float32))
 
     assert set(residuals(rounded, kernel, x, platform="tpu")) == {
-        Residual(shape=(4, 4), itemsize=2, of_params=True, is_param=False),
-        Residual(
-            shape=(8, 4), itemsize=2, of_params=False, is_param=False
-        ),  # x, before the conversion
-        Residual(shape=(8, 4), itemsize=4, of_params=False, is_param=False),  # the tanh
+        Residual((4, 4), itemsize=2, of_params=True, is_param=False),
+        Residual((8, 4), itemsize=2, of_params=False, is_param=False),  # x, before the conversion
+        Residual((8, 4), itemsize=4, of_params=False, is_param=False),  # the tanh
     }
 
 
 def test_a_saved_parameter_is_distinguished_from_a_copy_of_it() -> None:
     kernel, x = jax.ShapeDtypeStruct((4, 4), "f4"), jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
     saved = residuals(lambda kernel, x: x @ kernel, kernel, x, platform="tpu")
-    assert Residual(shape=(4, 4), itemsize=4, of_params=True, is_param=True) in saved
+    assert Residual((4, 4), itemsize=4, of_params=True, is_param=True) in saved
 
 
 def test_a_number_that_an_array_repeats_is_not_saved_for_each_element() -> None:
@@ -38,7 +36,7 @@ def test_a_number_that_an_array_repeats_is_not_saved_for_each_element() -> None:
 
     saved = residuals(dropout, x, jax.eval_shape(lambda: jax.random.key(0)), platform="gpu")
     large = [residual for residual in saved if residual.size > 1]
-    assert large == [Residual(shape=(64, 64), itemsize=1, of_params=False, is_param=False)]
+    assert large == [Residual((64, 64), itemsize=1, of_params=False, is_param=False)]
 
 
 def test_each_device_saves_its_part_of_what_depends_on_tokens_and_its_own_copies() -> None:
@@ -54,10 +52,10 @@ def test_each_device_saves_its_part_of_what_depends_on_tokens_and_its_own_copies
     saved = residuals(mapped, kernel, x, platform="tpu")
     whole, parts = (dict(itemsize=4, is_param=False, parts=n) for n in (1, 8))
     assert set(saved) == {
-        Residual(shape=(8, 4), of_params=False, **whole),  # x
-        Residual(shape=(4, 16), itemsize=4, of_params=True, is_param=True),
-        Residual(shape=(1, 16), of_params=False, **parts),  # the hidden layer
-        Residual(shape=(16, 4), of_params=True, **parts),  # the transposed kernel, on each device
+        Residual((8, 4), of_params=False, **whole),  # x
+        Residual((4, 16), itemsize=4, of_params=True, is_param=True),
+        Residual((1, 16), of_params=False, **parts),  # the hidden layer
+        Residual((16, 4), of_params=True, **parts),  # the transposed kernel, on each device
     }
 
 

@@ -198,8 +198,8 @@ def _recomputed(equation: JaxprEqn, platform: str) -> bool:
     inner = list(inner_jaxprs(equation))
     if inner:
         return all(_recomputed(each, platform) for jaxpr in inner for each in jaxpr.eqns)
-    name, tpu = equation.primitive.name, platform == "tpu"
-    return name in _CHEAP or (name in _CHEAP_ON_TPUS and tpu)
+    name = equation.primitive.name
+    return name in _CHEAP or (platform == "tpu" and name in _CHEAP_ON_TPUS)
 
 
 def _source(x: _Array) -> _Array | None:

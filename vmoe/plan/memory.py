@@ -38,10 +38,10 @@ class Memory:
     saved_activations: float
     """Saved for the backward pass without rematerialization."""
     saved_activations_with_remat: float
-    """With ``ViTConfig.remat``: the inputs of all blocks, and what the head needs."""
+    """With ``ViTConfig.remat``: the inputs of all blocks, and what embedding and head need."""
     working: float
     """For the backward pass of a block: the gradient of its largest array. Except on TPUs, products
-    are kernels of libraries, which write it in float32 before it is rounded."""
+    are kernels of libraries, which write it in float32, and rounding makes another array."""
     working_with_remat: float
     """With ``ViTConfig.remat``, the same and all activations of a block."""
     remat: bool
@@ -98,7 +98,8 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     saved_ends = sum(ends.saved_activations())
     batch = config.batch_size * config.model.image_size**2 * 3 // placement.devices
     rounded = config.model.dtype == "bfloat16" and placement.platform != "tpu"
-    working = (3 if rounded else 1) * max(map(max, saved))
+    copies = 3 if rounded else 1  # float32 takes as much as two in bfloat16
+    working = copies * max(map(max, saved))
     return Memory(
         parameters=_bytes(params),
         gradients=gradients,
