@@ -139,8 +139,8 @@ def _elements(residual: Residual, placement: Placement) -> float:
     """The elements that a device holds of an array that is split over all devices.
 
     TPUs hold arrays in tiles of 8 x 128 elements of two axes, which their compiler chooses: here
-    those that waste least, of axes longer than that of heads. The axis of images is one of them
-    only for pixels.
+    those that waste least, of axes with at least 16 elements. The axis of images is one of them
+    only for pixels, which then waste nothing.
     """
     size = residual.size / placement.devices
     axes = [n for n in residual.shape if n >= 16]
