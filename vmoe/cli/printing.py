@@ -29,7 +29,7 @@ def print_table(
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
         side = "right" if i and not prose else "left"
-        table.add_column(column, justify=side, overflow="fold" if prose else "ellipsis")
+        table.add_column(column, justify=side, overflow="fold")
     for row in rows:
         table.add_row(*map(one_line, row))
     if title:
