@@ -17,6 +17,7 @@ from tests.scripts.test_solar import row_of
 from vmoe import models
 from vmoe.checkpoints import write
 from vmoe.config import replace
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.costs.flops import cost
 from vmoe.studies.advise.advice import (
     STORED,
@@ -61,9 +62,10 @@ TABLE = reference_of(FOUND)
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model, whose head reads the class token."""
-    config = replace(CONFIG, pooling="class_token")
-    return write(stored_of(config), tmp_path_factory.mktemp("advise") / "a dense", format="vmoe")
+    """A small random model of 32 pixels for images of 24, whose head reads the class token."""
+    stored = stored_of(replace(CONFIG, pooling="class_token"))
+    smaller = stored._replace(preprocessing=Preprocessing(24))
+    return write(smaller, tmp_path_factory.mktemp("advise") / "a dense", format="vmoe")
 
 
 @pytest.fixture
@@ -245,6 +247,8 @@ def test_the_command_prints_commands_that_make_and_train_the_sparse_model(
     assert "4 experts in blocks (2,)" in tried.stdout, tried.stderr
     tried = command_of(*train[1:], cwd=tmp_path)
     assert "26 steps, validation accuracy" in tried.stdout, tried.stderr
+    trained = json.loads((tmp_path / "runs" / "sparse" / "config.json").read_text())
+    assert trained["model"]["image_size"] == 24
     refused = command_of("advise", f"folder:{photos}", "--checkpoint", tmp_path / "sparse")
     assert refused.returncode == 2
     assert "blocks (2,) have experts already: give a dense model" in refused.stderr

@@ -23,7 +23,12 @@ from vmoe.config import PreprocessingConfig, TrainConfig, replace
 sparse = vmoe.load("sparse")
 how = sparse.preprocessing
 config = TrainConfig(
-    model=replace(sparse.model.config, num_classes={classes}, pooling="{pooling}"),
+    model=replace(
+        sparse.model.config,
+        image_size=how.image_size,
+        num_classes={classes},
+        pooling="{pooling}",
+    ),
     data=DataConfig(
         {data!r},
         preprocessing=PreprocessingConfig(exif=how.exif, keep_aspect=how.keep_aspect),

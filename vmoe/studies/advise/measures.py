@@ -75,15 +75,16 @@ def measure(model: ViT, batches: Iterable[Batch]) -> Measures:
 
     Args:
         model: a dense model.
-        batches: images in [-1, 1], with their classes; see ``vmoe.passes``.
+        batches: images in [-1, 1], all of one size, with their classes; see ``vmoe.passes``.
 
     Raises:
         UsageError: the images have too few patches for clusters of each half of them.
     """
-    config, rows, labels = model.config, [], []
-    side, last = config.image_size // config.patch_size, config.depth - 1
-    step = -(-side // SIDE)
+    config, rows, labels, last = model.config, [], [], model.config.depth - 1
     for batch in batches:
+        config = replace(config, image_size=batch.images.shape[1])  # may differ from the model's
+        side = config.image_size // config.patch_size
+        step = -(-side // SIDE)
         tokens = mlp_inputs(model, [batch], (last,), most=sys.maxsize)[last]
         tokens = tokens.reshape(-1, num_tokens(config), config.width)
         grid = rearrange(tokens[:, config.prefix_tokens :], "b (i j) d -> b i j d", i=side)
