@@ -102,6 +102,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     check_known(file.path, "hidden_act", activation, ACTIVATIONS)
     registers = 4 if kind == "dinov2_with_registers" else 0
     given = {
+        "pooling": "class_token",
         "registers": config.get("num_register_tokens", registers),
         "activation": ACTIVATIONS[activation],
         "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS.get(kind, 1e-6))),
@@ -111,7 +112,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
     if kind == "dinov3_vit":
         given |= dict(
-            pooling="class_token",
             positions="none",
             rotary=CenteredRotary(base=float(config.get("rope_theta", 100.0))),
         )

@@ -27,12 +27,15 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         raise UsageError(f"patches/embed/kernel has shape {patches}: patches are squares in RGB")
     depth = count_blocks(shapes)
     mlp_dim = _mlp_dim(shapes, depth)
+    kernels = ("gate/kernel", "experts/up/kernel")  # a file may lack one of them
     layers = {
-        i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/gate/kernel" in shapes
+        i: _moe(shapes, i, moe)
+        for i in range(depth)
+        if any(f"blocks/{i}/mlp/{kernel}" in shapes for kernel in kernels)
     }
     distinct = set(layers.values())
     pooling = "class_token" if "class_token" in shapes else "mean"
-    if "attention_pool/probe" in shapes:
+    if _has(shapes, "attention_pool"):
         pooling = "attention"
     fields: dict[str, Any] = dict(
         patch_size=patches[0],
@@ -43,17 +46,17 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         num_heads=query[1],
         head_dim=query[2] if query[1] * query[2] != query[0] else None,
         num_classes=_shape(shapes, "head/classes/kernel", 2)[1]
-        if "head/classes/kernel" in shapes
+        if _has(shapes, "head/classes")
         else 0,
         pre_logits=_shape(shapes, "head/pre_logits/kernel", 2)[1]
-        if "head/pre_logits/kernel" in shapes
+        if _has(shapes, "head/pre_logits")
         else None,
         pooling=pooling,
         registers=_shape(shapes, "registers", 3)[1] if "registers" in shapes else 0,
-        pre_norm="pre_norm/scale" in shapes,
-        attention_norm="blocks/0/attention/norm/scale" in shapes,
-        attention_sink="blocks/0/attention/sink" in shapes,
-        qk_norm="blocks/0/attention/query_ln/scale" in shapes,
+        pre_norm=_has(shapes, "pre_norm"),
+        attention_norm=_has(shapes, "attention/norm"),
+        attention_sink=_has(shapes, "attention/sink"),
+        qk_norm=_has(shapes, "attention/query_ln") or _has(shapes, "attention/key_ln"),
         sparse_blocks=tuple(layers),
         moe=distinct.pop() if len(distinct) == 1 else tuple(layers.values()) or moe,
     )
@@ -70,6 +73,11 @@ def count_blocks(shapes: Shapes) -> int:
     if missing:
         raise UsageError(f"block {missing[0]} of {len(found)} has no parameters")
     return len(found)
+
+
+def _has(shapes: Shapes, part: str) -> bool:
+    """Whether there is any parameter of a part, so that those that are missing are named."""
+    return any(f"/{part}/" in f"/{name}/" for name in shapes)
 
 
 def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
@@ -98,15 +106,16 @@ def _mlp_dim(shapes: Shapes, depth: int) -> int:
 
 def _mlp(shapes: Shapes, mlp_dim: int) -> str:
     """The kind of the dense MLPs, by the first one; the shapes of all are checked later."""
-    blocks = [name.split("/")[1] for name in shapes if name.endswith("/mlp/up/kernel")]
-    first = f"blocks/{blocks[0]}/mlp" if blocks else ""
-    if f"{first}/norm/scale" in shapes:
+    if _has(shapes, "mlp/norm"):
         return "gated_norm"
-    return "gated" if shapes.get(f"{first}/up/kernel", ())[-1:] == (2 * mlp_dim,) else "plain"
+    first = next((shapes[name] for name in shapes if name.endswith("/mlp/up/kernel")), ())
+    return "gated" if first[-1:] == (2 * mlp_dim,) else "plain"
 
 
 def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
-    router = shapes[f"blocks/{block}/mlp/gate/kernel"]
+    path = f"blocks/{block}/mlp/gate/kernel"
+    if (router := shapes.get(path)) is None:
+        raise UsageError(f"parameter {path} is missing")
     experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
     if len(router) == 3:  # a vector for each slot
         return MoEConfig(num_experts=experts, router=Soft(capacity=router[2]))
@@ -125,6 +134,8 @@ def _positions(shapes: Shapes, patch_size: int, fields: Mapping[str, Any]) -> di
     registers = fields["registers"] if isinstance(fields["registers"], int) else 0
     patches = (n - first, n, n - first - registers)
     sizes = {math.isqrt(x) * patch_size for x in patches if x > 0 and math.isqrt(x) ** 2 == x}
+    if not sizes and n and math.isqrt(n - 1) ** 2 == n - 1:
+        raise UsageError(f"class_token is missing: one of the {n} positions/embedding is its own")
     if not sizes:
         raise UsageError(f"positions/embedding has {n} positions: this is not a square grid")
     if len(sizes) > 1:
