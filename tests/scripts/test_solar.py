@@ -218,9 +218,9 @@ def test_the_figure_has_what_is_measured_and_all_cells_as_the_number_in_three_fo
 
 
 def test_the_table_of_rates_counts_those_that_were_chosen() -> None:
-    draws = [{"rate": arms.RATES[i]} for i in (0, 0, 1)]
+    draws = [{"rate": tables.RATES[i]} for i in (0, 0, 1)]
     rows = {"solar_200_low_rank": {0: {"figures": {"draws": draws}}}}
-    assert "| cells, 200 | 100 | 3 | 2 | 1 |" in tables.rates(rows)
+    assert "| cells, 200 | 100 | 3 | 2 | 1 | - | - |" in tables.rates(rows)
 
 
 def test_predictions_that_are_too_sharp_are_not_worse_and_call_the_same_defects() -> None:
@@ -247,7 +247,7 @@ def test_predictions_that_are_too_sharp_are_not_worse_and_call_the_same_defects(
 def test_a_row_is_not_taken_for_one_with_other_settings(cells: Path, tmp_path: Path) -> None:
     settings = command.PARTS["solar_40_probe"].settings
     assert settings == json.loads(json.dumps(settings)) and settings["steps"] == 100
-    assert command.PARTS["solar_40_dense"].settings["rates"] == [*arms.RATES]
+    assert command.PARTS["solar_40_dense"].settings["rates"] == [*tables.RATES]
     (tmp_path / "trunk").touch()
     options = ["--solar", cells, "--trunk", tmp_path / "trunk", "--rows", tmp_path / "rows.jsonl"]
     options += ["--workdir", tmp_path, "--tiny", "--only", "solar_40_probe", "--seeds", "0"]
@@ -256,6 +256,9 @@ def test_a_row_is_not_taken_for_one_with_other_settings(cells: Path, tmp_path: P
         (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"settings": made}) + "\n")
         with pytest.raises(SystemExit, match=f"made with other {different}; use other --rows"):
             script.experiment("solar", *options)
+
+
+RATES = (1e-3, 1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +279,6 @@ def test_an_arm_has_the_flops_of_the_dense_arm_with_which_it_is_compared(
 def small(trunk: ViT, monkeypatch: pytest.MonkeyPatch) -> arms.TokenDataset:
     """Tokens that tell their class, of which the training images lack one."""
     monkeypatch.setattr(arms, "BATCH", 8)
-    monkeypatch.setattr(arms, "RATES", (1e-3, 1e-2))
     monkeypatch.setattr(arms, "MIXTURES", [dict(n_experts=n, expert_penalty=1.0) for n in (1, 2)])
     two_tasks = {arm: [dict(learning_rate=1e-2)] for arm in arms.TWO_TASKS}
     monkeypatch.setattr(arms, "TWO_TASKS", two_tasks)
@@ -293,7 +295,9 @@ def small(trunk: ViT, monkeypatch: pytest.MonkeyPatch) -> arms.TokenDataset:
 def test_all_arms_start_from_a_regression_of_their_own_features(
     trunk: ViT, small: arms.TokenDataset
 ) -> None:
-    found = {arm: arms.measure(trunk, arm, small, steps=0, seed=0) for arm in tables.ARMS}
+    found = {
+        arm: arms.measure(trunk, arm, small, steps=0, seed=0, rates=RATES) for arm in tables.ARMS
+    }
     for each in found.values():
         assert len(each["right"]) == len(each["defect"]) == 8
     assert found["mixture"]["n_experts"] in (1, 2) and found["probe"]["c"] in (0.01, 0.1)
@@ -325,7 +329,11 @@ def test_a_defect_is_called_with_the_scale_that_is_best_on_validation(
         for each in (tested, arms.calibrated(tested, scale))
     )
     for arm in ("probe", "dense"):
-        assert arms.measure(trunk, arm, unclear, steps=0, seed=0)["defect"] == expected != raw
+        assert (
+            arms.measure(trunk, arm, unclear, steps=0, seed=0, rates=RATES)["defect"]
+            == expected
+            != raw
+        )
 
 
 @pytest.mark.slow
@@ -333,16 +341,16 @@ def test_a_defect_is_called_with_the_scale_that_is_best_on_validation(
 def test_validation_alone_chooses_the_rate(
     trunk: ViT, small: arms.TokenDataset, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = arms.measure(trunk, arm, small, steps=9, seed=0)
-    assert first["rate"] == arms.RATES[np.argmin(first["losses"])]
+    first = arms.measure(trunk, arm, small, steps=9, seed=0, rates=RATES)
+    assert first["rate"] == RATES[np.argmin(first["losses"])]
     assert first["validation"] == min(first["losses"])
     other = small._replace(labels=np.concatenate([small.labels[:32], small.labels[:8]]))
-    second = arms.measure(trunk, arm, other, steps=9, seed=0)
+    second = arms.measure(trunk, arm, other, steps=9, seed=0, rates=RATES)
     assert second["losses"] == first["losses"] and second["right"] != first["right"]
-    monkeypatch.setattr(arms, "PILOT", arms.RATES)
+    monkeypatch.setattr(arms, "PILOT", RATES)
     untested = small._replace(split=small.split._replace(test=np.array([1_000_000])))
     tried = arms.pilot(trunk, arm, untested, steps=9, seed=0)
-    assert [each["rate"] for each in tried] == [0.0, *arms.RATES]
+    assert [each["rate"] for each in tried] == [0.0, *RATES]
     start, _ = arms.started(trunk, arm, untested, 0)
     unmoved = arms.trained(start, untested, 0.0, 9, 0).validation.loss
     assert [each["validation"] for each in tried] == [unmoved, *first["losses"]]

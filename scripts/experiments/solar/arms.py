@@ -6,13 +6,13 @@ from the same trunk. Its attention stays as it is, in all arms; the MLP or the e
 and the head are trained. The head starts as the logistic regression of the arm's own features that
 is best on validation, so a start that keeps the MLP's outputs predicts what the linear probe does.
 
-A step reads some patches of an image, drawn anew. Training runs once with each of ``RATES``, and
+A step reads some patches of an image, drawn anew. Training runs once with each of two rates, and
 the one whose last step has the least calibrated log loss on validation counts.
 """
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,8 +44,7 @@ EXPERTS, K = 4, 2
 RANK = 8  # hidden units of a low-rank expert
 BATCH, PATCHES = 32, 16  # images of a step, and patches of each
 WARMUP = 0.1  # of the steps
-RATES = (3e-5, 3e-4)  # the peak learning rates that all arms try
-PILOT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # the rates that ``pilot`` tries
+PILOT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # the peak learning rates that ``pilot`` tries
 INVERSE_REGULARIZATION = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
 UNSEEN = 3.0  # how much lower the bias of a class is that no training image has
 COMPONENTS = 16  # of the features, for the classic mixture
@@ -194,8 +193,19 @@ SETTINGS: dict[str, Any] = dict(
 """What all rows are made with but the rates, as JSON has it."""
 
 
-def measure(trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int) -> dict[str, Any]:
+def measure(
+    trunk: ViT,
+    arm: str,
+    data: TokenDataset,
+    *,
+    steps: int,
+    seed: int,
+    rates: Sequence[float],
+) -> dict[str, Any]:
     """What an arm predicts for the images of the test.
+
+    Args:
+        rates: the peak learning rates that it tries.
 
     Returns:
         "right", whether the likeliest class is the image's, 0 or 1 for each image of the test;
@@ -209,7 +219,7 @@ def measure(trunk: ViT, arm: str, data: TokenDataset, *, steps: int, seed: int) 
     start, c = started(trunk, arm if arm in MLPS else "dense", data, seed)
     found: dict[str, Any]
     if arm in MLPS:
-        runs = {rate: trained(start, data, rate, steps, seed) for rate in RATES}
+        runs = {rate: trained(start, data, rate, steps, seed) for rate in rates}
         rate = min(runs, key=lambda each: runs[each].validation.loss)
         tail, validation = runs[rate]
         probabilities = predicted(tail, features(tail, data.tokens[test]))

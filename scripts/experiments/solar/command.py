@@ -90,12 +90,12 @@ def _settings(subset: Subset, rates: Sequence[float]) -> dict[str, Any]:
 def _arm(subset: Subset, arm: str) -> Part:
     def figures(options: argparse.Namespace, fold: int) -> dict[str, Any]:
         draws = [
-            arms.measure(trunk, arm, given, **how)
+            arms.measure(trunk, arm, given, rates=subset.rates, **how)
             for trunk, given, how in _given(options, subset, fold)
         ]
         return {"commit": commit(), "draws": draws}
 
-    settings = _settings(subset, arms.RATES if arm in arms.MLPS else ())
+    settings = _settings(subset, subset.rates if arm in arms.MLPS else ())
     return Part(data.FOLDS, figures, lambda options: _made_of(options, subset), settings=settings)
 
 

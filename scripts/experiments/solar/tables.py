@@ -28,11 +28,12 @@ from scripts.experiments.solar.arms import (
     MLPS,
     ON_FEATURES,
     PILOT,
-    RATES,
     TWO_TASKS,
 )
 from scripts.experiments.solar.data import FOLDS
 
+RATES = (3e-5, 3e-4)
+"""The peak learning rates that all arms of the test try."""
 OVERLAP = 1 / (FOLDS - 2)
 """Images of a test, relative to those from which its training images come."""
 ARMS = {
@@ -69,6 +70,7 @@ class Subset(NamedTuple):
         draws: choices of these images in each fold.
         title: in tables.
         arms: those that are measured.
+        rates: the peak learning rates that they try.
     """
 
     data: str
@@ -78,6 +80,7 @@ class Subset(NamedTuple):
     draws: int
     title: str
     arms: tuple[str, ...]
+    rates: tuple[float, ...] = RATES
 
 
 def _without(*arms: str) -> tuple[str, ...]:
@@ -96,12 +99,16 @@ SUBSETS = {
     "solar_all": Subset("solar", "kin", None, 250, 1, "cells, all", _SOME),
     "solar_random": Subset("solar", "random", None, 250, 1, "cells, all, random folds", _FEW),
     "solar_long": Subset("solar", "kin", 1000, 1000, 1, "cells, 1,000, long", _FEW[-2:]),
+    "emoji_rates": Subset(
+        *("emoji", "kin", 1000, 250, 1, "drawings, 1,000, larger rates", _FEW[-2:]),
+        rates=(1e-3, 3e-3),
+    ),
 }
 """In the order in which they are measured."""
-BESIDE = ("solar_random", "solar_long")
+BESIDE = ("solar_random", "solar_long", "emoji_rates")
 """Subsets in no test and no answer: one whose test images have relatives among the training images,
-for comparison with others' figures, and one with four times the steps, which tells whether
-training was too short."""
+for comparison with others' figures, one with four times the steps, which tells whether training was
+too short, and one with the rates that were best in the pilot on drawings, added after its rows."""
 TESTED = [name for name in SUBSETS if name not in BESIDE]
 PRIMARY = [
     f"{name}_{arm}"
@@ -262,7 +269,7 @@ def costs(rows: Rows) -> str:
 
 def rates(rows: Rows) -> str:
     """The steps of each subset, and how often validation chose each learning rate."""
-    lines = []
+    lines, every = [], sorted({rate for subset in SUBSETS.values() for rate in subset.rates})
     for name, subset in SUBSETS.items():
         chosen = [
             draw["rate"]
@@ -271,10 +278,10 @@ def rates(rows: Rows) -> str:
             for draw in figures["draws"]
         ]
         if chosen:
-            counts = subset.steps, len(chosen), *map(chosen.count, RATES)
-            lines.append([subset.title, *map(str, counts)])
+            counts = [str(chosen.count(x)) if x in subset.rates else "-" for x in every]
+            lines.append([subset.title, str(subset.steps), str(len(chosen)), *counts])
     return markdown_table(
-        ["images", "steps", "MLPs or experts", *(f"{rate:g}" for rate in RATES)], lines
+        ["images", "steps", "MLPs or experts", *(f"{rate:g}" for rate in every)], lines
     )
 
 
