@@ -105,11 +105,21 @@ DINOV3 = dict(patch_size=16, positions="none", rotary=CenteredRotary(), register
 EVA02 = dict(rotary=GridRotary(), image_size=224)
 GATED_NORM = dict(mlp="gated_norm")
 SMALL = dict(width=384, depth=12, num_heads=6, mlp_dim=1536)
+BASE = dict(width=768, depth=12, num_heads=12, mlp_dim=3072)
+LARGE = dict(width=1024, depth=24, num_heads=16, mlp_dim=4096)
+SIGLIP = dict(patch_size=16, image_size=224, pooling="attention")
 LATER: dict[str, tuple[int, dict[str, Any]]] = {  # parameters in timm 1.0.31, without a head
     "vit_small_patch14_dinov2": (22_056_192, SMALL),
     "vit_small_patch14_reg4_dinov2": (22_057_344, SMALL | dict(registers=4)),
+    "vit_base_patch14_dinov2": (86_579_712, BASE),
+    "vit_base_patch14_reg4_dinov2": (86_582_016, BASE | dict(registers=4)),
+    "vit_large_patch14_dinov2": (304_367_616, LARGE),
+    "vit_giant_patch14_dinov2": (1_136_479_232, GIANT),
     "vit_giant_patch14_reg4_dinov2": (1_136_483_840, GIANT | dict(registers=4)),
     "vit_small_patch16_dinov3": (21_586_944, SMALL | DINOV3),
+    "vit_small_plus_patch16_dinov3": (28_683_264, SMALL | DINOV3 | dict(mlp="gated")),
+    "vit_base_patch16_dinov3": (85_641_216, BASE | DINOV3),
+    "vit_large_patch16_dinov3": (303_079_424, LARGE | DINOV3),
     "vit_huge_plus_patch16_dinov3": (
         840_509_440,
         dict(width=1280, depth=32, num_heads=20, mlp_dim=5120, mlp="gated") | DINOV3,
@@ -117,6 +127,25 @@ LATER: dict[str, tuple[int, dict[str, Any]]] = {  # parameters in timm 1.0.31, w
     "vit_7b_patch16_dinov3": (
         6_716_030_976,
         dict(width=4096, depth=40, num_heads=32, mlp_dim=8192, mlp="gated") | DINOV3,
+    ),
+    "eva02_tiny_patch14_224": (
+        5_502_144,
+        dict(width=192, depth=12, num_heads=3, mlp_dim=512, mlp="gated") | EVA02,
+    ),
+    "eva02_base_patch14_224": (85_758_720, BASE | EVA02 | GATED_NORM | dict(mlp_dim=2048)),
+    "eva02_large_patch14_clip_224": (
+        303_317_952,
+        LARGE | EVA02 | GATED_NORM | dict(mlp_dim=2730, attention_norm=True),
+    ),
+    "vit_base_patch16_siglip_224": (92_884_224, BASE | SIGLIP),
+    "vit_large_patch16_siglip_256": (315_956_224, LARGE | SIGLIP | dict(image_size=256)),
+    "vit_so400m_patch14_siglip_224": (
+        427_680_704,
+        dict(width=1152, depth=27, num_heads=16, mlp_dim=4304) | SIGLIP | dict(patch_size=14),
+    ),
+    "vit_giantopt_patch16_siglip_256": (
+        1_163_168_256,
+        dict(width=1536, depth=40, num_heads=16, mlp_dim=6144) | SIGLIP | dict(image_size=256),
     ),
     "eva02_small_patch14_224": (21_621_120, SMALL | EVA02 | dict(mlp_dim=1024, mlp="gated")),
     "eva02_large_patch14_224": (

@@ -219,10 +219,11 @@ def load(
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one; a folder of weights from vmoe, timm or Hugging Face; a .npz file of a ViT; the
-            prefix of a published V-MoE checkpoint; the URL of one of the last three, such as
-            gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once; or a name from
-            ``list_models(pretrained=True)``, unless there is a file or folder of that name.
+            in one; a folder of weights from vmoe, timm or Hugging Face; a .npz file of a ViT;
+            an .onnx file of a DINOv2; the prefix of a published V-MoE checkpoint; the URL of one of
+            these, such as gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once;
+            or a name from ``list_models(pretrained=True)``, unless there is a file or folder of
+            that name.
         routing: routing settings that replace the trained ones, such as the capacity factor.
         model: fields that replace fields of the stored model config, such as
             ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import vmoe
+from tests.command import vmoe as command_of
 from tests.random_models import outputs, stored_model
 from vmoe import models
 from vmoe.checkpoints import read, vmoe_format
@@ -23,7 +25,8 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError, VmoeError
 from vmoe.nn.vit import ViT
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "weights"
 MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 
 
@@ -37,6 +40,40 @@ def parts(model: ViT, images: jax.Array) -> dict[str, jax.Array]:
     tokens = model.forward_features(images)
     features = model.forward_head(tokens, pre_logits=True)
     return {"tokens": tokens, "features": features, "logits": model(images)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_dinov2_registers",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("hf_dinov2", "hf_dinov3", "timm_eva02_clip", "siglino_moe")
+        ),
+    ],
+)
+def test_commands_inspect_and_probe_models_of_today_and_predict_says_that_they_have_no_classes(
+    name: str, tmp_path: Path
+) -> None:
+    model = GOLDEN / name
+    inspected = command_of("inspect", model)
+    assert inspected.returncode == 0 and "parameters" in inspected.stdout, inspected.stderr
+    for i in range(8):
+        image = tmp_path / ("train", "test")[i // 4] / ("dark", "light")[i % 2] / f"{i}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (200 * (i % 2) + i,) * 3).save(image)
+    data = ("--data", f"folder:{tmp_path}", "--shots", "1", "--batch-size", "2")
+    probed = command_of("probe", "--checkpoint", model, *data, "--json")
+    assert probed.returncode == 0, probed.stderr
+    assert [*json.loads(probed.stdout)["accuracy"]] == [f"folder:{tmp_path}"]
+    predicted = command_of("predict", "--checkpoint", model, image)
+    assert predicted.returncode == 2 and "no classes" in predicted.stderr
+    assert predicted.stderr.count("\n") <= 2, predicted.stderr
+
+
+def test_the_readme_counts_these_models() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert f"| {len(MODELS)} small random models | 1e-5," in readme
 
 
 @pytest.mark.parametrize("name", MODELS)

