@@ -200,6 +200,19 @@ def test_models_of_siglino_have_the_parameter_counts_of_its_own_code(name: str) 
     assert sum(learned) == expected
 
 
+def test_a_description_names_the_parts_that_v_moe_does_not_have() -> None:
+    plain = "12 blocks, width 384, 6 heads, MLP 1536, patches of 16 px"
+    small = replace(models.model_config("vit_b16"), **SMALL)
+    assert small.description == plain
+    assert replace(small, **DINOV3).description == (
+        f"{plain}, 4 registers, rotary positions (centered)"
+    )
+    siglino = ViTConfig(**SIGLINO | SIGLINOS["siglino-0.6B"][1]).description
+    assert "gated MLP 5120, " in siglino and siglino.endswith(
+        "rotary positions (golden), RMSNorm, normalized queries and keys, attention sinks"
+    )
+
+
 @pytest.mark.parametrize("name", models.list_models())
 def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> None:
     config = models.model_config(name)

@@ -129,8 +129,7 @@ def _rows(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> dict[str, st
     config, origin = stored.config, stored.origin
     return {
         "parameters": f"{sum(array.size for array in arrays.values()):,}",
-        "architecture": f"{config.depth} blocks, width {config.width}, {config.heads_phrase}, "
-        f"MLP {config.mlp_dim}, patches of {config.patch_size} px",
+        "architecture": config.description,
         "experts": _by_block(config, _experts) or "none",
         **({"routers": _by_block(config, _router)} if config.sparse_blocks else {}),
         "images": f"{config.image_size} px; {stored.preprocessing}",

@@ -292,9 +292,23 @@ class ViTConfig(Checked):
         return self.head_dim or self.width // self.num_heads
 
     @property
-    def heads_phrase(self) -> str:
-        """The attention heads in a description, such as "8 heads" or "8 heads of 128"."""
-        return f"{self.num_heads} heads" + (f" of {self.head_dim}" if self.head_dim else "")
+    def description(self) -> str:
+        """Such as "12 blocks, width 384, 6 heads, gated MLP 1536, patches of 16 px, 4 registers".
+
+        After the patches it names the parts that V-MoE does not have.
+        """
+        head_dim = f" of {self.head_dim}" if self.head_dim else ""
+        parts = {
+            f"{self.depth} blocks, width {self.width}, {self.num_heads} heads{head_dim}": True,
+            f"{'gated ' * (self.mlp != 'plain')}MLP {self.mlp_dim}": True,
+            f"patches of {self.patch_size} px": True,
+            f"{self.registers} registers": self.registers,
+            f"rotary positions ({self.rotary.kind if self.rotary else ''})": self.rotary,
+            "RMSNorm": self.norm == "rms",
+            "normalized queries and keys": self.qk_norm or self.qk_rms,
+            "attention sinks": self.attention_sink,
+        }
+        return ", ".join(part for part, present in parts.items() if present)
 
     @property
     def has_class_token(self) -> bool:

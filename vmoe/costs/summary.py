@@ -21,9 +21,7 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
     console = Console(file=text, width=100, force_terminal=False, force_jupyter=False)
     console.print(_parameter_table(config, costs, title))
     lines = [
-        f"{config.depth} blocks, width {config.width}, {config.heads_phrase}, "
-        f"MLP {config.mlp_dim}, patches of {config.patch_size} px: "
-        f"{costs.tokens_per_image} tokens at {config.image_size} px",
+        f"{config.description}: {costs.tokens_per_image} tokens at {config.image_size} px",
         f"{costs.flops_per_image / 1e9:.4g} GFLOPs per image "
         "(forward, matmuls; a multiply-add is 2); "
         f"the logits need {flops_to_logits(config) / 1e9:.4g} of them",
