@@ -63,6 +63,14 @@ class Loaded:
         """Whether it was trained with the sigmoid loss, binary cross-entropy per class."""
         return self.loss == "sigmoid"
 
+    @property
+    def counted_config(self) -> ViTConfig:
+        """The model's config for counts, with the size of the images of ``preprocessing``.
+
+        They may be larger or smaller than those that the model was trained with.
+        """
+        return replace(self.model.config, image_size=self.preprocessing.image_size)
+
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
         """Images resized, cropped and scaled for the model, float32 in [-1, 1].
 

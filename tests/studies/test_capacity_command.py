@@ -13,8 +13,10 @@ from tests.command import vmoe
 from tests.random_models import stored_of
 from vmoe.checkpoints import write
 from vmoe.cli.model import ModelArgs
-from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, ViTConfig
+from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
+from vmoe.models import model_config
+from vmoe.surgery import fit
 
 FEW = ("--images", "64", "--batch-size", "32")
 
@@ -105,6 +107,21 @@ def test_a_file_whose_accuracies_are_of_images_in_another_order_is_used_and_that
         f"{file}: its accuracies are of images in another order (as stored; now shuffled, seeds 0 "
         "and 1): run vmoe capacity again to measure them"
     )
+
+
+def test_slots_and_flops_are_those_of_images_of_the_preprocessings_size(tmp_path: Path) -> None:
+    small = stored_of(model_config("vmoe_test_last2_e4", image_size=24))
+    small = small._replace(class_names=tuple("0123456789"))
+    config = replace(small.config, image_size=32)
+    larger, _ = fit(small.config, small.params, config)
+    reports = []
+    for name, model in (("of 24", small), ("of 32", small._replace(config=config, params=larger))):
+        path = write(model, tmp_path / name, format="vmoe")
+        out = ("--out", tmp_path / f"{name}.json", "--data", "digits", "--json")
+        result = vmoe("capacity", "--checkpoint", path, "--budget", "0.95x", *FEW, *out)
+        assert result.returncode == 0, result.stderr
+        reports.append(json.loads(result.stdout)["trade_off"])
+    assert [row["cost"] for row in reports[0]] == [row["cost"] for row in reports[1]]
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from vmoe.progress import progress
 if TYPE_CHECKING:
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import Loaded
-    from vmoe.nn.vit import ViT
     from vmoe.studies.capacity.scores import Scores
 
 ROWS = 8  # largest number of budgets in the trade-off, without the given one
@@ -79,7 +78,7 @@ def run(argv: Sequence[str]) -> None:
     )
     check_labeled(sample.source)
     with sample.start_workers(args.num_workers):
-        scores, rows = _search(args.by, budget, loaded.model, sample)
+        scores, rows = _search(args.by, budget, loaded, sample)
     (row,) = (row for row in rows if row["budget"] == budget)
     chosen = RoutingFile(
         blocks=dict(zip(loaded.model.config.sparse_blocks, row["setting"], strict=True)),
@@ -120,7 +119,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _search(
-    by: Unit, budget: float, model: "ViT", sample: "Sample"
+    by: Unit, budget: float, loaded: "Loaded", sample: "Sample"
 ) -> "tuple[Scores, list[dict[str, Any]]]":
     """The scores, and a row for each budget of the trade-off."""
     from vmoe.studies.capacity.costs import flops_costs, time_costs
@@ -128,9 +127,10 @@ def _search(
     from vmoe.studies.capacity.search import Search
     from vmoe.studies.capacity.settings import levels_of
 
-    levels = levels_of(model.config)
+    model, config = loaded.model, loaded.counted_config
+    levels = levels_of(config)
     if by == "flops":
-        costs = flops_costs(model.config, levels)
+        costs = flops_costs(config, levels)
     else:
         with progress("timing", len(levels)) as advance:
             costs = time_costs(model, levels, next(sample.batches()).images, on_step=advance)

@@ -88,7 +88,8 @@ class Scores:
         self.trained = float(np.concatenate(correct)[known].mean())
         self._counts = np.array([known.sum(), self.images])  # for accuracy and divergence
         share = len(self._batches[0][1]) // model.placement.devices
-        self._slots = _slots(model.config, levels, share)
+        size = self._batches[0][0].images.shape[1]  # may differ from the config's
+        self._slots = _slots(replace(model.config, image_size=size), levels, share)
         self._sums = _sums(_widest(model, self._slots))
 
     def of(self, setting: Setting) -> Score:

@@ -105,7 +105,7 @@ def _kept_patches(routing: MeasuredRouting) -> Figure:
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
     by_gate = moe.router.has("priority")
-    columns = _slots(config, SHOWN_FACTORS)
+    columns = _slots(routing.loaded.counted_config, SHOWN_FACTORS)
     limits = RoutingOverrides(capacity=max(columns), priority="largest_gate" if by_gate else None)
     changed = models.with_params(
         limits.apply(config), models.params_of(model), placement=model.placement
@@ -139,7 +139,7 @@ def _even(config: ViTConfig, moe: MoEConfig) -> float:
 
 
 def _capacity_curves(routing: MeasuredRouting) -> Figure:
-    model, config = routing.loaded.model, routing.loaded.model.config
+    model, config = routing.loaded.model, routing.loaded.counted_config
     slots = list(_slots(config, FACTORS))
     logits = at_capacities(model, routing.batches(), [0, *slots])
 
@@ -161,7 +161,7 @@ def _capacity_curves(routing: MeasuredRouting) -> Figure:
 
 def _k_at_inference(routing: MeasuredRouting) -> Figure:
     """The figure for the model's own k and k = 1, 2, 4, ... up to the fewest experts of a block."""
-    config = routing.loaded.model.config
+    config = routing.loaded.counted_config
     layers = config.moe_blocks.values()
     at_most = min(moe.num_experts for moe in layers)
     own = {moe.router.k for moe in layers}
