@@ -101,8 +101,9 @@ def test_a_pointwise_convolution_becomes_experts_for_its_pixels() -> None:
     np.testing.assert_allclose(outputs(child, x[0]), before[0], rtol=1e-5, atol=1e-5)
 
 
-def test_our_own_mlps_can_be_selected_too() -> None:
-    config = models.model_config("vit_test", depth=1)
+@pytest.mark.parametrize("mlp", ["plain", "gated", "gated_norm"])
+def test_our_own_mlps_can_be_selected_too(mlp: str) -> None:
+    config = models.model_config("vit_test", depth=1, mlp=mlp)
     parent = models.with_params(config, random_params(config))
     child = vmoe.moefy(parent, select=Mlp, num_experts=2)
     np.testing.assert_allclose(
