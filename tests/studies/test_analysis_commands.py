@@ -15,6 +15,7 @@ from tests.command import ROOT, forked, vmoe
 from tests.random_models import stored_model, stored_of
 from vmoe.checkpoints import read, write
 from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.sources import open_source
 
 MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
@@ -129,6 +130,21 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
     slots = [[block["slots"] for block in model["blocks"]] for model in models]
     assert all(few < many for few, many in zip(*slots, strict=True))
     assert all(few["grid"]["slots"] == sorted(few["grid"]["slots"]) for few in models)
+
+
+@pytest.mark.slow
+def test_a_model_is_not_compared_on_images_of_another_size(
+    random_model: str, tmp_path: Path
+) -> None:
+    stored = read(Path(random_model))
+    smaller = stored._replace(preprocessing=Preprocessing(24))
+    other = write(smaller, tmp_path / "smaller", format="vmoe")
+    model = ("routing", "--checkpoint", random_model, "--data", "digits")
+    result = vmoe(*model, *FEW, "--compare", other)
+    assert result.returncode == 0, result.stderr
+    assert "not compared: the models differ in their sparse blocks or numbers of tokens" in (
+        result.stdout
+    )
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ from vmoe.data.sources import Source
 from vmoe.data.sources.views import Subset
 from vmoe.factory import Loaded
 from vmoe.health import Finding, findings
-from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
 Batches = Callable[[], Iterator[Batch]]
@@ -165,14 +164,15 @@ def compare_routing(
         that the other model also makes, which has a meaning for two steps of one run (None if
         tokens do not choose). Empty if the models differ in sparse blocks or number of tokens.
     """
-    if one.config.sparse_blocks != other.config.sparse_blocks:
-        return {}
-    if num_tokens(one.config) != num_tokens(other.config):
-        return {}
     first, second = (
         concatenate(collect(model, images))
         for model, images in ((one, batches), (other, other_batches))
     )
+    tokens, others = (
+        {i: block.gates.shape[:2] for i, block in each.blocks.items()} for each in (first, second)
+    )
+    if tokens != others:
+        return {}
     same = saturation(first, second)
     return {
         i: {"agreement": share, "agreement_by_chance": by_chance, "same_choices": same.get(i)}
