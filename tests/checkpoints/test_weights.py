@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import vmoe
+from tests.command import ROOT
 from tests.command import vmoe as command_of
 from tests.random_models import outputs, stored_model
 from vmoe import models
@@ -25,7 +26,6 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError, VmoeError
 from vmoe.nn.vit import ViT
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "weights"
 MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
 

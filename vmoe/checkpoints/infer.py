@@ -80,11 +80,13 @@ def _has(shapes: Shapes, part: str) -> bool:
     return any(f"/{part}/" in f"/{name}/" for name in shapes)
 
 
-def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+def _shape(shapes: Shapes, name: str, *axes: int) -> tuple[int, ...]:
+    """The shape of a parameter, with one of these numbers of axes."""
     if name not in shapes:
         raise UsageError(f"parameter {name} is missing")
-    if len(shapes[name]) != axes:
-        raise UsageError(f"{name} has shape {shapes[name]}: {axes} axes are expected")
+    if len(shapes[name]) not in axes:
+        expected = " or ".join(map(str, axes))
+        raise UsageError(f"{name} has shape {shapes[name]}: {expected} axes are expected")
     return shapes[name]
 
 
@@ -113,9 +115,7 @@ def _mlp(shapes: Shapes, mlp_dim: int) -> str:
 
 
 def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
-    path = f"blocks/{block}/mlp/gate/kernel"
-    if (router := shapes.get(path)) is None:
-        raise UsageError(f"parameter {path} is missing")
+    router = _shape(shapes, f"blocks/{block}/mlp/gate/kernel", 2, 3)
     experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
     if len(router) == 3:  # a vector for each slot
         return MoEConfig(num_experts=experts, router=Soft(capacity=router[2]))

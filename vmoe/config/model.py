@@ -295,20 +295,20 @@ class ViTConfig(Checked):
     def description(self) -> str:
         """Such as "12 blocks, width 384, 6 heads, gated MLP 1536, patches of 16 px, 4 registers".
 
-        After the patches it names the parts that V-MoE does not have.
+        After the patches come registers and other parts that V-MoE does not have.
         """
         head_dim = f" of {self.head_dim}" if self.head_dim else ""
-        parts = {
-            f"{self.depth} blocks, width {self.width}, {self.num_heads} heads{head_dim}": True,
-            f"{'gated ' * (self.mlp != 'plain')}MLP {self.mlp_dim}": True,
-            f"patches of {self.patch_size} px": True,
-            f"{self.registers} registers": self.registers,
-            f"rotary positions ({self.rotary.kind if self.rotary else ''})": self.rotary,
-            "RMSNorm": self.norm == "rms",
-            "normalized queries and keys": self.qk_norm or self.qk_rms,
-            "attention sinks": self.attention_sink,
-        }
-        return ", ".join(part for part, present in parts.items() if present)
+        parts = (
+            f"{self.depth} blocks, width {self.width}, {self.num_heads} heads{head_dim}",
+            f"{'gated ' * (self.mlp != 'plain')}MLP {self.mlp_dim}",
+            f"patches of {self.patch_size} px",
+            self.registers and f"{self.registers} registers",
+            self.rotary and f"rotary positions ({self.rotary.kind})",
+            self.norm == "rms" and "RMSNorm",
+            (self.qk_norm or self.qk_rms) and "normalized queries and keys",
+            self.attention_sink and "attention sinks",
+        )
+        return ", ".join(str(part) for part in parts if part)
 
     @property
     def has_class_token(self) -> bool:
