@@ -117,22 +117,41 @@ def check_images(images: Any) -> None:
         raise UsageError(f"images of shape {images.shape} and dtype {images.dtype}: {remedy}")
 
 
-def check_tokens(
-    tokens: Float[Array, "*b d"], mask: jax.Array | None, per_token: Mapping[str, Any]
-) -> None:
-    """Checks that the inputs of an MoE layer belong to its tokens."""
-    axes = tokens.shape[:-1]
-    for name, tree in ({"mask": mask} | dict(per_token)).items():
-        for x in jax.tree.leaves(tree):
-            arrays = isinstance(x, jax.Array | np.ndarray)
-            require(arrays, f"{name} has a {type(x).__name__}: give arrays")
-    if mask is not None and (mask.shape != axes or mask.dtype != bool):
+def as_tokens(tokens: Any) -> Float[Array, "*b d"]:
+    """Tokens as a JAX array; NumPy's float64 becomes float32 unless JAX has 64 bits enabled.
+
+    Raises:
+        UsageError: they are not one float array with an axis d.
+    """
+    give = "give one float array (..., d)"
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        others = "; a layer takes further arrays as per_token={...}"
+        several = isinstance(tokens, Mapping | list | tuple)
+        raise UsageError(f"tokens is a {type(tokens).__name__}: {give}{others * several}")
+    if not tokens.ndim or not jnp.issubdtype(tokens.dtype, jnp.floating):
+        raise UsageError(f"tokens of shape {tokens.shape} and dtype {tokens.dtype}: {give}")
+    return jnp.asarray(tokens)
+
+
+def check_mask(name: str, mask: Any, axes: tuple[int, ...]) -> None:
+    """Checks that a mask has a bool for each image, or for each token."""
+    array = isinstance(mask, jax.Array | np.ndarray)
+    require(array, f"{name} is a {type(mask).__name__}: give one bool array {axes}")
+    if mask.shape != axes or mask.dtype != bool:
         raise UsageError(
-            f"mask of shape {mask.shape} and dtype {mask.dtype}: use {axes} and bool, False for "
-            "tokens that only pad"
+            f"{name} of shape {mask.shape} and dtype {mask.dtype}: use {axes} and bool, False for "
+            "what only pads"
         )
+
+
+def check_per_token(per_token: Any, axes: tuple[int, ...]) -> None:
+    """Checks that the inputs per token of an MoE layer have a row for each token."""
+    named = isinstance(per_token, Mapping)
+    require(named, f"per_token is a {type(per_token).__name__}: give a dict, arrays by name")
     for name, tree in per_token.items():
         for x in jax.tree.leaves(tree):
+            arrays = isinstance(x, jax.Array | np.ndarray)
+            require(arrays, f"per_token {name} has a {type(x).__name__}: give arrays")
             if x.shape[: len(axes)] != axes:
                 raise UsageError(
                     f"per_token {name} of shape {x.shape}: use ({', '.join(map(str, axes))}, ...), "

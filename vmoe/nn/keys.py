@@ -4,6 +4,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from vmoe.errors import UsageError
+
 MaybeKey = Key[Array, ""] | None
 """The key of a forward pass; None in evaluation."""
 
@@ -29,5 +31,17 @@ Rngs = nnx.Rngs | InitKeys
 
 
 def split(key: MaybeKey, n: int) -> list[MaybeKey]:
-    """n independent keys, or n times None if the key is None."""
-    return [None] * n if key is None else list(jax.random.split(key, n))
+    """n independent keys, or n times None if the key is None.
+
+    Raises:
+        UsageError: it is not one key.
+    """
+    if key is None:
+        return [None] * n
+    try:
+        return list(jax.random.split(key, n))
+    except (TypeError, ValueError) as error:  # a number, a stream of nnx.Rngs, several keys
+        array = isinstance(key, jax.Array)
+        what = f"has shape {key.shape}" if array else f"is a {type(key).__name__}"
+        give = "give one key, such as jax.random.key(0), in training, and None in evaluation"
+        raise UsageError(f"key {what}: {give}") from error

@@ -23,7 +23,7 @@ from vmoe.nn.experts.rows import WHOLE, RowExperts, Sending, in_chunks
 from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
 from vmoe.nn.gates import GATES
 from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, inputs_of_router, logits_of
-from vmoe.nn.inputs import check_tokens
+from vmoe.nn.inputs import as_tokens, check_mask, check_per_token
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState, next_state
@@ -243,8 +243,9 @@ class MoE(nnx.Module):
                 the batch evenly, or the tokens are on a mesh with Explicit axes.
         """
         forks.check()
+        tokens = as_tokens(tokens)
         router_key, experts_key = keys.split(key, 2)
-        images, valid, inputs = self._sequences(tokens, mask, dict(per_token or {}))
+        images, valid, inputs = self._sequences(tokens, mask, per_token or {})
         of_gate = inputs_of_gate(self.gate, inputs)
         of_router = inputs_of_router(self.router, inputs)
         inputs = {name: x for name, x in inputs.items() if name not in of_gate | of_router}
@@ -283,17 +284,19 @@ class MoE(nnx.Module):
         return outputs.reshape(*axes, outputs.shape[-1]), record
 
     def _sequences(
-        self, tokens: Float[Array, "*b d"], mask: jax.Array | None, per_token: dict[str, Any]
+        self, tokens: Float[Array, "*b d"], mask: jax.Array | None, per_token: Mapping[str, Any]
     ) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"], dict[str, Any]]:
         """The tokens, the mask and the inputs per token of b sequences of n tokens."""
-        check_tokens(tokens, mask, per_token)
+        check_per_token(per_token, tokens.shape[:-1])
+        if mask is not None:
+            check_mask("mask", mask, tokens.shape[:-1])
         self.placement.check_axes(tokens)
         b, *axes = tokens.shape[:-1] if tokens.ndim > 2 else (1, *tokens.shape[:-1])
         if tokens.ndim > 2 or self.router.logits_per == "slot":  # else the sequence is cut
             self.placement.check_batch(b)
         shape, last = (b, math.prod(axes)), tokens.ndim - 1
         images, inputs = jax.tree.map(
-            lambda x: x.reshape(*shape, *x.shape[last:]), (tokens, per_token)
+            lambda x: x.reshape(*shape, *x.shape[last:]), (tokens, dict(per_token))
         )
         if mask is None:
             return images, jnp.ones(shape, bool), inputs
@@ -325,7 +328,14 @@ class MoE(nnx.Module):
             groups: how the tokens are grouped; if None, each group is a sequence.
             inputs: the inputs per token of the gate, (b, n, ...), by name.
             of_router: those of the router.
+
+        Raises:
+            UsageError: the tokens are not one float array, ``valid`` does not fit them, or ``key``
+                is not one key.
         """
+        images = as_tokens(images)
+        require(images.ndim == 3, f"tokens of shape {images.shape}: use (b, n, d)")
+        check_mask("valid", valid, images.shape[:-1])
         router = self.router.in_evaluation() if key is None else self.router
         gate, e = self.gate, self.experts.num_experts
         noise = noise_std = draw = state = None

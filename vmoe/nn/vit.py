@@ -17,7 +17,7 @@ from vmoe.errors import UsageError
 from vmoe.nn import keys
 from vmoe.nn.block import Block, BlockOutputs, rematerialized
 from vmoe.nn.heads import AttentionPool, Head
-from vmoe.nn.inputs import check_images
+from vmoe.nn.inputs import as_tokens, check_images, check_mask
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import make_norm
 from vmoe.nn.moe import MoE
@@ -120,7 +120,6 @@ class ViT(nnx.Module):
             decide: for some blocks, a function that replaces the router.
         """
         forks.check()
-        check_images(images)
         if train and key is None:
             key = self._next_key()
         tokens, records = self.encode(
@@ -223,12 +222,15 @@ class ViT(nnx.Module):
         """The tokens before each block, and its outputs, in order; see ``encode``."""
         check_images(images)
         self.placement.check_batch(len(images))
+        if valid is None:
+            valid = jnp.ones(len(images), bool)
+        check_mask("valid", valid, (len(images),))
+        valid = jnp.asarray(valid)
         if others := sorted(set(decide or ()) - set(self.config.sparse_blocks)):
             raise UsageError(
                 f"decide for blocks {others}, which are not sparse: use any of "
                 f"{list(self.config.sparse_blocks)}"
             )
-        valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key, 2)
         tokens, rotation = self.embed(images, embed_key), self.rotation(images)
         last, deciders = len(self.blocks) - 1, decide or {}
@@ -285,7 +287,7 @@ class ViT(nnx.Module):
         Args:
             pre_logits: return the inputs of the last linear layer instead.
         """
-        pooled = self.pool(tokens)
+        pooled = self.pool(as_tokens(tokens))
         return self.head.features(pooled) if pre_logits else self.head(pooled)
 
     def forward_intermediates(

@@ -172,7 +172,12 @@ class Copies(Experts):
         spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
         with taking(name, tokens.shape):
             outputs = on_rows(module, tokens, spatial, *args, **kwargs)
-        shape = getattr(outputs, "shape", type(outputs).__name__)
+        if not isinstance(outputs, jax.Array):
+            raise UsageError(
+                f"{name} makes a {type(outputs).__name__}: return one array; join several along "
+                "the last axis, and split the outputs of the layer"
+            )
+        shape = outputs.shape
         require(
             len(shape) == tokens.ndim and shape[:-1] == tokens.shape[:-1],
             f"{name} makes {shape} from tokens {tokens.shape}: only the last axis may differ",

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.config import MoEConfig
+from vmoe.nn.inputs import as_tokens
 from vmoe.nn.keys import Rngs
 
 
@@ -22,5 +23,10 @@ class Linear(nnx.Module):
 
 def matmul(tokens: Float[Array, "g s d"], kernel: Float[Array, "d x"]) -> Float[Array, "g s x"]:
     """The product in float32 or more, at the highest precision: small errors change choices."""
-    tokens = tokens.astype(jnp.result_type(tokens, jnp.float32))
-    return jnp.matmul(tokens, kernel, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(widened(tokens), kernel, precision=jax.lax.Precision.HIGHEST)
+
+
+def widened(tokens: Float[Array, "g s d"]) -> Float[Array, "g s d"]:
+    """Tokens in float32 or more."""
+    tokens = as_tokens(tokens)
+    return tokens.astype(jnp.result_type(tokens, jnp.float32))

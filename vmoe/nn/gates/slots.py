@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from vmoe.config import MoEConfig
 from vmoe.nn.gates.cosine import normalize
+from vmoe.nn.gates.linear import widened
 from vmoe.nn.keys import Rngs
 
 
@@ -22,6 +23,6 @@ class Slots(nnx.Module):
         self.scale = nnx.Param(jnp.ones((), jnp.float32))
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e c"]:
-        x = normalize(tokens.astype(jnp.result_type(tokens, jnp.float32)), axis=-1)
+        x = normalize(widened(tokens), axis=-1)
         mu = self.scale[...] * normalize(self.kernel[...], axis=0)
         return jnp.einsum("gsd,dec->gsec", x, mu, precision=jax.lax.Precision.HIGHEST)
