@@ -41,7 +41,7 @@ TIMEOUT = 1200  # seconds to wait for a command to exit or reach a state; none n
 WIDTH = "200"  # in characters; no table wraps
 
 
-def vmoe(*arguments: str | Path, cwd: Path = ROOT) -> CompletedProcess[str]:
+def vmoe(*arguments: str | Path, cwd: Path = ROOT, width: str = WIDTH) -> CompletedProcess[str]:
     """Runs the command in this process, and gives back what it changes there.
 
     A warning is an error, as in other tests.
@@ -53,7 +53,7 @@ def vmoe(*arguments: str | Path, cwd: Path = ROOT) -> CompletedProcess[str]:
     out, err = io.StringIO(), io.StringIO()
     disabled = logging.root.manager.disable
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
-        patch.setenv("COLUMNS", WIDTH)
+        patch.setenv("COLUMNS", width)
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

@@ -141,11 +141,11 @@ def create_model(
         name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
             ``list_models(pretrained=True)``.
         pretrained: True for the weights of that name; or a path, as for ``load``. The model then
-            takes from the weights the number of classes, pre-logits, image size, parts such as
-            registers, and the fields that training depends on, such as the activation (``SIZES``,
-            ``PARTS``, ``FIXED``). Position embeddings are resampled for another ``image_size``; the
-            head is new for another ``num_classes`` or ``pre_logits``. New and resampled parameters
-            are reported on stderr.
+            takes from the weights the number of classes, pre-logits, image size, resampling of
+            positions, parts such as registers, and the fields that training depends on, such as the
+            activation (``SIZES``, ``PARTS``, ``FIXED``). Positions are resampled for another
+            ``image_size``; the head is new for another ``num_classes`` or ``pre_logits``. New and
+            resampled parameters are reported on stderr.
         seed: seed of the new parameters.
         overrides: fields of ViTConfig; a dict changes fields of a nested config.
 
@@ -167,7 +167,8 @@ def create_model(
     if entry:
         config = replace(trained, **overrides)
     else:
-        given = {field: getattr(trained, field) for field in (*FIXED, *SIZES, *PARTS)}
+        fields = (*FIXED, *SIZES, *PARTS, "position_resampling")
+        given = {field: getattr(trained, field) for field in fields}
         config = models.model_config(name, **given | overrides)
     params, changes = fit(trained, stored.params, config, seed=seed)
     del stored  # else its arrays would be held twice

@@ -28,7 +28,6 @@ import vmoe
 from scripts.experiments.framework.differences import (
     Difference,
     corrected,
-    error_over_images,
     signed,
     tested,
 )
@@ -37,6 +36,7 @@ from scripts.experiments.framework.plots import COLORS, MARKS
 from scripts.experiments.framework.runs import Lines
 from scripts.prepare.emoji import emoji_of
 from vmoe import models
+from vmoe.analysis.statistics import standard_error
 from vmoe.config.routing_file import LayerSetting
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
@@ -104,7 +104,7 @@ def lines_of(every: list[dict[float, Row]]) -> Iterable[list[str]]:
         )
         shown = [f"{100 * own.mean():.2f}" for own in (trained, per_block, uniform)]
         for other in (uniform, trained):
-            error = error_over_images(per_block - other, groups)
+            error = standard_error(per_block - other, groups)
             shown.append(f"{100 * (per_block - other).mean():+.2f} ± {100 * error:.2f}")
         for name in ("accuracy", "accuracy_uniform"):
             shown.append(f"{100 * np.mean([row[name] for row in rows]):.2f}")

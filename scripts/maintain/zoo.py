@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scripts.experiments.framework.differences import error_over_images
 from scripts.prepare.emoji import emoji_of
 from vmoe import zoo
+from vmoe.analysis.statistics import standard_error
 from vmoe.checkpoints import read, vmoe_format
 from vmoe.checkpoints.card import Facts, card
 from vmoe.checkpoints.stored import Origin
@@ -181,12 +181,16 @@ def write_sample(data: Data, place: str) -> None:
     examples = sample_of(data, place)
     pixels = np.stack([decode(each.image, each.origin) for each in examples])
     gray = (pixels == pixels[..., :1]).all()
-    np.savez_compressed(
-        path_of(data.sample[0]),
-        images=pixels[..., 0] if gray else pixels,
-        labels=np.array([each.labels[0] for each in examples], np.uint8),
-        class_names=np.array(open_source(place, "test").class_names),
-    )
+    names = emoji_of(example.origin for example in examples)
+    _, groups = np.unique(names, return_inverse=True)
+    arrays = {
+        "images": pixels[..., 0] if gray else pixels,
+        "labels": np.array([each.labels[0] for each in examples], np.uint8),
+        "class_names": np.array(open_source(place, "test").class_names),
+    }
+    if len(set(groups)) < len(groups):
+        arrays["groups"] = groups
+    np.savez_compressed(path_of(data.sample[0]), **arrays)
 
 
 def sample_of(data: Data, place: str) -> list[Example]:
@@ -226,7 +230,7 @@ def measure(name: str, place: str) -> dict[str, Any]:
             images, correct = read_predictions(each)
         if data.name.startswith("folder:") and split == data.splits[-1]:  # packaged without names
             images = [example.origin for example in sample_of(data, place)]
-        error = error_over_images(correct, emoji_of(images))
+        error = standard_error(correct, np.array(emoji_of(images)))
         accuracies[split] = {key: report[key] for key in ("accuracy", "images")} | {"error": error}
     measured: dict[str, Any] = {
         "accuracies": accuracies,

@@ -294,7 +294,7 @@ def test_bars_are_of_differences_on_the_same_images() -> None:
     labels = np.zeros((100, 1), int)
     right, other = np.eye(2)[np.arange(100) % 2], np.eye(2)[(np.arange(100) < 10) * 1]
     differences = [int(a[0] > a[1]) - int(b[0] > b[1]) for a, b in zip(other, right, strict=True)]
-    expected = np.std(differences) / 10
+    expected = np.std(differences, ddof=1) / 10
     figures = (
         (k_at_inference({1: right, 2: other, 4: right}, labels, own=1), [0, expected, 0]),
         (random_routers({1: other, 2: right}, right.argmax(-1), labels), [expected, 0]),

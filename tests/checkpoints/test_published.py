@@ -152,6 +152,13 @@ def test_an_image_size_that_no_array_tells_is_refused(tmp_path: Path) -> None:
     assert read(tmp_path / "model").config.image_size == 224
 
 
+def test_a_resampling_of_positions_that_the_authors_do_not_use_is_refused(tmp_path: Path) -> None:
+    config = vmoe.models.model_config("vit_test", position_resampling="bicubic")
+    with pytest.raises(UsageError, match="position_resampling=bicubic: .* read with bilinear"):
+        published.write(tmp_path / "model", config, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_switch_model_is_written_as_token_choice_of_one_expert(tmp_path: Path) -> None:
     """Its parameters are the same, and so are its logits with k = 1."""
     stored = stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), moe=SWITCH)

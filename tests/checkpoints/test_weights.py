@@ -28,6 +28,7 @@ from vmoe.nn.vit import ViT
 
 GOLDEN = ROOT / "tests" / "golden" / "weights"
 MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
+RESIZED = sorted(path.parent.name for path in GOLDEN.glob("*/resized.npz"))
 
 
 def path_of(folder: Path) -> Path:
@@ -81,8 +82,45 @@ def test_the_readme_counts_these_models() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_gives_the_tokens_features_and_logits_of_its_library(name: str) -> None:
+    assert_equal_outputs(name, "expected.npz")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "hf_dinov2" else pytest.mark.slow) for name in RESIZED],
+)
+def test_images_of_another_size_give_the_outputs_of_the_library_too(name: str) -> None:
+    """Positions are resampled as each library does it, to fewer rows and more columns."""
+    assert_equal_outputs(name, "resized.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "resampling"),
+    [
+        ("timm_vit", "bicubic_antialias"),
+        ("hf_vit", "bicubic"),
+        ("hf_dinov2_registers", "bicubic_antialias"),
+    ],
+)
+def test_positions_are_resampled_by_the_method_of_the_library(name: str, resampling: str) -> None:
+    found = inspect(path_of(GOLDEN / name)).model
+    assert found is not None and found.config.position_resampling == resampling
+
+
+def test_positions_of_another_size_than_the_images_are_no_assumption(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "hf_dinov2", tmp_path, dirs_exist_ok=True)
+    images = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    images["crop_size"] = {"height": 12, "width": 12}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    found = inspect(tmp_path).model
+    assert found is not None and found.config.image_size == 16
+    assert found.preprocessing.image_size == 12
+    assert found.origin.assumed == ("no classes, since no array is a head",)
+
+
+def assert_equal_outputs(name: str, file: str) -> None:
     model = vmoe.load(path_of(GOLDEN / name)).model
-    with np.load(GOLDEN / name / "expected.npz") as expected:
+    with np.load(GOLDEN / name / file) as expected:
         found = parts(model)(expected["images"])
         for key in set(found) & set(expected.files):
             scale = np.abs(expected[key]).max()
@@ -183,6 +221,7 @@ def test_a_named_model_takes_sizes_and_gelu_from_weights_and_reports_what_is_new
     model = vmoe.create_model("vit_test", pretrained=source, num_classes=3, image_size=8, **sizes)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
     assert jax.eval_shape(model, images).shape == (1, 3)
+    assert model.config.position_resampling == "bicubic_antialias"
     stderr = capsys.readouterr().err
     assert "vit_test: 2 parameters new: head/classes/" in stderr
     assert "vit_test: 1 parameters resized: positions/embedding" in stderr

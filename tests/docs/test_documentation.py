@@ -242,6 +242,22 @@ def test_the_site_and_the_first_page_list_every_page() -> None:
         assert f"]({page}" in first or (name != page and f"]({name}" in results), page
 
 
+def test_the_first_pages_say_what_one_gets_before_the_status() -> None:
+    routers = [
+        name
+        for name in vmoe.config.__all__
+        if isinstance(kind := getattr(vmoe.config, name), type)
+        and issubclass(kind, vmoe.config.AnyRouter)
+        and kind not in (vmoe.config.AnyRouter, vmoe.Router)
+    ]
+    for page in ("README.md", "docs/README.md"):
+        lines = (ROOT / page).read_text().splitlines()
+        first, status, _ = "\n".join(lines[:25]).partition("Status, ")
+        assert status
+        what = ("which patch", "fewer slots", "bitwise equal", "devices", f" {len(routers)} ")
+        assert [words for words in what if words not in first] == [], page
+
+
 def pages_of(nav: Any) -> list[str]:
     """The pages in the navigation of the site."""
     if isinstance(nav, str):

@@ -134,10 +134,10 @@ def test_two_models_are_compared_image_by_image() -> None:
         (each.per_example.predictions == source.labels).astype(int) for each in (sparse, dense)
     ]
     for result, own in zip((sparse, dense), right, strict=True):
-        assert result.standard_error == pytest.approx(scipy.stats.sem(own, ddof=0))
+        assert result.standard_error == pytest.approx(scipy.stats.sem(own))
     accuracy, error = paired_difference(sparse, dense)
     assert accuracy == pytest.approx(sparse.accuracy - dense.accuracy) and accuracy > 0
-    assert error == pytest.approx(scipy.stats.sem(right[0] - right[1], ddof=0))
+    assert error == pytest.approx(scipy.stats.sem(right[0] - right[1]))
     assert error < np.hypot(sparse.standard_error, dense.standard_error)
     fewer = evaluate(vmoe.load("vmoe_fashion_mnist").model, sample(source, 100))
     with pytest.raises(UsageError, match="the labels differ, evaluate the same images"):
@@ -149,6 +149,33 @@ def test_two_models_are_compared_image_by_image() -> None:
     ]
     with pytest.raises(UsageError, match="the indices of the images differ, evaluate the same"):
         paired_difference(*parts)
+
+
+def test_two_drawings_of_an_emoji_are_one_observation() -> None:
+    """The oracle is SciPy on the sums of each emoji; the sample has 24 emoji twice."""
+    source = open_source("emoji_sample", "test")
+    groups = source.groups
+    assert groups.shape == (128,) and len(set(groups.tolist())) == 104
+    few = RoutingOverrides(capacity_factor=0.3)
+    loaded = vmoe.load("vmoe_emoji")
+    full, half = (
+        evaluate(model, source)
+        for model in (loaded.model, vmoe.load("vmoe_emoji", routing=few).model)
+    )
+    right = [np.asarray(each.per_example.correct, float) for each in (full, half)]
+
+    def error(values: np.ndarray) -> float:
+        sums = [(values - values.mean())[groups == each].sum() for each in np.unique(groups)]
+        return scipy.stats.sem(sums) * len(sums) / len(values)
+
+    assert full.standard_error == pytest.approx(error(right[0]))
+    assert full.standard_error > 1.1 * scipy.stats.sem(right[0])
+    found = paired_difference(full, half)
+    assert found.accuracy == pytest.approx((right[0] - right[1]).mean()) and found.accuracy
+    assert found.standard_error == pytest.approx(error(right[0] - right[1]))
+    assert dict(summary(full))["accuracy"] == f"{full.accuracy:.2%} ± {100 * error(right[0]):.2f}"
+    some = sample(source, 40)
+    np.testing.assert_array_equal(some.groups, groups[some.indices])
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +372,7 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
     assert result.accuracy_over_all == pytest.approx(sum(right) / 360)
     assert result.top5_accuracy == pytest.approx(sum(top) / 240)
     share = sum(right) / 240
-    assert result.standard_error == pytest.approx(np.sqrt(share * (1 - share) / 240))
+    assert result.standard_error == pytest.approx(np.sqrt(share * (1 - share) / 239))
     table = per_class(result)
     assert sum(row["images"] for row in table.values()) == 240
     by_class = sum(row["images"] * row["accuracy"] for row in table.values())

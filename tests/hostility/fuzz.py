@@ -111,6 +111,7 @@ def _onnx(folder: Path) -> Sample:
 def _sample(name: str, folder: Path, path: str, sealed: frozenset[str] = frozenset()) -> Sample:
     files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     files.pop("expected.npz", None)
+    files.pop("resized.npz", None)
     return Sample(name, files, path, sealed)
 
 

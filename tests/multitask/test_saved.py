@@ -301,6 +301,8 @@ def classes_of(content: Any, name: str) -> list[Any]:
     "change",
     [
         lambda content: content.pop("tasks"),
+        lambda content: content.update(y_ndim=2),  # and the tasks have other names
+        lambda content: content.update(y_ndim=3),
         lambda content: content["settings"].update(
             architecture="ple", n_experts=1000, n_layers=1000
         ),

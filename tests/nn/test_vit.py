@@ -2,15 +2,12 @@
 
 import functools
 import re
-import subprocess
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.ndimage
 import scipy.special
 import scipy.stats
 from flax import nnx
@@ -37,7 +34,6 @@ from vmoe.costs import flops
 from vmoe.errors import UsageError
 from vmoe.nn.attention import Attention
 from vmoe.nn.moe import MoE
-from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
 from vmoe.trees import by_name
 
@@ -197,12 +193,6 @@ def test_the_tokens_of_an_image_of_any_size_are_routed(size: tuple[int, int]) ->
 def test_an_image_size_that_the_patch_size_does_not_divide_is_refused() -> None:
     with pytest.raises(UsageError, match="images of 32 x 30 pixels: patches of 8"):
         tiny()(images(1, 32, 30))
-
-
-def test_resampled_positions_equal_scipys_zoom() -> None:
-    places = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
-    expected = scipy.ndimage.zoom(places, (7 / 4, 9 / 6, 1), order=1)
-    np.testing.assert_allclose(resample(jnp.asarray(places), 7, 9), expected, atol=1e-6)
 
 
 def test_evaluation_is_deterministic_and_training_depends_on_its_key() -> None:
@@ -534,40 +524,3 @@ def test_moe_of_returns_the_config_of_a_sparse_block() -> None:
     )
     assert config.moe_of(4) is None
     assert [config.moe_of(i).num_experts for i in (5, 7)] == [2, 3]
-
-
-@pytest.mark.process
-def test_wrong_inputs_are_refused_by_shape_and_dtype_with_a_remedy() -> None:
-    """In a separate process, since annotations are checked in this one."""
-    code = """
-import jax, numpy as np, vmoe, vmoe.errors
-model = vmoe.create_model("vit_test", depth=1)
-image = np.zeros((32, 32, 3), "f4")
-for call in (
-    lambda: model(np.zeros((1, 32, 32, 3), "u1")),
-    lambda: model(np.zeros((1, 32, 32, 1), "f4")),
-    lambda: model(image),
-    lambda: model([image, image]),
-    lambda: model(np.zeros((1, 3, 32, 32), "f4")),
-    lambda: jax.jit(lambda x: model(x, train=True))(image[None]),
-    lambda: jax.eval_shape(lambda x: model(x, train=True, key=jax.random.key(0)), image[None]),
-):
-    try:
-        print(call().shape)
-    except vmoe.errors.UsageError as error:
-        print(error)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    expected = [
-        "shape (1, 32, 32, 3) and dtype uint8: use float in [-1, 1]; vmoe.nn.inputs.to_float",
-        "shape (1, 32, 32, 1) and dtype float32: use (b, h, w, 3)",
-        "shape (32, 32, 3) and dtype float32: there is no batch axis: use images[None]",
-        "images is a list: give one array, float (b, h, w, 3) in [-1, 1]; np.stack",
-        "dtype float32: the channels come last: use images.transpose(0, 2, 3, 1)",
-        "inside jax.jit: give key=jax.random.key(...)",
-        "(1, 10)",
-    ]
-    lines = result.stdout.splitlines()
-    assert len(lines) == len(expected), result.stderr
-    for line, part in zip(lines, expected, strict=True):
-        assert part in line

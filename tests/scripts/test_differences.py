@@ -6,6 +6,7 @@ import scipy.stats
 
 from scripts.experiments.framework import differences
 from scripts.prepare import emoji
+from vmoe.analysis.statistics import standard_error
 
 
 def right(seeds: int, images: int, rng: np.random.Generator, spread: float) -> np.ndarray:
@@ -89,9 +90,9 @@ def test_drawings_that_are_alike_count_once() -> None:
     names = [f"test/Flags/{code}-{vendor}.png" for code in "abcd" for vendor in emoji.VENDORS]
     groups = emoji.emoji_of(names)
     values = np.repeat([1, 0, 1, 1], 2)  # both drawings of each emoji are right or wrong
-    error = differences.error_over_images(values, groups)
+    error = standard_error(values, np.array(groups))
     assert error == pytest.approx(scipy.stats.sem([1, 0, 1, 1]))
     others = emoji.emoji_of(["digits:test[0]", "digits:test[1]", "photos/smile-1.png"])
     assert len(set(others)) == 3
-    apart = differences.error_over_images(values, range(8))
+    apart = standard_error(values)
     assert apart == pytest.approx(scipy.stats.sem(values)) and apart < 0.7 * error

@@ -223,7 +223,7 @@ def test_a_sparse_model_is_attacked_together_with_a_dense_one(
     assert rows[0]["accuracy_before"] > 0.15
     for when in ("before", "after"):  # the 64 images are independent
         share = rows[0][f"accuracy_{when}"]
-        error = np.sqrt(share * (1 - share) / 64)
+        error = np.sqrt(share * (1 - share) / 63)
         assert rows[0][f"standard_error_{when}"] == pytest.approx(error)
     assert list(rows[0]["overlap"]) == ["0"] and not rows[2]["overlap"]
     assert rows[1]["overlap"]["0"] < rows[0]["overlap"]["0"] <= 1

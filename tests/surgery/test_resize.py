@@ -7,7 +7,7 @@ The oracle of positions is a stored run of the authors' code: ``posembed_zoom.np
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -25,8 +25,10 @@ from vmoe.config import (
     ViTConfig,
     replace,
 )
+from vmoe.config.model import Resampling
 from vmoe.errors import UsageError
 from vmoe.models import params_of
+from vmoe.nn.positions import resample
 from vmoe.surgery.params import shapes
 from vmoe.surgery.resize import fit, resize_positions
 from vmoe.trees import path_name
@@ -50,7 +52,8 @@ def square(n: int) -> tuple[int, int]:
 def test_positions_equal_those_that_the_published_code_resamples(case: str) -> None:
     source, target, output = (ZOOM[f"{case}/{x}"] for x in ("source", "target_before", "output"))
     grids = dict(grid=square(source.shape[1]), new_grid=square(target.shape[1]))
-    ours = jax.jit(functools.partial(resize_positions, **grids))(source, target)
+    resize = functools.partial(resize_positions, **grids, method="bilinear")
+    ours = jax.jit(resize)(source, target)
     np.testing.assert_allclose(ours, output, rtol=0, atol=1e-6)
 
 
@@ -58,29 +61,33 @@ def test_positions_of_grids_that_are_not_square_are_resampled_along_each_axis() 
     """Aligned corners reproduce a plane with those values at the corners."""
     plane = np.add.outer(np.linspace(0, 1, 3), np.linspace(0, 2, 5)).reshape(1, 15, 1)
     expected = np.add.outer(np.linspace(0, 1, 4), np.linspace(0, 2, 2)).reshape(1, 8, 1)
-    resize = jax.jit(functools.partial(resize_positions, grid=(3, 5), new_grid=(4, 2)))
+    grids = dict(grid=(3, 5), new_grid=(4, 2))
+    resize = jax.jit(functools.partial(resize_positions, **grids, method="bilinear"))
     ours = resize(np.float32(plane), np.zeros((1, 8, 1), np.float32))
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_half_pixel_centered_positions_equal_an_interpolation_by_hand() -> None:
-    """Two patches to four: the centers lie at -0.25, 0.25, 0.75 and 1.25 of the old grid."""
-    grids = dict(grid=(1, 2), new_grid=(1, 4))
-    resize = jax.jit(functools.partial(resize_positions, **grids, method="half_pixel"))
-    vectors = np.array([[[9.0], [0.0], [1.0]]], np.float32)  # the class token's comes first
-    ours = resize(vectors, np.zeros((1, 5, 1), np.float32))
-    np.testing.assert_allclose(ours[0, :, 0], [9, 0, 0.25, 0.75, 1], atol=1e-6)
+def test_positions_are_resampled_by_the_method_of_the_given_parameters() -> None:
+    """Whatever that of the target is, which is for images of other sizes than its own."""
+    params, target = random_params(TINY), replace(TINY, image_size=48)
+    fitted, _ = fit(replace(TINY, position_resampling="bicubic"), params, target)
+    given, found = (each["positions"]["embedding"][0, 1:] for each in (params, fitted))
+    expected = resample(given.reshape(4, 4, -1), 6, 6, "bicubic").reshape(36, -1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_model_fitted_to_another_image_size_has_the_logits_of_its_parent_there() -> None:
-    params = random_params(TINY)
+@pytest.mark.parametrize("method", get_args(Resampling))
+def test_a_model_fitted_to_another_image_size_has_the_logits_of_its_parent_there(
+    method: Resampling,
+) -> None:
+    params, given = random_params(TINY), replace(TINY, position_resampling=method)
     target = replace(TINY, image_size=48)
-    fitted, changes = fit(TINY, params, target)
+    fitted, changes = fit(given, params, target)
     assert changes.resized == ["positions/embedding"]
     assert set(changes.loaded) == names(TINY) - {"positions/embedding"}
     assert changes.new == changes.dropped == []
-    parent, child = models.with_params(TINY, params), models.with_params(target, fitted)
+    parent, child = models.with_params(given, params), models.with_params(target, fitted)
     x = random_images(48)
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse import csr_array
 
 from vmoe.analysis.collect import BlockRouting, Collected
@@ -240,15 +240,19 @@ def _entropy(p: Float[np.ndarray, "..."]) -> float:
     return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
 
-def error_of_difference(
-    right: Bool[np.ndarray, "x"] | Float[np.ndarray, "x"],
-    reference: Bool[np.ndarray, "x"] | Float[np.ndarray, "x"],
+def standard_error(
+    values: Bool[np.ndarray, "x"] | Float[np.ndarray, "x"],
+    groups: Shaped[np.ndarray, "x"] | None = None,
 ) -> float:
-    """The standard error of the difference of two accuracies on the same images.
+    """The standard error of the mean of values over images; NaN for one observation.
 
     Args:
-        right: for each image, whether it is predicted correctly; or the share of several
-            predictions that are correct.
-        reference: the same for the other model.
+        values: for each image, whether it is predicted correctly, the share of several predictions
+            that are correct, or a difference of two of these.
+        groups: images of the same group are one observation; by default each image is one.
     """
-    return float((right.astype(float) - reference).std() / np.sqrt(len(right)))
+    rest = values - np.mean(values, dtype=np.float64)
+    if groups is not None:
+        rest = np.bincount(np.unique(groups, return_inverse=True)[1], rest)
+    n = len(rest)
+    return float(np.sqrt(np.sum(rest**2) * n / (n - 1)) / len(values)) if n > 1 else np.nan

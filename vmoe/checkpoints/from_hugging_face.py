@@ -100,10 +100,11 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     swiglu = config.get("use_swiglu_ffn", False)  # of DINOv2, whatever hidden_act is
     activation = "silu" if swiglu else config.get("hidden_act", "gelu")
     check_known(file.path, "hidden_act", activation, ACTIVATIONS)
-    registers = 4 if kind == "dinov2_with_registers" else 0
+    with_registers = kind == "dinov2_with_registers"
     given = {
         "pooling": "class_token",
-        "registers": config.get("num_register_tokens", registers),
+        "registers": config.get("num_register_tokens", 4 * with_registers),
+        "position_resampling": "bicubic_antialias" if with_registers else "bicubic",
         "activation": ACTIVATIONS[activation],
         "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS.get(kind, 1e-6))),
         "image_size": side_of(config.get("image_size", 224)),
@@ -134,11 +135,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         found, assumed = preprocessing(images, image_size), []
         if not images:
             assumed += [summary(found), f"pixels normalized by mean {mean} and std {std}"]
-        if found.image_size != image_size and kind != "dinov3_vit":
-            assumed.append(
-                f"positions of {image_size} px resampled linearly to {found.image_size} px "
-                "(transformers: bicubically)"
-            )
         return found, assumed
 
     return Family(

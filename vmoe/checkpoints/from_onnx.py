@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from vmoe.checkpoints import from_hugging_face, onnx_graph
@@ -16,6 +17,7 @@ from vmoe.checkpoints.family import Family, Transform, corrupt_if_wrong, read_js
 from vmoe.checkpoints.onnx_graph import Graph
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError, naming
+from vmoe.nn.positions import resample
 
 CLASS = "embeddings.cls_token"
 HEAD_WIDTH = 64  # channels of an attention head, in every DINOv2
@@ -145,9 +147,6 @@ def _resized(
         raise UsageError(
             f"positions are resized by {settings!r:.200}, opened is bicubically to a size; {REMEDY}"
         )
-    import cv2
-
     with np.errstate(over="ignore"):  # the result is checked
-        channels = np.moveaxis(positions.reshape(old, old, -1).astype(np.float32), -1, 0)
-    new = [cv2.resize(each, (side, side), interpolation=cv2.INTER_CUBIC) for each in channels]
-    return np.stack(new, -1).reshape(1, side * side, -1)
+        places = jnp.asarray(positions.reshape(old, old, -1).astype(np.float32))
+    return np.asarray(resample(places, side, side, "bicubic")).reshape(1, side * side, -1)

@@ -148,6 +148,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         "norm": NORMS[norm_layer or "layernorm"],
         "norm_epsilon": 1e-5 if not norm_layer and larger else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
+        "position_resampling": "bicubic_antialias",
         **rotary,
         **({} if size is None else {"image_size": size}),
     }

@@ -108,6 +108,7 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
     by_class = per_class(evaluation) if args.per_class else {}
     if args.json:
         report = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
+        report["standard_error"] = evaluation.standard_error
         if evaluation.totals:
             report["findings"] = [each._asdict() for each in found]
         if loaded.routing_file:
@@ -133,7 +134,10 @@ def named(loaded: "Loaded") -> str:
 
 
 def _class_rows(by_class: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    from vmoe.evaluate.table import with_error
+
     for name, row in by_class.items():
         confused = list(row["confused_with"].items())[:MOST_CONFUSED]
         others = ", ".join(f"{other} ({count})" for other, count in confused)
-        yield name, f"{row['images']:,}", f"{row['accuracy']:.2%}", others
+        accuracy = with_error(row["accuracy"], row["standard_error"])
+        yield name, f"{row['images']:,}", accuracy, others

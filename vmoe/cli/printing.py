@@ -5,16 +5,22 @@ import io
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from vmoe.errors import one_line
 
 PIPE_WIDTH = 120  # characters per line of a table if stdout is not a terminal
+UNBROKEN = re.compile(r"(?<=[\d%±]) |(?<= x) ")
+"""Spaces at which no line ends, as in "1,234 MB", "90.15% ± 0.30" and "8 x 128"."""
+LONGEST = 44  # characters of a word that is not broken; paths may be longer
 
 
 def print_table(
@@ -22,23 +28,58 @@ def print_table(
 ) -> None:
     """Prints a table whose first column holds names and all others numbers.
 
+    If it is wider than the terminal, lines end between words, but not between a number and its
+    unit, nor inside words, except long ones such as paths. If it still is, its last columns follow
+    in another table, which repeats the first one.
+
     Args:
         columns: headings; if all are empty, no header row is printed.
         prose: the other columns hold text instead, which is aligned at the left.
     """
-    table = Table(show_header=any(columns))
-    for i, column in enumerate(columns):
-        side = "right" if i and not prose else "left"
-        table.add_column(column, justify=side, overflow="fold")
-    for row in rows:
-        table.add_row(*map(one_line, row))
     if title:
         print(title)
     terminal = sys.stdout.isatty()
     width = None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH
     text = io.StringIO()  # on stdout, rich would end the process where a pipe is closed
-    Console(file=text, force_terminal=terminal, markup=False, width=width).print(table)
-    print(text.getvalue(), end="")
+    console = Console(file=text, force_terminal=terminal, markup=False, width=width)
+    cells = zip(columns, *(map(one_line, row) for row in rows), strict=True)
+    names, *others = ([UNBROKEN.sub("\xa0", cell) for cell in column] for column in cells)
+    room, console.width = console.width, sys.maxsize  # a long name is not cut off
+    while others:
+        count = len(others)
+        while count > 1 and _total(map(_narrowest, [names, *others[:count]])) > room:
+            count -= 1
+        table = Table(show_header=any(columns))
+        headings, *lines = zip(*_wrapped([names, *others[:count]], room), strict=True)
+        for i, heading in enumerate(headings):
+            side = "right" if i and not prose else "left"
+            table.add_column(heading, justify=side, no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+        others = others[count:]
+    print(text.getvalue().replace("\xa0", " "), end="")
+
+
+def _total(widths: Iterable[int]) -> int:
+    """The width of a table; each column has a border and a space at both sides."""
+    return 1 + sum(width + 3 for width in widths)
+
+
+def _narrowest(column: Iterable[str]) -> int:
+    return min(LONGEST, max(cell_len(word) for cell in column for word in cell.split(" ")))
+
+
+def _wrapped(columns: Sequence[Sequence[str]], room: int) -> Iterator[list[str]]:
+    """The columns with line breaks; the widest one is narrowed until all fit, as far as it can."""
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = list(map(_narrowest, columns))
+    while _total(widths) > room and widths != least:
+        wide = [width * (width > each) for width, each in zip(widths, least, strict=True)]
+        widths[wide.index(max(wide))] -= 1
+    for column, width in zip(columns, widths, strict=True):
+        lines = (textwrap.wrap(cell, width, break_on_hyphens=False) for cell in column)
+        yield list(map("\n".join, lines))
 
 
 def four_digits(value: float) -> str:

@@ -190,14 +190,17 @@ def _row(stored: "StoredModel", result: "Evaluation") -> dict[str, float | str]:
         "parameters": costs.parameters,
         "gflops_per_image": costs.flops_per_image / 1e9,
         "accuracy": result.accuracy,
+        "standard_error": result.standard_error,
         "images": result.labeled,
     }
 
 
 def _texts(row: dict[str, Any]) -> tuple[str, ...]:
+    from vmoe.evaluate.table import with_error
+
     return (
         str(row["experts"]),
         f"{row['parameters']:,}",
         four_digits(row["gflops_per_image"]),
-        f"{row['accuracy']:.2%} of {row['images']:,}",
+        f"{with_error(row['accuracy'], row['standard_error'])}, {row['images']:,} images",
     )

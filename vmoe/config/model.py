@@ -29,6 +29,8 @@ from vmoe.fields import (
 from vmoe.routing.router import AnyRouter
 from vmoe.routing.token_choice import TokenChoice
 
+Resampling = Literal["bilinear", "bicubic", "bicubic_antialias"]
+
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig(Checked):
@@ -196,6 +198,10 @@ class ViTConfig(Checked):
     column (arXiv 2104.09864); if None, there are none."""
     position_std: float = 0.02
     """Initial standard deviation of learned positions; 1.0 suits short training."""
+    position_resampling: Resampling = "bilinear"
+    """How learned positions are resampled for images of another size. bilinear: with the corners
+    of both grids aligned (V-MoE, big_vision); bicubic: as by PyTorch (ViT and DINOv2 of Hugging
+    Face); bicubic_antialias: the same with antialiasing (timm, DINOv2 with registers)."""
     pre_logits: Annotated[int, at_least(1)] | None = None
     """Width of a dense layer with tanh before the head; None for no such layer."""
     head_std: float = 0.0

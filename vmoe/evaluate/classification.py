@@ -1,7 +1,6 @@
 """Classification of a whole split: every image counts once, at any batch size."""
 
 import dataclasses
-import math
 import time
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vmoe import distributed, models, passes
-from vmoe.analysis.statistics import error_of_difference
+from vmoe.analysis.statistics import standard_error
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
@@ -94,6 +93,9 @@ class Evaluation:
     """The metrics of each image, in the order of the data."""
     indices: Int[np.ndarray, "b"] = dataclasses.field(repr=False, compare=False)
     """The index of each image in the source; images that could not be read are missing."""
+    groups: Int[np.ndarray, "b"] | None = dataclasses.field(repr=False, compare=False)
+    """Images of the same group are one observation, such as two drawings of an emoji; None if each
+    image is one. See ``Source``."""
     totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
     """By sparse block: how much each expert was used, for ``vmoe.health``."""
 
@@ -104,8 +106,17 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the accuracy; see ``paired_difference`` to compare two models."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.labeled)
+        """Standard error of the accuracy; see ``paired_difference`` to compare two models.
+
+        It is NaN for one observation.
+        """
+        return standard_error(*self.known(np.asarray(self.per_example.correct)))
+
+    def known(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The values (b,) of the images that have a label, and their groups."""
+        labeled = has_label(np.asarray(self.per_example.labels))
+        groups = None if self.groups is None else self.groups[labeled]
+        return values[labeled], groups
 
     def metrics(self) -> dict[str, object]:
         """The fields by name, except hidden fields and fields that are None."""
@@ -170,6 +181,7 @@ def evaluate(
         raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))
     known = PerExample(*(np.asarray(values)[labeled] for values in images))
     unlabeled = len(labeled) - len(known.labels)
+    groups = getattr(source, "groups", None)
     blocks = {i: totals_of(sums) for i, sums in measured.sums.items()}
     dropped, unprocessed = map(float, dropped_and_unprocessed(map(vars, blocks.values())))
     return Evaluation(
@@ -198,6 +210,7 @@ def evaluate(
         class_names=source.class_names,
         per_example=images,
         indices=measured.indices,
+        groups=None if groups is None else groups[measured.indices],
         totals=blocks,
     )
 
@@ -207,7 +220,7 @@ class Difference(NamedTuple):
 
     Attributes:
         accuracy: accuracy of the first model minus accuracy of the second, in [-1, 1].
-        standard_error: standard error of the difference, over the images.
+        standard_error: standard error of the difference, over the images; NaN for one observation.
     """
 
     accuracy: float
@@ -218,8 +231,9 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     """The difference in accuracy of two models, or of two settings of one, on the same images.
 
     Images that both predict correctly, or both wrongly, do not contribute. So the standard error is
-    smaller than for two independent samples. Images without a label are left out. The standard
-    error does not cover training: another seed may differ more.
+    smaller than for two independent samples. Images without a label are left out, and images of the
+    same group are one observation (``Evaluation.groups``). The standard error does not cover
+    training: another seed may differ more.
 
     Raises:
         UsageError: the evaluations are not of the same images: the labels differ, or the places of
@@ -234,12 +248,9 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
             f"evaluations of {first.data} ({first.images} images) and {second.data} "
             f"({second.images}): the {differing[0]} differ, evaluate the same images"
         )
-    labeled = has_label(np.asarray(first.per_example.labels))
-    of_first, of_second = (
-        np.asarray(each.per_example.correct, float)[labeled] for each in (first, second)
-    )
-    difference = float((of_first - of_second).mean())
-    return Difference(difference, error_of_difference(of_first, of_second))
+    of_first, of_second = (np.asarray(each.per_example.correct, float) for each in (first, second))
+    differences, groups = first.known(of_first - of_second)
+    return Difference(float(differences.mean()), standard_error(differences, groups))
 
 
 def check_evaluation(

@@ -108,16 +108,24 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def true_classes(images: PerExample) -> Int[np.ndarray, "b"]:
+    """The true class of each image: of several labels the predicted one, else the first.
+
+    It is -1 for an image without labels.
+    """
+    return np.where(images.correct, images.predictions, np.asarray(images.labels)[:, 0])
+
+
 def confusion(images: PerExample, classes: int) -> csr_array:
     """The confusion matrix (y, y + 1): images by true class (rows) and predicted class (columns).
 
-    An image with several labels counts for the predicted label, else for the first. An image
-    without labels does not count. The matrix is sparse: a dense one for ImageNet-21k takes 3.8 GB.
+    An image without labels does not count. The matrix is sparse: a dense one for ImageNet-21k takes
+    3.8 GB.
 
     Args:
         classes: number of classes of the data, y; other predicted classes share the last column.
     """
-    labels = np.where(images.correct, images.predictions, images.labels[:, 0])
+    labels = true_classes(images)
     known = labels >= 0
     cells = labels[known], np.minimum(images.predictions, classes)[known]
     return csr_array((np.ones(known.sum(), int), cells), (classes, classes + 1))

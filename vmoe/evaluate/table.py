@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from vmoe.analysis.statistics import standard_error
 from vmoe.config import ViTConfig, to_json
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError, writing
 from vmoe.evaluate.classification import Evaluation
-from vmoe.evaluate.metrics import confusion
+from vmoe.evaluate.metrics import confusion, true_classes
 from vmoe.evaluate.predict import Prediction
 from vmoe.factory import Loaded
 from vmoe.workdir.layout import append_bytes, replace_text
@@ -29,7 +30,7 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     rows = [
         ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
         *([("images without a label", f"{missing:,}, left out")] if missing else []),
-        ("accuracy", f"{evaluation.accuracy:.2%}"),
+        ("accuracy", with_error(evaluation.accuracy, evaluation.standard_error)),
         *_known("accuracy over all images", evaluation.accuracy_over_all),
         *_known("top-5 accuracy", evaluation.top5_accuracy),
         *([("probabilities", "sigmoid of each class")] if sigmoid else []),
@@ -57,22 +58,34 @@ def _known(name: str, share: float | None) -> list[tuple[str, str]]:
     return [] if share is None else [(name, f"{share:.2%}")]
 
 
-def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """By class: number of images, accuracy, and the other classes predicted, most frequent first.
+def with_error(accuracy: float, error: float) -> str:
+    """An accuracy, and its standard error in points unless that is NaN, as of one image."""
+    return f"{accuracy:.2%}" + (f" ± {100 * error:.2f}" if error == error else "")
 
-    A class without images has no accuracy and is left out.
+
+def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """By class: number of images, accuracy with its standard error, and other classes predicted.
+
+    The most frequent of these are first. A class without images is left out.
     """
-    names = evaluation.class_names
-    counts = confusion(evaluation.per_example, len(names))
-    table = {}
+    names, groups = evaluation.class_names, evaluation.groups
+    counts, true = (
+        confusion(evaluation.per_example, len(names)),
+        true_classes(evaluation.per_example),
+    )
+    order = np.argsort(true, kind="stable")
+    ends = np.searchsorted(true[order], np.arange(len(names)), side="right")
+    correct, table = np.asarray(evaluation.per_example.correct), {}
     for i, (start, end) in enumerate(itertools.pairwise(counts.indptr)):
         predicted, images = counts.indices[start:end], counts.data[start:end]
         if not len(images):
             continue
+        own = order[ends[i] - images.sum() : ends[i]]
         most_first = [j for j in np.argsort(-images, kind="stable") if predicted[j] != i]
         table[names[i]] = {
             "images": int(images.sum()),
             "accuracy": float(images[predicted == i].sum() / images.sum()),
+            "standard_error": standard_error(correct[own], None if groups is None else groups[own]),
             "confused_with": {
                 names[predicted[j]] if predicted[j] < len(names) else "other": int(images[j])
                 for j in most_first

@@ -370,8 +370,8 @@ class TableEncoder:
                 continue
             if missing := int(np.isnan(values).sum()):
                 raise ValueError(
-                    f"{self._place(i)}: {missing} of {len(values)} values are missing: fill them "
-                    "in, for example by sklearn.impute.SimpleImputer"
+                    f"{self._place(i)}: {missing} of {len(values)} values are missing (NaN): fill "
+                    "them in, for example by sklearn.impute.SimpleImputer"
                 )
             found.append(values)
         return found
@@ -381,7 +381,10 @@ class TableEncoder:
 
 
 def rows_of(X: Any) -> Any:
-    """X as a DataFrame or an array of two axes."""
+    """X as a DataFrame or an array of two axes.
+
+    Some errors are in the words that scikit-learn's checks of estimators look for.
+    """
     X = as_pandas(X)
     if issparse(X):
         raise ValueError("X is sparse: give a dense array, X.toarray()")
@@ -397,11 +400,13 @@ def rows_of(X: Any) -> Any:
         except ValueError:
             raise ValueError("X: the rows have different lengths") from None
     if X.ndim != 2:
-        raise ValueError(f"X has {X.ndim} axes: give rows (b, columns)")
+        raise ValueError(f"X has {X.ndim} axes: Reshape your data to rows (b, columns)")
     if not X.shape[0]:
         raise ValueError("X has 0 rows: at least 1 is needed")
     if not X.shape[1]:
-        raise ValueError("X has 0 columns: at least 1 is needed")
+        raise ValueError(f"X has 0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
+    if not hasattr(X, "iloc") and np.iscomplexobj(X):
+        raise ValueError("X: Complex data not supported: give real and imaginary parts as columns")
     if hasattr(X, "iloc") and X.columns.has_duplicates:
         twice = X.columns[X.columns.duplicated()][0]
         raise ValueError(f"X: there are two columns {twice!r}: rename one")

@@ -34,7 +34,7 @@ from vmoe.multitask.settings import FREE, PROGRAM, Settings, check_settings, kep
 from vmoe.multitask.splits import Split
 from vmoe.multitask.tasks import LEAST, UNBOUNDED, Classification, Task
 from vmoe.multitask.training import EVAL_BATCH_SIZE, forward, without_streams
-from vmoe.multitask.values import as_pandas, is_category
+from vmoe.multitask.values import is_category
 
 
 class MultiTaskEstimator(Settings):
@@ -50,9 +50,8 @@ class MultiTaskEstimator(Settings):
         chain: for "esmm" and "aitm", the names of all tasks in the order of their events, such as
             ``("click", "purchase")``. An event is the second class, such as True, and needs the one
             before: where that did not happen, a missing target counts as False.
-        kinds: "classification", "regression" or "count" by name of the task. By default a task
-            whose targets have fractions is a regression, and any other a classification, with a
-            warning if its numbers are many; so is one of pandas' type "category".
+        kinds: "classification", "regression" or "count" by name of the task. By default the
+            targets decide between the first two (docs/multitask.md, "Rows and targets").
         n_experts: number of experts that tasks share.
         n_task_experts: number of experts of each task in "cgc" and "ple".
         n_layers: layers of "ple".
@@ -126,6 +125,14 @@ class MultiTaskEstimator(Settings):
         feature_names_in_: their names, if ``fit`` got a DataFrame.
     """
 
+    _y_ndim: int | None = None
+    """The number of axes of y in ``fit``, if it was an array; None if it had the tasks by name."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = tags.target_tags.multi_output = tags.input_tags.string = True
+        return tags
+
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
@@ -141,7 +148,8 @@ class MultiTaskEstimator(Settings):
         Args:
             X: rows (b, columns): a DataFrame, a table or record batch of pyarrow, or an array.
             y: the targets of each task by name: a dict of arrays (b,), a DataFrame, or a table of
-                pyarrow. A target that is NaN, None or NA is missing, and counts in no loss.
+                pyarrow; or an array (b, t), whose tasks are "0", "1", ..., or a vector (b,) of one
+                task, "0". A target that is NaN, None or NA is missing, and counts in no loss.
             sample_weight: how much each row (b,) counts, from 0 on; None for 1. An integer counts
                 as the row that often, in the losses, the scales and the scores; but an epoch has
                 the steps of the rows that there are, the loss of "dselect_k" has no weights, and a
@@ -245,7 +253,10 @@ class MultiTaskEstimator(Settings):
         self, X: Any, y: Any, sample_weight: Any, reset: bool
     ) -> tuple[Split, set[str], np.random.Generator]:
         """The rows of a fit, the tasks whose targets are categories of pandas, and a generator."""
-        X, y = self._known(X, reset), as_pandas(y)
+        X = self._known(X, reset, y)
+        y, ndim = targets.by_name(y)
+        if reset:
+            self._y_ndim = ndim
         given = targets.split_of(X, y, sample_weight)
         given = given._replace(targets=targets.in_order(self, given.targets))
         categories = {name for name in given.targets if is_category(y[name])}
@@ -277,10 +288,10 @@ class MultiTaskEstimator(Settings):
         self._experts_seen = own + self.n_experts  # by the gate of a task
         self._fixed = kept(self, names_of(self) - FREE)
 
-    def _known(self, X: Any, reset: bool = False) -> Any:
+    def _known(self, X: Any, reset: bool = False, y: Any = "no_validation") -> Any:
         """X, with the columns of ``fit``, which ``reset`` sets."""
         X = rows_of(X)
-        validate_data(self, X, reset=reset, skip_check_array=True)
+        validate_data(self, X, y, reset=reset, skip_check_array=True)
         return X
 
     def _forward(self, X: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -303,21 +314,48 @@ class MultiTaskEstimator(Settings):
         by_task = {name: np.concatenate([part[name] for part in outputs]) for name in self.tasks_}
         return by_task, np.concatenate(weights, axis=1) if weights else None
 
-    def predict(self, X: Any) -> dict[str, np.ndarray]:
-        """The prediction (b,) of each task: a class, a number, or the mean of a count."""
-        return {name: self.tasks_[name].predict(x) for name, x in self._forward(X)[0].items()}
+    def predict(self, X: Any) -> Any:
+        """The prediction (b,) of each task: a class, a number, or the mean of a count.
 
-    def predict_proba(self, X: Any) -> dict[str, Float[np.ndarray, "b _"]]:
-        """The probabilities of the classes, in the order of ``tasks_[name].classes``.
-
-        Tasks that are no classifications are left out. Those of a chain are of all rows, such as
-        that of a click and a purchase (CTCVR); see ``conditional_proba``.
+        They are a dict by name; or, if ``fit`` got an array as y, an array with its axes.
         """
-        return {
+        outputs = self._forward(X)[0]
+        found = {name: task.predict(outputs[name]) for name, task in self.tasks_.items()}
+        if self._y_ndim != 2:
+            return self._as_y(found)
+        kinds = {"f" if x.dtype.kind in "biu" else x.dtype.kind for x in found.values()}
+        return np.stack(self._as_y(found), axis=1, dtype=object if len(kinds) > 1 else None)
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probabilities (b, classes), in the order of ``tasks_[name].classes``.
+
+        They are a dict by name, without tasks that are no classifications. If ``fit`` got an array
+        as y, they are a list with one array for each column; for a vector, this array alone. Those
+        of a chain are of all rows, such as that of a click and a purchase (CTCVR); see
+        ``conditional_proba``.
+
+        Raises:
+            ValueError: ``fit`` got an array as y, and a task of it is no classification.
+        """
+        found = {
             name: task.probabilities(outputs)
             for name, outputs in self._forward(X)[0].items()
             if isinstance(task := self.tasks_[name], Classification)
         }
+        without = [name for name in self.tasks_ if name not in found]
+        if without and self._y_ndim:
+            raise ValueError(
+                f"task {without[0]!r} is no classification and has no probabilities: use predict, "
+                "or fit with a dict or a DataFrame as y"
+            )
+        return self._as_y(found)
+
+    def _as_y(self, found: dict[str, Any]) -> Any:
+        """What there is of each task: by name, a list for the columns of y, or that of a vector."""
+        if self._y_ndim is None:
+            return found
+        columns = [found[str(i)] for i in range(len(found))]
+        return columns if self._y_ndim == 2 else columns[0]
 
     def conditional_proba(self, X: Any) -> dict[str, Float[np.ndarray, "b"]]:
         """The probability (b,) of each event of "esmm" but the first, given the one before.

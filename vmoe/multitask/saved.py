@@ -1,8 +1,9 @@
 """Fitted estimators as files: arrays and JSON in the format of safetensors, never code.
 
 A file has the parameters by path, and under ``JSON`` the bytes of a JSON text with the class, the
-settings, the encoder, the tasks, the history, the number of epochs, the findings and the requests
-of metadata. The metadata of the file are the format, its version, and the SHA-256 of all arrays.
+settings, the encoder, the tasks, the number of axes of an array as y, the history, the number of
+epochs, the findings and the requests of metadata. The metadata of the file are the format, its
+version, and the SHA-256 of all arrays.
 """
 
 import hashlib
@@ -34,7 +35,10 @@ from vmoe.trees import by_name
 
 FORMAT, VERSION = "vmoe.multitask", "1"
 JSON = "json"
-CONTENT = {"class", "settings", "encoder", "tasks", "history", "n_epochs", "findings", "requests"}
+CONTENT = {
+    *("class", "settings", "encoder", "tasks", "y_ndim"),
+    *("history", "n_epochs", "findings", "requests"),
+}
 METHODS = ("fit", "partial_fit", "score")  # that take metadata of scikit-learn
 FIELDS: dict[str, dict[str, type]] = {  # of the tasks by kind
     "classification": {"name": str, "type": str, "classes": np.ndarray, "size": int},
@@ -44,7 +48,7 @@ FIELDS: dict[str, dict[str, type]] = {  # of the tasks by kind
 ATTRIBUTES = {
     *("model_", "tasks_", "history_", "n_epochs_", "findings_", "n_parameters_", "expert_names_"),
     *("n_features_in_", "feature_names_in_", "_metadata_request"),
-    *("_encoder", "_training", "_fixed", "_experts_seen"),
+    *("_encoder", "_training", "_fixed", "_experts_seen", "_y_ndim"),
 }
 
 
@@ -74,6 +78,7 @@ def write(path: Path, estimator: Any) -> None:
             for of_task in KINDS
             if type(task) is KINDS[of_task]
         ],
+        "y_ndim": estimator._y_ndim,
         "history": to_json("history_", estimator.history_),
         "n_epochs": estimator.n_epochs_,
         "findings": estimator.findings_,
@@ -103,7 +108,7 @@ def read(path: Path, classes: Mapping[str, type[Any]]) -> Any:
     forks.computes()
     with reading(path, "it cannot be used", "; save the model again"), naming(path):
         arrays = read_arrays(path)
-        content = parse_json(arrays.pop(JSON).tobytes())
+        content = {"y_ndim": None} | parse_json(arrays.pop(JSON).tobytes())  # older files lack it
         if unknown := content.keys() ^ CONTENT:
             raise ValueError(f"{min(unknown)!r:.40} is missing or unknown")
         if content["class"] not in classes:
@@ -213,7 +218,10 @@ def set_attributes(
     with sklearn.config_context(enable_metadata_routing=True):
         for method in METHODS:
             getattr(estimator, f"set_{method}_request")(**content["requests"][method])
-    estimator._training = None
+    estimator._training, estimator._y_ndim = None, content["y_ndim"]
+    names = {None: set(tasks), 1: {"0"}, 2: {str(i) for i in range(len(tasks))}}
+    if names[estimator._y_ndim] != set(tasks):
+        raise ValueError("its tasks are not those of an array as y")
 
 
 def sizes_of(estimator: Any, tasks: int) -> list[int]:

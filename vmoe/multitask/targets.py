@@ -14,6 +14,8 @@ from vmoe.multitask.splits import Split
 from vmoe.multitask.tasks import KINDS, Classification, Task
 from vmoe.multitask.values import as_list, as_pandas, as_values, is_missing, is_numeric
 
+FEW = 20
+"""As many whole numbers are no regression by default, however few targets there are."""
 MANY = 30
 """As many whole numbers are classes by default without a warning."""
 
@@ -44,6 +46,27 @@ def row_weights(sample_weight: Any, X: Any) -> Float[np.ndarray, "b"] | None:
     return weight / weight.max()
 
 
+def by_name(y: Any) -> tuple[Any, int | None]:
+    """The targets of each task by name, and the number of axes of ``y`` if it is an array.
+
+    The columns of an array (b, t) are the tasks "0", "1", ...; a vector (b,) is the task "0".
+
+    Raises:
+        ValueError: ``y`` has other axes, or is none of these.
+    """
+    y = as_pandas(y)
+    if isinstance(y, Mapping) or hasattr(y, "columns"):
+        return y, None
+    array = y if hasattr(y, "ndim") else np.array(y, object)
+    if array.ndim not in (1, 2):
+        raise ValueError(
+            f"y has shape {array.shape}: give an array (b,) or (b, tasks), or a dict, a DataFrame "
+            "or an Arrow table with the targets of each task by name"
+        )
+    columns = array.T if array.ndim == 2 else [array]
+    return {str(task): column for task, column in enumerate(columns)}, array.ndim
+
+
 def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
     """The targets of each task.
 
@@ -51,13 +74,8 @@ def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
         ValueError: ``y`` names no tasks, one twice, or not by a string, or a task has no target for
             each row.
     """
-    y = as_pandas(y)
-    if not isinstance(y, Mapping) and not hasattr(y, "columns"):
-        raise ValueError(
-            "y: give a dict, a DataFrame or an Arrow table with the targets of each task by name"
-        )
     found: dict[str, np.ndarray] = {}
-    for name, given in y.items():
+    for name, given in by_name(y)[0].items():
         if not isinstance(name, str):
             raise ValueError(f"y: the name of a task is {name!r}: use a string")
         if name in found:
@@ -146,15 +164,20 @@ def labels_of(targets: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray, "
 
 
 def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
-    """The kind by default: "regression" for numbers with a fraction, "classification" for others.
+    """The kind by default: "regression" for numbers of three kinds, "classification" for others.
 
-    Infinite numbers are a regression, too, which refuses them.
+    They are a regression if one has a fraction; if one is above 2^53, or below -2^53; or if more
+    than ``FEW`` of them, and more than half, are distinct. Infinite ones are a regression, too,
+    which refuses them.
     """
     if not is_numeric(targets):
         return "classification"
-    values = targets[labeled].astype(np.float64)
-    whole = np.isfinite(values) & (values == np.round(values))
-    return "classification" if whole.all() else "regression"
+    known = targets[labeled]
+    values = known.astype(np.float64)
+    known = values if known.dtype.kind == "f" else known  # float64 rounds 2^53 + 1
+    whole = (known <= 2**53) & (known >= -(2**53)) & (values == np.round(values))
+    many = len(np.unique(values)) > max(FEW, len(values) / 2)
+    return "regression" if many or not whole.all() else "classification"
 
 
 def filled(architecture: str, tasks: Mapping[str, Task], split: Split, place: str) -> Split:

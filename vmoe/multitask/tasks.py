@@ -158,7 +158,7 @@ class Classification(Task):
         self.classes = exact(np.unique(targets[labeled]))
         if len(self.classes) < 2:
             raise ValueError(
-                f"task {name!r}: all targets are {self.classes[0]}: leave the task out"
+                f"task {name!r}: all targets are {self.classes[0]}, 1 class: leave the task out"
             )
         self.size = 1 if len(self.classes) == 2 else len(self.classes)
 

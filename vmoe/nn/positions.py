@@ -1,5 +1,7 @@
 """Position embeddings, for any grid of patches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from scipy.special import ndtri
 
+from vmoe.config.model import Resampling
 from vmoe.config.rotary import CenteredRotary, GoldenRotary, GridRotary, Rotary
 from vmoe.nn.keys import Rngs
 
@@ -14,8 +17,7 @@ from vmoe.nn.keys import Rngs
 class LearnedPositions(nnx.Module):
     """One learned vector for each patch of the grid, and one for the class token.
 
-    For another grid the vectors are resampled linearly with aligned corners, as in the published
-    fine-tuning (``scipy.ndimage.zoom`` of order 1).
+    For another grid the vectors of patches are resampled, see ``resample``.
     """
 
     def __init__(
@@ -24,10 +26,12 @@ class LearnedPositions(nnx.Module):
         width: int,
         *,
         class_token: bool,
+        resampling: Resampling,
         std: float = 0.02,
         rngs: Rngs,
     ):
         self.grid = grid
+        self.resampling: Resampling = resampling
         self.class_token = class_token
         n = grid[0] * grid[1] + class_token
         self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), (1, n, width)))
@@ -38,21 +42,53 @@ class LearnedPositions(nnx.Module):
             return embedding
         first = int(self.class_token)
         positions = embedding[0, first:].reshape(*self.grid, -1)
-        positions = resample(positions, i, j).reshape(1, i * j, -1)
+        positions = resample(positions, i, j, self.resampling).reshape(1, i * j, -1)
         return jnp.concatenate([embedding[:, :first], positions], axis=1)
 
 
-def resample(positions: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i j d"]:
-    """Resamples a grid of vectors to (i, j): linear between neighbors, with aligned corners."""
-    for axis, new in enumerate((i, j)):
-        old = positions.shape[axis]
-        at = np.linspace(0, old - 1, new)  # in float64: float32 is off by 3e-6 of the result
-        before = np.floor(at).astype(int)
-        after = np.minimum(before + 1, old - 1)
-        weight = jnp.asarray(np.expand_dims(at - before, (1 - axis, 2)), positions.dtype)
-        low, high = jnp.take(positions, before, axis), jnp.take(positions, after, axis)
-        positions = low + (high - low) * weight
-    return positions
+def resample(
+    positions: Float[Array, "i0 j0 d"], i: int, j: int, method: Resampling
+) -> Float[Array, "i j d"]:
+    """Resamples a grid of vectors to (i, j), one axis after the other.
+
+    Sources: ``scipy.ndimage.zoom`` of order 1, by which the V-MoE authors and big_vision resample
+    positions for fine-tuning; ``torch.nn.functional.interpolate`` of bicubic mode, with and without
+    antialiasing.
+    """
+    rows, columns = (
+        jnp.asarray(_weights(old, new, method), positions.dtype)
+        for old, new in zip(positions.shape[:2], (i, j), strict=True)
+    )
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return product("jl,ild->ijd", columns, product("ik,kld->ild", rows, positions))
+
+
+def _weights(old: int, new: int, method: Resampling) -> Float[np.ndarray, "new old"]:
+    """The weights of the old places in each new one; in float64, since float32 is off by 3e-6.
+
+    Places are numbered from 0. Those of bilinear resampling go from the first to the last; those of
+    bicubic resampling are centers of equal parts of the same length. Without antialiasing an edge
+    is continued by its own vectors; with it, vectors beyond an edge count for nothing.
+    """
+    if method == "bilinear":
+        at = np.linspace(0, old - 1, new)
+        return np.maximum(1 - np.abs(at[:, None] - np.arange(old)), 0)
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    if method == "bicubic_antialias":
+        weights = _cubic((at[:, None] - np.arange(old)) / max(old / new, 1), -0.5)
+        return weights / weights.sum(axis=1, keepdims=True)
+    weights = _cubic(at[:, None] - np.arange(-2, old + 2), -0.75)
+    weights[:, 2] += weights[:, :2].sum(axis=1)
+    weights[:, -3] += weights[:, -2:].sum(axis=1)
+    return weights[:, 2:-2]
+
+
+def _cubic(x: Float[np.ndarray, "new old"], a: float) -> Float[np.ndarray, "new old"]:
+    """The kernel of cubic convolution with slope ``a`` at 1 (Keys 1981)."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
 class SinCosPositions(nnx.Module):

@@ -53,6 +53,7 @@ class ViT(nnx.Module):
                     (side, side),
                     config.width,
                     class_token=class_token,
+                    resampling=config.position_resampling,
                     std=config.position_std,
                     rngs=rngs,
                 )

@@ -7,23 +7,18 @@ config, no parameter.
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError, listed, unknown
+from vmoe.config.model import Resampling
+from vmoe.errors import UsageError, listed
 from vmoe.nn.positions import resample
 from vmoe.surgery.params import Params, Path, initial_values, wanted_shapes
 from vmoe.trees import path_name
-
-Method = Literal["aligned_corners", "half_pixel"]
-"""How positions are resampled, linearly between neighbors: with the corners of both grids aligned,
-as in the published fine-tuning of V-MoE, or with the outer edges aligned, as images are usually
-resized."""
 
 ARITHMETIC = ("activation", "norm", "norm_epsilon", "qk_rms", "rotary")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
@@ -66,7 +61,6 @@ def fit(
     params: Params,
     target: ViTConfig,
     *,
-    method: Method = "aligned_corners",
     new_head: bool = False,
     partial: bool | Collection[str] = False,
     seed: int = 0,
@@ -74,13 +68,13 @@ def fit(
 ) -> tuple[Params, Changes]:
     """Fits parameters to the model of another config, and reports what happened to each.
 
-    Positions are resampled if the grid of patches differs. The head is new if the number of classes
-    or the pre-logits differ. Any other new or dropped parameter is an error, unless ``partial``
-    allows it.
+    Positions are resampled if the grid of patches differs, as ``config`` says: the fitted model
+    gives the logits that the given one gives for images of the new size. The head is new if the
+    number of classes or the pre-logits differ. Any other new or dropped parameter is an error,
+    unless ``partial`` allows it.
 
     Args:
         params: nested dicts, unchanged.
-        method: how positions are resampled.
         new_head: make the head new even if it fits, as for other classes of the same number.
         partial: the parameters that may be new or dropped: True for all, which also allows another
             ``fc_norm``, ``pooling`` and ``positions``; or paths such as ``["blocks/3/mlp"]``, for
@@ -141,7 +135,7 @@ def fit(
             values[path],
             grid=_grid(config),
             new_grid=_grid(target),
-            method=method,
+            method=config.position_resampling,
         )
     names = [[path_name(path) for path in paths] for paths in (fits, new, dropped, resized)]
     return unflatten_dict({path: values[path] for path in wanted}), Changes(*names)
@@ -153,7 +147,7 @@ def resize_positions(
     *,
     grid: tuple[int, int],
     new_grid: tuple[int, int],
-    method: Method = "aligned_corners",
+    method: Resampling,
 ) -> Float[Array, "1 m d"]:
     """Resamples learned positions to another grid of patches.
 
@@ -162,18 +156,12 @@ def resize_positions(
 
     Args:
         embedding: the class token's vector, if any, then one vector per patch of ``grid`` (i, j).
-
-    Source: the published fine-tuning of V-MoE, for aligned corners.
+        method: see ``ViTConfig.position_resampling``.
     """
-    if method not in get_args(Method):
-        raise UsageError(unknown("no method to resample positions", method, [*get_args(Method)]))
     old, new = embedding.shape[1] - grid[0] * grid[1], initial.shape[1] - new_grid[0] * new_grid[1]
     places = jnp.asarray(embedding)[0, old:].reshape(*grid, -1)
-    if grid != new_grid and method == "aligned_corners":
-        places = resample(places, *new_grid)
-    elif grid != new_grid:
-        shape = (*new_grid, places.shape[-1])
-        places = jax.image.resize(places, shape, "linear", antialias=False)
+    if grid != new_grid:
+        places = resample(places, *new_grid, method)
     first = embedding[:, :old] if old == new else initial[:, :new]
     return jnp.concatenate([first, places.reshape(1, -1, places.shape[-1])], axis=1)
 

@@ -21,10 +21,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import scipy.special
 import scipy.stats
 
 LEVEL = 0.05
 """The p below which a test says something."""
+POWER = 0.8
+"""The share of repetitions that find a difference which a design calls found."""
 Order = Literal["above", "none", "below"]
 Key = TypeVar("Key")
 
@@ -53,6 +56,11 @@ class Difference(NamedTuple):
         """Half of the interval that has the true difference in 95% of all cases."""
         return self.error * float(scipy.stats.t.isf(LEVEL / 2, self.degrees))
 
+    def found_from(self, level: float = LEVEL, sides: int = 2) -> float:
+        """The smallest true difference that tests find in a share ``POWER`` of repetitions."""
+        least = scipy.stats.t.isf(level / sides, self.degrees)
+        return self.error * float(scipy.special.nctdtrinc(self.degrees, 1 - POWER, least))
+
     def p_above(self, bound: float) -> float:
         """That of the test whether the true difference is above a bound."""
         if not self.error:
@@ -74,7 +82,14 @@ def tested(mean: float, parts: Iterable[tuple[float, float]]) -> Difference:
     return found._replace(p=min(1.0, 2 * min(found.p_above(0), found.p_below(0))))
 
 
-def difference(first: Any, second: Any, *, paired: bool = True, images: float = 0.0) -> Difference:
+def difference(
+    first: Any,
+    second: Any,
+    *,
+    paired: bool = True,
+    images: float = 0.0,
+    planned: Sequence[int] = (),
+) -> Difference:
     """The mean of the first minus that of the second, over the seeds.
 
     Args:
@@ -82,23 +97,28 @@ def difference(first: Any, second: Any, *, paired: bool = True, images: float = 
         second: the same of another model.
         paired: whether a seed of both is one model, or trained on the same rows.
         images: the standard error over the images, or a bound of it, if it is known apart.
+        planned: numbers of seeds for which the error is that of a plan, by the variances of these.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     mean = first.mean() - second.mean()
     layouts = [first - second] if paired else [first, second]
     if min(map(len, layouts)) < 2:
         return Difference(float(mean), math.inf, 1.0)
-    seeds = [(each.var(ddof=1) / len(each), len(each) - 1) for each in layouts]
+    numbers = planned or [len(each) for each in layouts]
+    seeds = [(each.var(ddof=1) / s, s - 1) for each, s in zip(layouts, numbers, strict=False)]
     return tested(mean, [*seeds, (images**2, math.inf)])
 
 
-def crossed(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Difference:
+def crossed(
+    first: np.ndarray, second: np.ndarray, *, paired: bool, planned: Sequence[int] = ()
+) -> Difference:
     """The mean of the first minus that of the second, over seeds and images (see above).
 
     Args:
         first: whether each image is predicted correctly, (seeds, images).
         second: the same of another model, on the same images.
         paired: whether a seed of both is one model.
+        planned: as for ``difference``.
     """
     first, second = first.astype(float), second.astype(float)
     if min(map(len, (first, second))) < 2:
@@ -106,13 +126,13 @@ def crossed(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Differenc
     n = first.shape[1]
     images = float((first.mean(0) - second.mean(0)).var(ddof=1) / n)
     layouts, parts = [first - second] if paired else [first, second], []
-    for each in layouts:
+    for each, number in zip(layouts, planned or map(len, layouts), strict=False):
         s = len(each)
         over_seeds = each.mean(1)
         rest = each - each.mean(0) - (over_seeds - each.mean())[:, None]
-        interaction = float((rest**2).sum() / ((s - 1) * (n - 1)) / (s * n))
-        parts.append((max(float(over_seeds.var(ddof=1) / s), interaction), s - 1))
-        images -= interaction
+        interaction = float((rest**2).sum() / ((s - 1) * (n - 1)) / n)
+        parts.append((max(float(over_seeds.var(ddof=1)), interaction) / number, number - 1))
+        images -= interaction / s
     return tested(first.mean() - second.mean(), [*parts, (max(images, 0.0), n - 1)])
 
 
@@ -137,20 +157,6 @@ def by_chance(tests: int) -> float:
     share a model are clear together: seven that are correlated by a half have 0.08 instead of 0.06.
     """
     return LEVEL / (1 - LEVEL) ** 2 if tests > 1 else LEVEL * tests
-
-
-def error_over_images(values: np.ndarray, groups: Sequence[Any] | np.ndarray) -> float:
-    """The standard error of the mean of values, whose groups are the independent observations.
-
-    Args:
-        values: for each image, whether it is predicted correctly, or a difference of two models.
-        groups: the group of each image, such as its emoji.
-    """
-    values = np.asarray(values, float)
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.bincount(group, values - values.mean())
-    number = len(sums)
-    return math.sqrt((sums**2).sum() * number / (number - 1)) / len(values)
 
 
 def order(first: Sequence[float], second: Sequence[float]) -> Order:

@@ -9,6 +9,8 @@ and of transformers' image processors (``tests/golden/preprocess``, ``oracles/im
 
 - Each folder has a model as its library saves it, and ``expected.npz``: ``images`` f32[2 h w 3] in
   [-1, 1], ``logits``, ``features`` (the classifier's input), ``tokens`` (after the last norm).
+- Those of ``RESIZED``, one for each way of a family to treat images of another size, also have
+  ``resized.npz``: the same for images of ``OTHER_SIZE``, fewer rows and more columns of patches.
 - The library gets the same images after its own normalization, and computes in float64 from the
   float32 weights.
 - Every parameter is random. In models named ``*_eps`` the tokens are about 1e-3, so that their
@@ -61,6 +63,13 @@ from scripts.maintain.oracles.refused import REFUSED
 
 EPSILONS = (1e-5, 1e-6, 1e-12)
 LIBRARIES = ("timm", "transformers", "torch", "safetensors", "numpy")
+OTHER_SIZE = 8, 24
+RESIZED = (
+    *("timm_vit", "timm_layer_scale", "timm_siglip", "timm_clip", "timm_register_positions"),
+    *("timm_eva", "timm_eva02", "timm_eva02_clip", "timm_dinov3"),
+    *("hf_vit", "hf_dinov2", "hf_dinov2_registers", "hf_dinov3"),
+    *("augreg", "big_vision_map", "big_vision_sincos"),
+)
 
 
 @dataclass(frozen=True)
@@ -315,9 +324,9 @@ ORACLES = {
 }
 
 
-def images_of(size: int) -> np.ndarray:
+def images_of(h: int, w: int) -> np.ndarray:
     """Two random images, with a different mean in each channel."""
-    pixels = np.random.default_rng(size).uniform(-0.7, 0.7, (2, size, size, 3))
+    pixels = np.random.default_rng(h).uniform(-0.7, 0.7, (2, h, w, 3))
     return (pixels + [-0.3, 0.1, 0.25]).astype(np.float32)
 
 
@@ -356,7 +365,7 @@ def find(name: str, oracle: Oracle) -> tuple[Model, np.ndarray, Sensitivity]:
     """The model of the first seed that suits, its images and its sensitivity."""
     for seed in range(100):
         model = oracle.model(seed)
-        images = images_of(model.size)
+        images = images_of(model.size, model.size)
         found = sensitivity(model, oracle, images)
         if found.suits(name):
             return model, images, found
@@ -371,11 +380,20 @@ def write(name: str, oracle: Oracle, folder: Path) -> list[str]:
         for key, value in outputs_of_timm(model, images).items():
             np.testing.assert_allclose(expected[key], value, rtol=0, atol=1e-6, err_msg=name)
     model.write(str(folder))
-    stored: Arrays = {key: np.float32(value) for key, value in expected.items()}
-    np.savez(folder / "expected.npz", images=images, **stored)
+    save(folder / "expected.npz", images, expected)
+    if name in RESIZED:
+        images = images_of(*OTHER_SIZE)
+        expected = model.outputs(images)
+        assert change(expected, model.outputs(images, dtype="float32")) < 4e-6, name
+        save(folder / "resized.npz", images, expected)
     kilobytes = sum(file.stat().st_size for file in folder.iterdir()) / 1000
     figures = [f"{figure:.1e}" for figure in found]
     return [f"`{name}`", oracle.note, *settings(oracle, model), f"{kilobytes:.0f}", *figures]
+
+
+def save(file: Path, images: np.ndarray, outputs: Arrays) -> None:
+    stored: Arrays = {key: np.float32(value) for key, value in outputs.items()}
+    np.savez(file, images=images, **stored)
 
 
 def settings(oracle: Oracle, model: Model) -> tuple[str, str, str]:
@@ -399,6 +417,11 @@ relative to the largest value: with the nearest other GELU, with the nearest oth
 The models from `augreg` on are computed in numpy and checked with timm, which reads the same files:
 tokens, features and logits agree to 1e-6. timm gets sin-cos positions as learned ones and bfloat16
 as float32. It drops pre-logits, so only the tokens of `vit_pre_logits` are compared.
+
+`resized.npz` has the same for images of {h} x {w} pixels, fewer rows and more columns of patches.
+timm gets them after `set_input_size`, and transformers' ViT with `interpolate_pos_encoding`. The
+models in numpy resample positions by `scipy.ndimage.zoom` of order 1, as vision_transformer and
+big_vision do for squares; timm's reader of their files does not.
 
 `siglino_moe` and `siglino_dense` are not written by this script: the model code that comes with
 SigLino's weights (arXiv 2512.20157) computed them, as it was on GitHub in the spring of 2026. It is
@@ -428,6 +451,8 @@ def write_all(out: Path) -> str:
         versions=versions,
         epsilons=", ".join(f"{e:.0e}" for e in EPSILONS),
         oracles=markdown_table([*header, "other GELU", "other epsilon", "float32"], rows),
+        h=OTHER_SIZE[0],
+        w=OTHER_SIZE[1],
         refused=markdown_table(
             ["folder", "why"], [[f"`{name}`", refused.reason] for name, refused in REFUSED.items()]
         ),

@@ -110,6 +110,8 @@ def timm_model(
 
 
 def run_timm(module: torch.nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sets the size of the module's images to that of these; its positions are resampled."""
+    module.set_input_size(tuple(pixels.shape[2:]))
     tokens = module.forward_features(pixels)
     features = module.forward_head(tokens, pre_logits=True)
     outputs = {"features": features, "tokens": tokens}
@@ -177,8 +179,10 @@ def hf_model(
 
 def run_hf(module: torch.nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Without a classifier the features are the pooler's output, or the class token's."""
-    outputs = getattr(module, "vit", module)(pixels)
+    any_size = isinstance(module, ViTForImageClassification | ViTModel)
+    options = {"interpolate_pos_encoding": True} if any_size else {}
+    outputs = getattr(module, "vit", module)(pixels, **options)
     tokens = outputs.last_hidden_state
     if outputs.pooler_output is not None:
         return {"features": outputs.pooler_output, "tokens": tokens}
-    return {"features": tokens[:, 0], "tokens": tokens, "logits": module(pixels).logits}
+    return {"features": tokens[:, 0], "tokens": tokens, "logits": module(pixels, **options).logits}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import scipy.ndimage
 import timm
 import torch
 
@@ -160,21 +161,30 @@ class NumpyViT:
 
 
 def embed(p: Arrays, images: np.ndarray) -> np.ndarray:
-    b, side = len(images), SIZE // PATCH
-    patches = images.reshape(b, side, PATCH, side, PATCH, 3)
+    b, i, j = len(images), images.shape[1] // PATCH, images.shape[2] // PATCH
+    patches = images.reshape(b, i, PATCH, j, PATCH, 3)
     x = np.einsum("bipjqc,pqcd->bijd", patches, p["embedding/kernel"]) + p["embedding/bias"]
-    x = x.reshape(b, TOKENS, WIDTH)
-    if POSITIONS not in p:
-        x = x + p.get("pos_embedding", sincos2d().astype(x.dtype))
+    x = x.reshape(b, i * j, WIDTH)
+    if "pos_embedding" in p:
+        x = x + resampled(p["pos_embedding"], i, j)
+    elif POSITIONS not in p:
+        x = x + sincos2d(i, j).astype(x.dtype)
     if "cls" in p:
         x = np.concatenate([np.repeat(p["cls"], b, 0), x], 1)
-    return x + p.get(POSITIONS, 0)
+    return x + resampled(p[POSITIONS], i, j) if POSITIONS in p else x
 
 
-def sincos2d() -> np.ndarray:
+def resampled(positions: np.ndarray, i: int, j: int) -> np.ndarray:
+    """Positions for i x j patches, as by big_vision's ``resample_posemb`` for squares."""
+    first, side = positions.shape[1] - TOKENS, SIZE // PATCH
+    grid = positions[0, first:].reshape(side, side, WIDTH)
+    grid = scipy.ndimage.zoom(grid, (i / side, j / side, 1), order=1)
+    return np.concatenate([positions[:, :first], grid.reshape(1, i * j, WIDTH)], 1)
+
+
+def sincos2d(i: int, j: int) -> np.ndarray:
     """MoCo v3's positions: sin x, cos x, sin y, cos y, a quarter of the width each."""
-    side = SIZE // PATCH
-    y, x = np.mgrid[:side, :side].reshape(2, TOKENS, 1)
+    y, x = np.mgrid[:i, :j].reshape(2, i * j, 1)
     angles = 10_000.0 ** -(np.arange(WIDTH // 4) / (WIDTH // 4 - 1))
     waves = [np.sin(x * angles), np.cos(x * angles), np.sin(y * angles), np.cos(y * angles)]
     return np.concatenate(waves, 1)[None]
@@ -233,7 +243,7 @@ def outputs_of_timm(model: NumpyViT, images: np.ndarray) -> Arrays:
     if model.encode is raw_bfloat16:
         values = big_vision(model.parameters)
     if not any("pos_embedding" in key for key in values):
-        values["params/pos_embedding"] = np.float32(sincos2d())
+        values["params/pos_embedding"] = np.float32(sincos2d(SIZE // PATCH, SIZE // PATCH))
     module = timm.create_model(
         "vit_tiny_patch16_224",
         **dict(img_size=SIZE, patch_size=PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS),

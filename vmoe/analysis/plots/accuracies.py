@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vmoe.analysis.effects import Logits
 from vmoe.analysis.plots.style import NORMAL, legend_below, panels
-from vmoe.analysis.statistics import error_of_difference
+from vmoe.analysis.statistics import standard_error
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.routing.priority import Priority
@@ -67,7 +67,9 @@ def capacity_curves(
         points = {c: right[c, priority] for c in slots if (c, priority) in right}
         if points:
             values = [each.mean() for each in points.values()]
-            errors = [error_of_difference(each, right[c, first]) for c, each in points.items()]
+            errors = [
+                standard_error(each.astype(float) - right[c, first]) for c, each in points.items()
+            ]
             style = dict(color=color, marker=mark, linestyle=line, label=name, capsize=2)
             ax.errorbar(list(points), values, None if priority == first else errors, **style)
     nothing = [each for (number, _), each in right.items() if not number]
@@ -122,7 +124,7 @@ def k_at_inference(
     ks = sorted(logits)
     right = {k: correct(logits[k], labels) for k in ks}
     first = ks[0] if own is None else own
-    errors = [error_of_difference(right[k], right[first]) for k in ks]
+    errors = [standard_error(right[k].astype(float) - right[first]) for k in ks]
     values = [right[k].mean() for k in ks]
     ax.errorbar(ks, values, errors, color="#0072b2", marker="o", capsize=3)
     if own is not None:
@@ -157,7 +159,7 @@ def random_routers(
     right = [correct(each, labels) for each in logits.values()]
     as_it_is = is_label(own, labels)[has_label(labels)]
     values = [each.mean() for each in right]
-    errors = [error_of_difference(each, as_it_is) for each in right]
+    errors = [standard_error(each.astype(float) - as_it_is) for each in right]
     bars = ax.bar(range(len(values)), values, yerr=errors, capsize=3, color="#56b4e9")
     ax.bar_label(bars, [f"{value:.1%}" for value in values], label_type="center")
     level = as_it_is.mean()

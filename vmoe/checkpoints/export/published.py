@@ -42,6 +42,7 @@ PUBLISHED = {
     "mlp": "plain",
     "norm": "layer",
     "norm_epsilon": 1e-6,
+    "position_resampling": "bilinear",
     "fc_norm": False,
     "pre_norm": False,
     "attention_norm": False,

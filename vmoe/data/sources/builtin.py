@@ -20,6 +20,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from vmoe.data.sources.arrays import Arrays, ArraySource, rgb
@@ -57,7 +58,16 @@ def _digits(name: str, split: str) -> Arrays:
 def open_sample(name: str, split: str) -> ArraySource:
     """Opens test images that come with the package."""
     resolve_split(split, ["test"], name)
-    return ArraySource(_sample, name)
+    return SampleSource(_sample, name)
+
+
+class SampleSource(ArraySource):
+    """A sample, whose file also has the groups of its images if they are not independent."""
+
+    @functools.cached_property
+    def groups(self) -> Int[np.ndarray, "b"] | None:
+        with np.load(path_of(self.name.removesuffix(":test")), allow_pickle=False) as arrays:
+            return arrays["groups"].astype(np.int64) if "groups" in arrays else None
 
 
 def _sample(name: str) -> Arrays:

@@ -72,6 +72,10 @@ class Source(Protocol):
 
     A source can be pickled, and its pickle holds no pixels: worker processes open the data
     themselves.
+
+    If images are not independent, such as two drawings of an emoji, a source also has ``groups``,
+    an integer (b,) for each image: images of the same group count as one observation in standard
+    errors.
     """
 
     @property

@@ -29,6 +29,10 @@ class View:
         return self.source.class_names
 
     @property
+    def groups(self) -> Int[np.ndarray, "b"] | None:
+        return getattr(self.source, "groups", None)
+
+    @property
     def skipped(self) -> Skipped:
         return self.source.skipped
 
@@ -62,6 +66,10 @@ class Subset(View):
     @property
     def name(self) -> str:
         return f"{self.source.name}, {len(self):,} of {len(self.source):,} images"
+
+    @property
+    def groups(self) -> Int[np.ndarray, "b"] | None:
+        return None if (groups := super().groups) is None else groups[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

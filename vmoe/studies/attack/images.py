@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vmoe import models
+from vmoe.analysis.statistics import standard_error
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing, Valid
 from vmoe.data.pipeline import Batch
 from vmoe.errors import require
@@ -110,15 +111,6 @@ def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> di
         "loss_after": float(joined("losses_after").mean()),
         "overlap": {str(i): float(each[known].mean()) for i, each in overlap.items()},
     }
-
-
-def standard_error(right: Bool[np.ndarray, "b"] | Float[np.ndarray, "b"]) -> float:
-    """The standard error of an accuracy over the images.
-
-    Args:
-        right: whether each image is predicted correctly, or the share of its groups in which it is.
-    """
-    return float(right.std() / np.sqrt(len(right)))
 
 
 def check_attack(model: ViT, config: AttackConfig) -> None:

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from vmoe.analysis.statistics import standard_error
 from vmoe.config import RoutingOverrides, ViTConfig
 from vmoe.errors import require
 from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label
 from vmoe.nn.vit import ViT
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
-from vmoe.studies.attack.images import PIXEL, standard_error
+from vmoe.studies.attack.images import PIXEL
 from vmoe.studies.attack.mates_program import Outcome, climb, predict_victims, with_room
 
 
