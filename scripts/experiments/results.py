@@ -36,6 +36,7 @@ from scripts.experiments import (
 )
 from scripts.experiments.claims import plots as claims_plots
 from scripts.experiments.claims import sections as claims
+from scripts.experiments.claims.design import shown
 from scripts.experiments.claims.tables import models_csv
 from scripts.experiments.framework.pages import markdown_table, write_sections
 from scripts.experiments.framework.runs import ROOT, ROWS, Lines, Rows, read_rows
@@ -74,7 +75,7 @@ class Stored:
 
 def write(stored: Stored, pages: Path) -> None:
     """Writes all generated sections and CSV files."""
-    models, machines = stored.rows("claims"), stored.json("machines")
+    models, machines = shown(stored.rows("claims")), stored.json("machines")
     every = claims.sections(models, stored.json("recipes"), machines["claims"])
     every["batch.md"] |= batch.sections(stored.json("batch"))
     every["routers.md"] |= routers.sections(
@@ -98,7 +99,7 @@ def write(stored: Stored, pages: Path) -> None:
 
 def plots(stored: Stored) -> dict[str, Any]:
     """The figures by name."""
-    return claims_plots.plots(stored.rows("claims")) | {
+    return claims_plots.plots(shown(stored.rows("claims"))) | {
         "routers": routers.plot(stored.rows("routers"), routers.read_times(stored.folder)),
         "mixtures": mixtures_plots.plot(stored.rows("mixtures")),
         "multitask": multitask_plots.plot(stored.rows("multitask")),

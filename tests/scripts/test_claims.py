@@ -192,13 +192,12 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(tiny_run: Path) -> No
 
 def test_every_model_is_measured_under_the_changes_that_it_allows() -> None:
     found = {
-        name: {each.__name__ for each in measure.changes(variants.train_config(name).model)}
-        for name in variants.VARIANTS
+        name: {*measure.changes(variants.train_config(name).model)} for name in variants.MODELS
     }
-    limited = {"capacities", "kept"}
-    assert found["dense"] == found["dense_flops"] == found["soft"] == set()
-    assert found["shared"] == {"random_routers"} | limited  # a shared expert cannot be merged
-    assert found["standard"] == {"random_routers", "merged"} | limited
+    assert found["dense"] == found["dense_flops"] == found["dense_40_2000"] == {"attacks"}
+    assert found["soft"] == {"attacks", "batch"}
+    assert found["shared"] == {*measure.CHANGES} - {"merged"}  # a shared expert cannot be merged
+    assert found["standard"] == {*measure.CHANGES}
 
 
 @pytest.mark.process

@@ -1,13 +1,13 @@
-"""Checks claims on sparse models at a small scale: Fashion-MNIST, 20 models, three seeds each.
+"""Checks claims on sparse models at a small scale: Fashion-MNIST, models of many seeds.
 
     python -m scripts.experiments claims        # trains and measures what is missing; prints
     python -m scripts.experiments results       # then writes docs/results
 
 The models are in variants.py, the figures in measure.py, the claims and the rule for a verdict in
-verdicts.py. A run's figures, and which images are correct for the figures that claims compare, are
-a line of scripts/experiments/rows/claims.jsonl. A run with such a line is neither trained nor
-measured again. A line of an earlier version, which does not say which images are correct, is
-replaced. All runs take about four and a half hours on two cores.
+verdicts.py, and what was decided before the runs in design.py. A run's figures, and which images
+are correct for its accuracy and the figures that claims compare, are a line of
+scripts/experiments/rows/claims.jsonl. A run with such a line is neither trained nor measured again.
+A line of an earlier version, which does not say which images are correct, is replaced.
 
 The command can be stopped at any time and started again: training resumes.
 """
@@ -15,8 +15,9 @@ The command can be stopped at any time and started again: training resumes.
 import json
 from collections.abc import Sequence
 
+from scripts.experiments.claims.design import shown
 from scripts.experiments.claims.tables import attacked, claims, models
-from scripts.experiments.claims.variants import STEPS, VARIANTS, train_config
+from scripts.experiments.claims.variants import GROUPS, MODELS, STEPS, train_config
 from scripts.experiments.claims.verdicts import compared, judge
 from scripts.experiments.framework.runs import Comparison, Result, argument_parser, versions
 from vmoe.config import TrainConfig
@@ -38,10 +39,14 @@ class Claims(Comparison):
         steps = self.config(model).steps
         return {"steps": steps, "images": self.options.images, "order": ORDER}
 
+    def seeds(self, model: str) -> range:
+        return range(MODELS[model].seeds)
+
     def measure(self, model: str, seed: int) -> Result:
         config, workdir = self.config(model), self.workdir / f"{model}-{seed}"
         self.train(config, workdir, seed)
-        measured = json.loads(self.python("-m", MEASURE, workdir, "--images", self.options.images))
+        words = ("--images", self.options.images, "--changes", *MODELS[model].changes)
+        measured = json.loads(self.python("-m", MEASURE, workdir, *words))
         every = measured.pop("correct")
         costs = cost(config.model)
         return {
@@ -54,10 +59,11 @@ class Claims(Comparison):
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argument_parser("claims", __doc__, VARIANTS)
+    parser = argument_parser("claims", __doc__, MODELS)
     parser.add_argument("--data", help="in the form of --data.name; default: fashion_mnist")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the standard model")
     parser.add_argument("--images", type=int, default=10_000, help="images of the test split")
     options = parser.parse_args(arguments)
-    rows = Claims(options).run(options.only)
+    chosen = ([name for name in options.only if name in group] for group in GROUPS)
+    rows = shown(Claims(options).run(*chosen))
     print(models(rows), attacked(rows), claims(rows, judge(rows)), sep="\n\n")

@@ -4,7 +4,7 @@
 images, which images these are (see ``pack``). "labels" is a checksum of the labels. Images are in
 the order of the data.
 
-    python -m scripts.experiments.claims.measure RUN [--images 10000]
+    python -m scripts.experiments.claims.measure RUN [--images 10000] [--changes attacks merged]
 
 accuracy                 fraction of correct predictions, as trained
 dropped.BLOCK            fraction of the choices without a slot, as trained
@@ -28,7 +28,7 @@ import argparse
 import base64
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +67,30 @@ ATTACKED = 512  # images
 ACCURACIES = ("accuracy", "attack", "capacity", "random", "merged")
 """The figures that are a share of correct images: the first parts of their names."""
 BATCH_SIZE = 64
+CHANGES = ("attacks", "batch", "random_routers", "merged", "capacities", "kept")
+"""What can be measured beside a model as trained; the first two of ``ATTACKED`` images."""
 
 Correct = Bool[np.ndarray, "b"]
 Figures = Iterator[tuple[str, float | Correct]]
 Batches = list[Batch]
 
 
-def measure(run: Path, images: int) -> dict[str, Any]:
-    """The measurements of a run on a random sample of its test split."""
+def measure(run: Path, images: int, only: Collection[str] = CHANGES) -> dict[str, Any]:
+    """The measurements of a run on a random sample of its test split.
+
+    Args:
+        only: of ``CHANGES``.
+    """
     loaded = load(run)
     model = loaded.model
     batches, few = (
         Batches(Sample("", loaded, images=count, batch_size=BATCH_SIZE).batches())
         for count in (images, min(images, ATTACKED))
     )
-    found = dict(as_trained(model, batches)) | dict(attacks(model, few))
-    if model.config.sparse_blocks:
-        real = np.concatenate([own[valid] for own, _, valid in few])
-        found["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
-    for function in changes(model.config):
-        found |= dict(function(model, batches))
+    found = dict(as_trained(model, batches))
+    for name, function in changes(model.config).items():
+        if name in only:
+            found |= dict(function(model, few if name in CHANGES[:2] else batches))
     return {
         "labels": zlib.crc32(in_order(labels_of(batches)).tobytes()),
         "figures": {name: float(np.mean(each)) for name, each in found.items()},
@@ -98,14 +102,17 @@ def measure(run: Path, images: int) -> dict[str, Any]:
     }
 
 
-def changes(config: ViTConfig) -> list[Callable[[ViT, Batches], Figures]]:
-    """What is measured under changes of a model that not all models allow."""
-    functions: list[Callable[[ViT, Batches], Figures]] = []
+def changes(config: ViTConfig) -> dict[str, Callable[[ViT, Batches], Figures]]:
+    """Those of ``CHANGES`` that a model allows."""
+    functions: dict[str, Callable[[ViT, Batches], Figures]] = {"attacks": attacks}
+    if config.sparse_blocks:
+        functions["batch"] = in_orders
     if config.can_drop:
-        shared = any(moe.shared_experts for moe in config.moe_blocks.values())
-        functions += [random_routers] if shared else [random_routers, merged]
+        functions["random_routers"] = random_routers
+        if not any(moe.shared_experts for moe in config.moe_blocks.values()):
+            functions["merged"] = merged
     if config.sparse_blocks and can_be_limited(config):
-        functions += [capacities, kept]
+        functions |= {"capacities": capacities, "kept": kept}
     return functions
 
 
@@ -132,6 +139,11 @@ def as_trained(model: ViT, batches: Batches) -> Figures:
             own, null = block.position_information
             yield f"position.{i}", own
             yield f"position_null.{i}", null
+
+
+def in_orders(model: ViT, batches: Batches) -> Figures:
+    images = np.concatenate([own[valid] for own, _, valid in batches])
+    yield "batch", batch_dependence(model, images, batch_size=BATCH_SIZE).changed
 
 
 def capacities(model: ViT, batches: Batches) -> Figures:
@@ -208,8 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", type=int, default=10_000, help="of the test split")
+    parser.add_argument("--changes", nargs="*", choices=CHANGES, default=CHANGES)
     options = parser.parse_args()
-    print(json.dumps(measure(options.run, options.images)))
+    print(json.dumps(measure(options.run, options.images, options.changes)))
 
 
 if __name__ == "__main__":

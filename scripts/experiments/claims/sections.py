@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scripts.experiments.claims.design import power
 from scripts.experiments.claims.measure import LOW
 from scripts.experiments.claims.observations import CAPACITY, SPECIALIZATION, observations
 from scripts.experiments.claims.tables import (
@@ -129,6 +130,7 @@ def _sections(rows: Rows, found: Findings, recipes: Recipes) -> dict[str, dict[s
             "claims": claims(rows, found),
             "meanings": meanings(found),
             "not checked": not_checked(),
+            "power": power(rows, recipes),
         },
         "models.md": {
             "models": models(rows),

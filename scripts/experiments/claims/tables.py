@@ -227,7 +227,7 @@ def mean(rows: Rows, name: str, figure: str, scale: float = 100, digits: int = 2
 
 
 def _spread(rows: Rows, figure: Figure) -> str:
-    scale, digits = _units(figure)
+    scale, digits = units(figure)
     own = scale * np.array(values(rows, figure))
     return f"{own.mean():.{digits}f} ({own.min():.{digits}f} to {own.max():.{digits}f})"
 
@@ -239,11 +239,11 @@ def difference(found: Findings, name: str) -> str:
 
 
 def _difference(claim: Claim, own: Judged) -> str:
-    scale, digits = _units(claim.first)
+    scale, digits = units(claim.first)
     return signed(own.difference, digits, scale=scale, bound=own.basis == "seeds, bound")
 
 
-def _units(figure: Figure) -> tuple[float, int]:
+def units(figure: Figure) -> tuple[float, int]:
     """The factor and the number of digits of a figure: percent, or mutual information."""
     return (1, 3) if figure.name.startswith(("class", "position")) else (100, 2)
 

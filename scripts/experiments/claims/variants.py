@@ -1,8 +1,10 @@
-"""The models: a standard one, and others that differ in one factor."""
+"""The models: a standard one, others that differ in one factor, and some of other sizes."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
+from scripts.experiments.claims.measure import CHANGES
 from scripts.experiments.framework.runs import ROOT, in_steps
 from vmoe.config import (
     BiasBalanced,
@@ -35,14 +37,20 @@ class Variant:
         model: changed fields of the model's config.
         dense: without experts.
         equal_flops: trained for as many FLOPs as the standard model, in more steps.
+        length: its steps, relative to the standard model's.
         expert_averaging: see ``OptimConfig``.
+        seeds: the number of seeds.
+        changes: what is measured beside the model as trained, if the model allows it (measure.py).
     """
 
     label: str
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     dense: bool = False
     equal_flops: bool = False
+    length: float = 1.0
     expert_averaging: float = 0.0
+    seeds: int = 12
+    changes: Collection[str] = ("attacks", "batch", "merged")
 
 
 def _moe(**fields: Any) -> dict[str, Any]:
@@ -50,11 +58,13 @@ def _moe(**fields: Any) -> dict[str, Any]:
 
 
 VARIANTS = {
-    "standard": Variant("V-MoE: 8 experts in blocks 1, 3, 5, k = 2"),
+    "standard": Variant("V-MoE: 8 experts in blocks 1, 3, 5, k = 2", changes=CHANGES),
     "dense": Variant("dense, equal steps", dense=True),
     "dense_flops": Variant("dense, equal training FLOPs", dense=True, equal_flops=True),
     "last2": Variant("experts in blocks 3, 5", {"sparse_blocks": block_numbers("last2", 6)}),
-    "all_blocks": Variant("experts in all blocks", {"sparse_blocks": tuple(range(6))}),
+    "all_blocks": Variant(
+        "experts in all blocks", {"sparse_blocks": tuple(range(6))}, seeds=3, changes=CHANGES
+    ),
     "e4": Variant("4 experts", _moe(num_experts=4)),
     "e16": Variant("16 experts", _moe(num_experts=16)),
     "k1": Variant("k = 1", _moe(router=TokenChoice(k=1))),
@@ -73,14 +83,36 @@ VARIANTS = {
     "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
     "hash": Variant("hash of the position", _moe(router=Hash())),
     "shared": Variant("k = 1 and a shared expert", _moe(router=TokenChoice(k=1), shared_experts=1)),
-    "half": Variant("trained at capacity factor 0.5, in order", _moe(router=HALF)),
+    "half": Variant("trained at capacity factor 0.5, in order", _moe(router=HALF), changes=CHANGES),
     "half_bpr": Variant(
         "trained at capacity factor 0.5, largest gate first",
         _moe(router=TokenChoice(priority="largest_gate", **HALF)),
+        changes=CHANGES,
     ),
-    "averaged": Variant("experts averaged by 0.1 after every step", expert_averaging=0.1),
-    "class_token": Variant("class token instead of the mean", {"pooling": "class_token"}),
+    "averaged": Variant("experts averaged by 0.1 after every step", expert_averaging=0.1, seeds=3),
+    "class_token": Variant(
+        "class token instead of the mean", {"pooling": "class_token"}, seeds=3, changes=CHANGES
+    ),
 }
+SCALED = {
+    f"{kind}_{width}_{round(length * STEPS)}": Variant(
+        f"{kind}, width {width}",
+        {"width": width, "mlp_dim": 2 * width},
+        dense=kind == "dense",
+        length=length,
+        seeds=6,
+        changes=(),
+    )
+    for kind in ("sparse", "dense")
+    for width in (40, 64, 104)  # 0.4, 1 and 2.5 times the FLOPs of an image
+    for length in (0.5, 1.0)
+    if (width, length) != (64, 1.0)  # "standard" and "dense"
+}
+"""The models of accuracy against training FLOPs, beside "standard" and "dense"."""
+MODELS = VARIANTS | SCALED
+LATER = {"bias_balanced", "bias_softmax", "shared", "hash", "cosine"}
+GROUPS = (VARIANTS.keys() - LATER, LATER, SCALED)
+"""The models in the order of their training."""
 
 
 def train_config(name: str, steps: int = STEPS, data: str | None = None) -> TrainConfig:
@@ -90,9 +122,10 @@ def train_config(name: str, steps: int = STEPS, data: str | None = None) -> Trai
         steps: steps of the standard model.
         data: the name of the data; by default the config's.
     """
-    variant, recipe = VARIANTS[name], load(RECIPE)
+    variant, recipe = MODELS[name], load(RECIPE)
     standard = recipe.model
     model = replace(model_config("vit_fashion_mnist") if variant.dense else standard)
+    steps = round(steps * variant.length)
     if variant.equal_flops:
         steps = round(steps * cost(standard).flops_per_image / cost(model).flops_per_image)
     return replace(

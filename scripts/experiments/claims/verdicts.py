@@ -308,9 +308,9 @@ NOT_CHECKED = {
 
 
 def compared(variant: str) -> set[str]:
-    """The figures of a variant that a claim compares."""
+    """The accuracy of a variant, and the figures that a claim compares."""
     figures = {figure for claim in CLAIMS.values() for figure in (claim.first, claim.second)}
-    return {figure.name for figure in figures if figure.variant == variant}
+    return {"accuracy"} | {figure.name for figure in figures if figure.variant == variant}
 
 
 def values(rows: Rows, figure: Figure) -> list[float]:
@@ -409,8 +409,11 @@ def verdict_of(found: Difference, p: Mapping[str, float]) -> tuple[float, str]:
     return shown, clear[0] if clear else "inconclusive"
 
 
-def margin(claim: Claim, rows: Rows) -> tuple[Difference, str]:
+def margin(claim: Claim, rows: Rows, planned: Sequence[int] = ()) -> tuple[Difference, str]:
     """How much A exceeds B in a measured claim, and what the error covers.
+
+    Args:
+        planned: numbers of seeds, as for ``crossed``.
 
     Raises:
         SystemExit: the rows were measured on different images.
@@ -423,12 +426,12 @@ def margin(claim: Claim, rows: Rows) -> tuple[Difference, str]:
     if of_first is None or of_second is None:
         counts = [count for figure in figures if (count := _images(rows, figure))]
         if len(counts) < len(figures):
-            return difference(first, second, paired=same), "seeds"
+            return difference(first, second, paired=same, planned=planned), "seeds"
         bound = error_bound(first.mean(), second.mean(), min(counts))
         return difference(first, second, paired=same, images=bound), "seeds, bound"
     if len({row["labels"] for row in every}) > 1:
         raise SystemExit(f"{claim.text}: rows of different images; remove rows of other versions")
-    return crossed(of_first, of_second, paired=same), "seeds, images"
+    return crossed(of_first, of_second, paired=same, planned=planned), "seeds, images"
 
 
 def difference_of_recipe(recipe: Mapping[str, Any]) -> Difference:

@@ -22,7 +22,6 @@ from scripts.experiments.framework.runs import (
     Result,
     Rows,
     argument_parser,
-    read_rows,
 )
 
 
@@ -57,7 +56,7 @@ def figures_parser(
         folders: for each option that names a folder, the default's name in ``data``.
     """
     parser = argument_parser(name, description, parts)
-    parser.set_defaults(seeds=None, name=name, folders=tuple(folders))
+    parser.set_defaults(name=name, folders=tuple(folders))
     for option, folder in folders.items():
         parser.add_argument(f"--{option}", type=Path, default=ROOT / "data" / folder)
     parser.add_argument("--tiny", dest="size", action="store_const", const="tiny", default="full")
@@ -81,7 +80,10 @@ def measured(
         return {}
     if options.size == "tiny" and options.rows.is_relative_to(ROWS):
         options.rows = options.workdir / "tiny.jsonl"
-    rows = _Functions(options, parts).run(options.only)
+    groups = (
+        [name for name in options.only if parts[name].later == each] for each in (False, True)
+    )
+    rows = _Functions(options, parts).run(*groups)
     for title, table in tables.values():
         print(f"{title}\n\n{table(rows)}\n")
     return rows
@@ -128,17 +130,5 @@ class _Functions(Comparison):
             command.append("--tiny")
         return json.loads(self.python("-m", "scripts.experiments", *command))
 
-    def run(self, models: Iterable[str]) -> Rows:
-        """As for ``Comparison``; without ``--seeds``, each part has its own number."""
-        seeds, models = self.options.seeds, list(models)
-        for later in (False, True):
-            self.all(
-                self.row,
-                [
-                    (model, seed)
-                    for model in models
-                    if self.parts[model].later == later
-                    for seed in (range(self.parts[model].seeds) if seeds is None else seeds)
-                ],
-            )
-        return read_rows(self.path)
+    def seeds(self, model: str) -> Iterable[int]:
+        return range(self.parts[model].seeds)

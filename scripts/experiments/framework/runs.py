@@ -162,13 +162,23 @@ class Comparison(Experiment, abc.ABC):
     def measure(self, model: str, seed: int) -> Result:
         """Trains a model, and returns what follows the settings in its row."""
 
-    def run(self, models: Iterable[str]) -> Rows:
+    def seeds(self, model: str) -> Iterable[int]:
+        """The seeds of a model, unless ``--seeds`` names others."""
+        return SEEDS
+
+    def run(self, *groups: Iterable[str]) -> Rows:
         """Makes the rows that are missing; returns all rows of the file.
+
+        Args:
+            groups: of models, one group after the other; the models of a group, seed by seed.
 
         Raises:
             SystemExit: a command fails, or a row was made with other settings.
         """
-        self.all(self.row, [(model, seed) for seed in self.options.seeds for model in models])
+        given = self.options.seeds
+        for group in groups:
+            pairs = [(model, seed) for model in group for seed in given or self.seeds(model)]
+            self.all(self.row, sorted(pairs, key=lambda pair: pair[1]))
         return read_rows(self.path)
 
     def row(self, model: str, seed: int) -> Result:
@@ -204,7 +214,7 @@ def argument_parser(
     parser.add_argument("--rows", type=Path, default=ROWS / f"{name}.jsonl", help="a JSONL file")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     if models:
-        parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+        parser.add_argument("--seeds", type=int, nargs="+")
         parser.add_argument(
             "--only", nargs="+", default=list(models), choices=models, help="models"
         )
