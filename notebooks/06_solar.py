@@ -152,14 +152,5 @@ print(f"position mutual information {own:.3f} (chance {chance:.3f})")
 # %% [markdown]
 # ## Do they help?
 # `python -m scripts.experiments solar` trains the last block on these cells, dense or with experts
-# that start as copies, at equal FLOPs. Its results come with vmoe, for [`vmoe
-# advise`](../docs/upcycling.md#will-experts-help), which compares your own images with them. Of
-# these cells they say:
-
-# %%
-from vmoe.studies.advise.advice import read_reference
-
-(solar,) = [each for each in read_reference().data_sets if "cells" in each.name]
-for found in solar.contrasts:
-    points = f"{found.images:5,} training images: experts minus dense {found.interval} points"
-    print(f"{points}; do they help? {found.verdict}")
+# that start as copies, at equal FLOPs. No difference is clear: [the
+# results](../docs/results/real.md).

@@ -230,11 +230,3 @@ def test_a_notebook_that_was_named_ends_with_status_2_and_the_line_that_installs
     assert caught.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"06_solar: {PACKAGES}"
     assert not (tmp_path / "out").exists()
-
-
-def test_the_stored_answer_about_solar_cells_is_that_of_the_packaged_table() -> None:
-    """The cell that prints it reads no photographs."""
-    *_, cell = code_cells(nbformat.read(ROOT / "notebooks" / "06_solar.ipynb", 4))
-    (stored,) = cell.outputs
-    again = "run: python -m scripts.maintain.notebooks 06_solar"
-    assert printed_by(cell, {}) == stored.text, again

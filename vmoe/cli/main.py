@@ -48,7 +48,6 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
         "capacity": "search k, capacity factor and priority per block within a FLOPs budget",
         "attack": "measure robustness to adversarial images",
         "mates": "measure how far the other images of a group change a prediction",
-        "advise": "say what to expect of a sparse last block on some images",
     },
     "Convert it": {
         "convert": "write a trained model in another format",
@@ -83,7 +82,6 @@ STUDIES = {
     "capacity": "capacity.command",
     "attack": "attack.command",
     "mates": "attack.mates_command",
-    "advise": "advise.command",
 }
 
 
