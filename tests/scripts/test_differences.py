@@ -89,7 +89,7 @@ def test_a_difference_that_is_clear_alone_may_not_be_among_many() -> None:
 def test_drawings_that_are_alike_count_once() -> None:
     names = [f"test/Flags/{code}-{vendor}.png" for code in "abcd" for vendor in emoji.VENDORS]
     groups = emoji.emoji_of(names)
-    values = np.repeat([1, 0, 1, 1], 2)  # both drawings of each emoji are right or wrong
+    values = np.repeat([1.0, 0.0, 1.0, 1.0], 2)  # both drawings of each emoji are right or wrong
     error = standard_error(values, np.array(groups))
     assert error == pytest.approx(scipy.stats.sem([1, 0, 1, 1]))
     others = emoji.emoji_of(["digits:test[0]", "digits:test[1]", "photos/smile-1.png"])
