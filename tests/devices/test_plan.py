@@ -30,7 +30,6 @@ from vmoe.nn.inputs import to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.plan.candidates import hypothetical_devices, plan
 from vmoe.plan.communication import communication
-from vmoe.plan.hot import Hot, hot_experts
 from vmoe.plan.memory import memory
 from vmoe.plan.segment import Segment
 from vmoe.plan.segments import segments
@@ -254,55 +253,6 @@ def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_h
     assert parts.gradient_sum == parts.gradients == whole.gradients and whole.gradient_sum == 0
     assert parts.pixels == 4 * parts.batch and whole.pixels == 0
     assert parts.state == whole.state
-
-
-LOAD = {0: np.array([22, 2, *[2] * 4, 34, 34]) / 100, 1: np.array([10, 10, *[5] * 4, 50, 10]) / 100}
-"""Of two layers; on four devices the last one has 68% and 60% of the choices."""
-ROWS = replace(CONFIG, model=dict(moe=dict(router=dict(dropless=True))))
-
-
-@functools.cache
-def of_rows() -> list[Hot]:
-    return hot_experts(ROWS, on("expert=4"), LOAD)
-
-
-def test_of_two_layers_the_fuller_device_needs_the_buffer_and_both_send() -> None:
-    none, one, two, _ = of_rows()
-    assert (none.factor, none.busiest) == pytest.approx((4 * 0.68, 4 * (0.68 + 0.6) / 2))
-    assert (one.factor, two.factor) == pytest.approx((4 * 0.34, 4 * 0.24))
-    busiest = (4 * 0.34 + 0.34 + 4 * 0.2 + 0.5) / 2
-    assert one.busiest == pytest.approx(busiest)
-    assert one.rows_sent / none.rows_sent == pytest.approx((0.66 + 0.5) / 2)
-    numbers = 4 * 5 * 2 * 64 * 3 / 4  # a device's images, tokens, choices, width; those of others
-    assert none.rows_sent == pytest.approx(2 * 4 * 4 * numbers)  # layers, passes, bytes
-    assert one.copies_sent == two.copies_sent / 2 == 2 * 4 * 4 * (2 * 64 * 128 + 128 + 64) * 3 / 4
-
-
-@pytest.mark.parametrize(
-    ("fields", "rows", "copies"),
-    [
-        (dict(model=dict(remat=True)), 1.5, 1.5),
-        (dict(accumulate=2), 1, 2),
-        (dict(model=dict(dtype="bfloat16")), 0.5, 1),
-        (dict(model=dict(moe=dict(transfer_dtype="bfloat16"))), 0.5, 1),
-    ],
-    ids=["remat", "accumulate", "dtype", "transfer_dtype"],
-)
-def test_rows_and_copies_of_hot_experts_travel_as_often_and_as_wide_as_a_run_sends_them(
-    fields: dict[str, Any], rows: float, copies: float
-) -> None:
-    for base, found in zip(
-        of_rows(), hot_experts(replace(ROWS, **fields), on("expert=4"), LOAD), strict=True
-    ):
-        sent = found.rows_sent, found.buffers_sent, found.copies_sent
-        expected = rows * base.rows_sent, rows * base.buffers_sent, copies * base.copies_sent
-        assert sent == pytest.approx(expected)
-
-
-def test_in_two_levels_rows_travel_once_more_inside_their_host_and_copies_do_not() -> None:
-    for one, two in zip(of_rows(), hot_experts(ROWS, on("expert=2x2"), LOAD), strict=True):
-        assert two.rows_sent == pytest.approx((1 / 2 + 1 / 2) / (3 / 4) * one.rows_sent)
-        assert two.copies_sent == one.copies_sent
 
 
 def all_collectives(x: jax.Array) -> tuple[jax.Array, ...]:

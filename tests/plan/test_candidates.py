@@ -4,7 +4,6 @@ tests/devices has what it prints and refuses once there are devices, and checks 
 """
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -73,20 +72,3 @@ def test_wrong_words_are_refused_with_one_line(words: str, message: str) -> None
     result = vmoe("plan", "--config", TINY, *words.split())
     assert result.returncode == 2 and message in result.stderr, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a,b\n1,2\n", "give the experts.csv of a run"),
-        ("step,block,expert,load\n", "it has no rows yet"),
-    ],
-)
-def test_another_file_than_a_load_is_refused_with_one_line(
-    content: str, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "experts.csv"
-    path.write_text(content)
-    result = vmoe(*COMMAND, "--load", str(path))
-    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
-    assert message in result.stderr

@@ -23,7 +23,6 @@ TPU, GPU = (importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_pl
         (["--compile", "gpu:mi300"], 2, "compile=gpu:mi300: choose from a100, h100, h200, b200"),
         (["--compile", "gpu:h100:0"], 2, "name the GPUs as 8, or hosts and GPUs of each as 4x8"),
         (["--compile", "gpu:h100", "--devices", "2"], 2, "devices=2: leave it out"),
-        (["--compile", "gpu:h100", "--load", "experts.csv"], 2, "load=experts.csv: only an"),
         (["--fsdp"], 2, "give the number of devices, or --compile"),
         (["--fsdp", "--devices", "2"], 2, "fsdp=True: only --compile takes it"),
         pytest.param(

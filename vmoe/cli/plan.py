@@ -3,7 +3,6 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from vmoe.cli.arguments import RunArgs, given, parse_with_config
 from vmoe.cli.printing import print_json, print_table
@@ -32,10 +31,6 @@ class PlanArgs(RunArgs):
     this one does not have, and show what its compiler made of them: tpu:v5e:4x8 (any topology of
     TPUs), gpu:h100, or gpu:h100:8 (a100, h100, h200, b200). Takes minutes; needs the extra
     compilers."""
-    load: Path | None = None
-    """The experts.csv of a run of this model: also show what copies of hot experts would save at
-    the load of its last logged step, on the fastest mesh that splits experts. Not with
-    --compile."""
     fsdp: bool = False
     """With --compile: shard large dense parameters and the optimizer state over the mesh axis
     data. An estimate shows both."""
@@ -53,29 +48,19 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _estimate(args: PlanArgs) -> None:
-    from vmoe.mesh import place
     from vmoe.plan import table
-    from vmoe.plan.candidates import hypothetical_devices, plan
-    from vmoe.plan.hot import hot_experts, read_load
+    from vmoe.plan.candidates import plan
 
     if args.devices is None:
         raise UsageError("give the number of devices, or --compile")
     require(not args.fsdp, "only --compile takes it; an estimate shows both", fsdp=True)
-    load = None if args.load is None else read_load(args.load)
     estimate = plan(
         args.run, args.devices, mesh=args.mesh, chip=args.chip, device_memory=args.device_memory
     )
-    tables, hot = table.tables(estimate), None
-    if load is not None:
-        model, devices = estimate.config.model, hypothetical_devices(args.devices)
-        every = [place(model, devices, mesh=candidate.mesh) for candidate in estimate.feasible]
-        placement = next((each for each in every if each.expert > 1), every[0])
-        hot = hot_experts(estimate.config, placement, load)
-        tables.append(table.hot_table(hot, str(placement)))
     if args.json:
-        print_json(table.to_dict(estimate, hot))
+        print_json(table.to_dict(estimate))
         return
-    _print(table.heading(estimate), tables)
+    _print(table.heading(estimate), table.tables(estimate))
     print("\nAssumptions:")
     for line in table.assumptions(estimate):
         print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  "))
@@ -86,7 +71,6 @@ def _compile(args: PlanArgs, options: Mapping[str, str | None]) -> None:
     from vmoe.plan.compiled import compile_run
     from vmoe.plan.targets import target
 
-    require(args.load is None, "only an estimate takes it; leave it out", load=args.load)
     for option in ("--devices", "--chip", "--device-memory"):
         name = option.strip("-").replace("-", "_")
         problem = "leave it out: the machine of --compile has its own"

@@ -6,7 +6,6 @@ from typing import Any
 
 from vmoe.costs.chips import CHIPS
 from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
-from vmoe.plan.hot import Hot
 
 MEMORY = (
     *("mesh", "parameters", "batch", "gradients", "optimizer", "activations", "total"),
@@ -14,8 +13,6 @@ MEMORY = (
 )
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
 COMMUNICATION = ("segment", "times", "collectives", "devices", "sent, each", "sent, total", "time")
-
-HOT = ("hot experts", "busiest device", "factor", "rows alone", "in buffers", "copies")
 
 LISTED = 5  # meshes in a table; JSON has all
 
@@ -75,26 +72,6 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
         ]
         result.append((title, COMMUNICATION, rows))
     return result
-
-
-def hot_table(hot: Sequence[Hot], mesh: str) -> tuple[str, Row, list[Row]]:
-    """The table of hot experts: title, column names and rows."""
-    title = (
-        f"Hot experts with {mesh}, at the load of the run, if the devices have alike tokens.\n"
-        "Busiest device: its rows in even shares. Factor: the smallest buffers that drop nothing.\n"
-        "Sent by a device: rows alone (ragged-all-to-all) or in these buffers, and the copies.\n"
-        "Without a factor, buffers are as large as without hot experts"
-    )
-    rows: list[Row] = [
-        (
-            str(each.experts),
-            f"{each.busiest:.2f}",
-            f"{each.factor:.2f}",
-            *map(format_bytes, (each.rows_sent, each.buffers_sent, each.copies_sent)),
-        )
-        for each in hot
-    ]
-    return title, HOT, rows
 
 
 def _of(listed: Sequence[Candidate], every: Sequence[Candidate], which: str) -> str:
@@ -174,7 +151,7 @@ def assumptions(plan: Plan) -> list[str]:
     ]
 
 
-def to_dict(plan: Plan, hot: Sequence[Hot] | None = None) -> dict[str, Any]:
+def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan without its config, for JSON; sizes in bytes, times in seconds."""
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.name != "config"}
     return fields | {
@@ -182,7 +159,6 @@ def to_dict(plan: Plan, hot: Sequence[Hot] | None = None) -> dict[str, Any]:
             _candidate_dict(c) | {name: getattr(c, name) for name in STEP} for c in plan.feasible
         ],
         "infeasible": [_candidate_dict(c) for c in plan.infeasible],
-        "hot_experts": None if hot is None else [dataclasses.asdict(each) for each in hot],
         "assumptions": assumptions(plan),
     }
 
