@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 
 from tests.classic import problems
-from tests.classic.test_gradient import objective_by_jax
+from tests.classic.by_jax import objective_of
 from vmoe.classic import (
     HierarchicalMixtureRegressor,
     MixtureOfExpertsClassifier,
@@ -96,7 +96,7 @@ def test_jax_computes_the_log_likelihood_of_em_with_an_exposure() -> None:
     frame, y = observed()
     model = poisson(max_iter=3).fit(frame, y)
     fitted, rows = model._mixture, model._labeled_rows(frame, y)
-    value = objective_by_jax(fitted, rows)
+    value = objective_of(fitted, rows)
     assert value == pytest.approx(fitted.log_likelihood(rows) - fitted.penalty(), rel=1e-12)
 
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.tree import DecisionTreeRegressor
 
 from tests.classic import problems
-from tests.classic.test_gradient import objective_by_jax
+from tests.classic.by_jax import objective_of
 from vmoe.classic import (
     HierarchicalMixtureRegressor,
     LogLikelihoodScorer,
@@ -129,7 +129,7 @@ def test_jax_computes_the_log_likelihood_of_groups() -> None:
     model = MixtureOfExpertsRegressor(gate_features=[], max_iter=3).fit(x, y, groups=who)
     fitted = model._mixture
     rows = model._labeled_rows(x, y, np.arange(100) % 3, who)
-    value = objective_by_jax(fitted, rows)
+    value = objective_of(fitted, rows)
     assert value == pytest.approx(fitted.log_likelihood(rows) - fitted.penalty(), rel=1e-12)
 
 

@@ -13,7 +13,7 @@ from pandas import DataFrame
 from scipy import stats
 from sklearn.linear_model import LinearRegression, Ridge
 
-from tests.classic import problems
+from tests.classic import by_jax, problems
 from tests.classic.test_em import EXPERTS, mixture
 from vmoe.classic import (
     HierarchicalMixtureClassifier,
@@ -23,7 +23,6 @@ from vmoe.classic import (
     PartitionGate,
     StudentT,
 )
-from vmoe.classic import gradient as by_gradient
 from vmoe.classic.experts.estimators import Estimators
 from vmoe.classic.information import derivatives
 from vmoe.classic.mixture import Mixture, parts
@@ -118,13 +117,13 @@ def test_the_information_is_the_hessian_by_jax(experts: Any, problem: Any, form:
     model, rows = fitted(experts, problem, form)
     own = model._mixture
     with jax.enable_x64(True):
-        flat, unravel = ravel_pytree(by_gradient.parameters(own))
-        data = by_gradient.data_of(own, rows)
-        hessian = jax.jit(jax.hessian(lambda v: by_gradient.objective(own, unravel(v), data)))
+        flat, unravel = ravel_pytree(by_jax.parameters(own))
+        data = by_jax.data_of(own, rows)
+        hessian = jax.jit(jax.hessian(lambda v: by_jax.objective(own, unravel(v), data)))
         numbers = jax.tree.map(np.asarray, unravel(np.arange(len(flat), dtype=float)))
         found = np.asarray(hessian(flat))
     order = [gate.ravel() for gate in numbers.gates]
-    for kind, coefs, *positive in by_gradient.each_part(own, numbers):
+    for kind, coefs, *positive in by_jax.each_part(own, numbers):
         for e, coef in enumerate(coefs):
             order += [coef[1:].ravel() if kind.classifies else coef.ravel()]
             order += [np.ravel(each[e]) for each in positive if each is not None]

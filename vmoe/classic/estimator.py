@@ -54,7 +54,6 @@ class MixtureEstimator(FittedMixture):
     n_init: int = 1
     tol: float = 1e-5
     max_iter: int = 300
-    solver: str = "em"
     combine: str = "weighted"
     random_state: Any = None
     warm_start: bool = False
@@ -72,7 +71,6 @@ class MixtureEstimator(FittedMixture):
         "n_init": [AT_LEAST_1],
         "tol": [AT_LEAST_0],
         "max_iter": [AT_LEAST_1],
-        "solver": [StrOptions({"em", "gradient"})],
         "combine": [StrOptions({"weighted", "argmax"})],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -170,22 +168,17 @@ class MixtureEstimator(FittedMixture):
         posterior: Float[np.ndarray, "n e"] | None,
         history: Sequence[float] = (),
     ) -> em.Fit:
-        """A run of the solver, and one after each split of a leaf of a tree that grows.
+        """A run of EM, and one after each split of a leaf of a tree that grows.
 
         Args:
             posterior: the responsibilities to start from; None for the mixture's own parameters.
             history: the log-likelihoods of the steps that led to the mixture.
         """
-        run = em.run
-        if self.solver == "gradient":
-            from vmoe.classic import gradient  # the only module that needs JAX
-
-            run = gradient.run
         stopping = em.Stopping(self.max_iter, self.tol)
-        fit = run(mixture, rows, posterior, stopping, history)
+        fit = em.run(mixture, rows, posterior, stopping, history)
         while len(leaves(fit.mixture.tree)) < self._grown_size():
             grown, split = split_worst(fit.mixture, rows)
-            after = run(grown, rows, split, stopping)
+            after = em.run(grown, rows, split, stopping)
             fit = em.Fit(after.mixture, fit.history + after.history, after.converged)
         return fit
 

@@ -101,10 +101,6 @@ class MixtureOfExpertsRegressor(RegressionMethods, FlatMixture):
         tol: EM stops if the log-likelihood has less than this left to rise per row (the sum of the
             weights is the number of rows), by Aitken's extrapolation of the last two rises.
         max_iter: EM steps at most.
-        solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
-            gradients by JAX; ``max_iter`` then counts its steps. These are irregular, so ``tol``
-            looks at the rise over ten steps, from the 21st step on, and may stop somewhat further
-            from the limit than EM. It may end in another maximum than EM, and in a lower one.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one. With the same rows and

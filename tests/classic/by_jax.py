@@ -1,39 +1,26 @@
-"""Training by gradient, end to end in JAX, for comparison with EM.
+"""The penalized log-likelihood of a mixture by JAX, which has its gradient and its Hessian."""
 
-Jacobs et al. 1991 climb the log-likelihood of the whole mixture by its gradient. Here L-BFGS does,
-on the same penalized log-likelihood as EM and from the same start. Only this module imports JAX.
-"""
-
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.nn import log_softmax
 from jax.ops import segment_sum
 from jax.scipy.special import gammaln, logsumexp
 from jax.scipy.stats import norm
 from jax.scipy.stats import t as student_t
-from jaxtyping import Float
-from scipy.optimize import Bounds, minimize
 
-from vmoe import forks
-from vmoe.classic.em import Fit, Stopping
-from vmoe.classic.experts.estimators import Estimators
 from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.experts.poisson import LARGEST
-from vmoe.classic.experts.student_t import LEAST, MOST, StudentT
+from vmoe.classic.experts.student_t import StudentT
 from vmoe.classic.mixture import Mixture, parts
 from vmoe.classic.multinomial import penalty_of
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import TreeGate, breadth_first
-
-STEPS = 10  # rises of so many steps are compared, since a single step of L-BFGS may be short
 
 
 class RowArrays(NamedTuple):
@@ -61,7 +48,7 @@ class RowArrays(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """What is trained.
+    """The parameters of a mixture.
 
     Attributes:
         gates: the coefficients of every gate, level by level, without its first child's zeros.
@@ -76,52 +63,6 @@ class Parameters(NamedTuple):
     log_df: list[Any]
 
 
-def run(
-    mixture: Mixture,
-    rows: Rows,
-    posterior: Float[np.ndarray, "n e"] | None,
-    stopping: Stopping,
-    history: Sequence[float] = (),
-) -> Fit:
-    """Fits the mixture in place, like ``em.run``; one M-step makes parameters of a posterior.
-
-    The history has the penalized log-likelihood after every step of L-BFGS.
-    """
-    if any(isinstance(experts, Estimators) for experts in parts(mixture)):
-        raise ValueError("solver='gradient' needs named experts")
-    forks.computes()
-    if posterior is not None:
-        mixture.update(rows, posterior)
-    fit = Fit(mixture, list(history))
-
-    def stop(intermediate_result: Any) -> None:
-        fit.history.append(-float(intermediate_result.fun))
-        fit.converged = stopping.reached(fit.history[::-STEPS][::-1], float(rows.weight.sum()))
-        if fit.converged:
-            raise StopIteration
-
-    with jax.enable_x64(True):
-        start, unravel = ravel_pytree(parameters(mixture))
-        data = data_of(mixture, rows)
-        loss = jax.jit(jax.value_and_grad(lambda flat, d: -objective(mixture, unravel(flat), d)))
-        options = {"maxiter": stopping.max_iter, "ftol": 0.0, "gtol": 0.0}
-        found = minimize(
-            loss,
-            start,
-            (data,),
-            method="L-BFGS-B",
-            jac=True,
-            bounds=limits(mixture),
-            callback=stop,
-            options=options,
-        )
-        set_parameters(mixture, unravel(jnp.asarray(found.x)))
-    fit.history = fit.history or [-float(found.fun)]
-    fit.converged |= found.status != 1  # no step leads up any more, and not too many were tried
-    fit.converged &= bool(np.isfinite(fit.history[-1]))
-    return fit
-
-
 def data_of(mixture: Mixture, rows: Rows) -> RowArrays:
     """The rows as arrays."""
     fixed = mixture.tree.log_probabilities(rows) if isinstance(mixture.tree, FixedGate) else None
@@ -131,7 +72,7 @@ def data_of(mixture: Mixture, rows: Rows) -> RowArrays:
 
 
 def parameters(mixture: Mixture) -> Parameters:
-    """The parameters of a mixture."""
+    """What EM has found."""
     experts = parts(mixture)
     values = Parameters(
         gates=[gate.coef[1:] - gate.coef[0] for gate in breadth_first(mixture.tree)],
@@ -145,32 +86,11 @@ def parameters(mixture: Mixture) -> Parameters:
     return jax.tree.map(jnp.asarray, values)
 
 
-def limits(mixture: Mixture) -> Bounds:
-    """The least and the largest values of the parameters."""
-    free = jax.tree.map(lambda each: jnp.full(each.shape, jnp.inf), parameters(mixture))
-    floors = [
-        None if std is None else jnp.full(std.shape, 0.5 * jnp.log(kind.sizes.floor))
-        for kind, std in zip(parts(mixture), free.log_std, strict=True)
-    ]
-
-    def bound(df: float) -> Any:
-        return jax.tree.map(lambda each: jnp.full(each.shape, jnp.log(df)), free.log_df)
-
-    least = jax.tree.map(jnp.negative, free)._replace(log_std=floors, log_df=bound(LEAST))
-    most = free._replace(log_df=bound(MOST))
-    return Bounds(*(ravel_pytree(each)[0] for each in (least, most)))
-
-
-def set_parameters(mixture: Mixture, values: Parameters) -> None:
-    """The reverse of ``parameters``."""
-    for gate, coef in zip(breadth_first(mixture.tree), values.gates, strict=True):
-        gate.coef = np.array(with_zeros(coef))
-    for kind, coef, log_std, log_df in each_part(mixture, values):
-        kind.coef = np.array(coef)
-        if isinstance(kind, Linear):
-            kind.std = np.exp(log_std)
-        if log_df is not None:
-            kind.df_ = np.clip(np.exp(log_df), LEAST, MOST)  # of rounding
+def objective_of(mixture: Mixture, rows: Rows) -> float:
+    """The penalized log-likelihood of weighted rows."""
+    with jax.enable_x64(True):
+        values = parameters(mixture), data_of(mixture, rows)
+        return float(jax.jit(lambda v, data: objective(mixture, v, data))(*values))
 
 
 def each_part(mixture: Mixture, values: Parameters) -> list[tuple[Any, Any, Any, Any]]:
