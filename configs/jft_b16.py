@@ -18,7 +18,7 @@ config = replace(
         "vmoe_b16_every2_e32",
         num_classes=small.model.num_classes,
         head_bias=small.model.head_bias,
-        moe=dict(transfer_dtype="bfloat16"),
+        moe=dict(exchange=dict(dtype="bfloat16")),
     ),
     optim=dict(lr=8e-4),
 )

@@ -38,7 +38,7 @@ config = TrainConfig(
         "vmoe_s32_every2_e32",
         num_classes=NUM_CLASSES,
         head_bias=-math.log(NUM_CLASSES),
-        moe=dict(transfer_dtype="bfloat16"),
+        moe=dict(exchange=dict(dtype="bfloat16")),
     ),
     data=DataConfig(
         "tfds:./data/jft:train[16384:]",

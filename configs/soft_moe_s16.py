@@ -17,7 +17,7 @@ in jft_s32.py, whose header says which numbers are ours.
 import math
 from pathlib import Path
 
-from vmoe.config import MoEConfig, OptimConfig, Soft, WeightDecayConfig, load, replace
+from vmoe.config import Exchange, MoEConfig, OptimConfig, Soft, WeightDecayConfig, load, replace
 from vmoe.models import model_config
 
 NUM_CLASSES = 29_593
@@ -32,7 +32,9 @@ config = replace(
         num_classes=NUM_CLASSES,
         head_bias=-math.log(NUM_CLASSES),
         sparse_blocks=tuple(range(6, 12)),
-        moe=MoEConfig(num_experts=128, router=Soft(capacity=1), transfer_dtype="bfloat16"),
+        moe=MoEConfig(
+            num_experts=128, router=Soft(capacity=1), exchange=Exchange(dtype="bfloat16")
+        ),
     ),
     optim=OptimConfig(
         lr=1e-3,

@@ -35,7 +35,7 @@ config = replace(
         "vmoe_15b_every2_e32",
         num_classes=NUM_CLASSES,
         head_bias=-math.log(NUM_CLASSES),
-        moe=dict(transfer_dtype="bfloat16"),
+        moe=dict(exchange=dict(dtype="bfloat16")),
         dtype="bfloat16",
         remat=True,
     ),

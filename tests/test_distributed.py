@@ -41,8 +41,8 @@ from pathlib import Path
 from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = load(Path({str(ROOT / "configs" / "tiny.py")!r}))
-slots = replace(config.model.moe, router=dict(images_per_group=4), transfer_chunks=2)
-rows = replace(slots, router=dict(dropless=True), hot_experts=1, ragged_buffer_factor=4.0)
+slots = replace(config.model.moe, router=dict(images_per_group=4), exchange=dict(chunks=2))
+rows = replace(slots, router=dict(dropless=True), exchange=dict(hot_experts=1, buffer_factor=4.0))
 config = replace(
     config, steps=20, log_every=5,
     optim=dict(warmup_steps=5), data=dict(mixup=0.0), evaluate_every=10, checkpoint_every=10,

@@ -55,8 +55,8 @@ CASES = {
         (dict(optim=dict(lr=0.001)), dict(optim=dict(lr=0.01))),
     ),
     "how slots are sent": Case(
-        "process 1 has model.moe.transfer_chunks=2, process 0 has model.moe.transfer_chunks=1",
-        ({}, dict(model=dict(moe=dict(transfer_chunks=2)))),
+        "process 1 has model.moe.exchange.chunks=2, process 0 has model.moe.exchange.chunks=1",
+        ({}, dict(model=dict(moe=dict(exchange=dict(chunks=2))))),
     ),
     "number of evaluation sets": Case(
         "process 1 has evaluations.1.name=test, process 0 has evaluations.1.name=None",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import Exchange, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError, choice
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _registry() -> dict[str, ViTConfig]:
             models[f"vmoe_{name}_{place}_e32"] = _sparse(models[f"vit_{name}"], place, 32)
     models["vmoe_15b_every2_e32"] = _sparse(_config("15b", 14), "every2", 32)
 
-    published = {"transfer_dtype": "bfloat16"}
+    published = {"exchange": Exchange("bfloat16")}
     models["vmoe_s32_last2_e8"] = _sparse(models["vit_s32"], "last2", 8, **published)
     models["vmoe_b16_every2_e8"] = _sparse(
         _config("b", 16, head_bias=-10.0), "every2", 8, **published

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Shaped
 
-from vmoe.config import ViTConfig
+from vmoe.config import Exchange, ViTConfig
 from vmoe.errors import UsageError, one_of, require
 
 Tree = TypeVar("Tree")
@@ -312,17 +312,17 @@ class Placement:
                 "placement.batch(), or call the layer in jax.sharding.auto_axes"
             )
 
-    def check_levels(self, ragged_all_to_all: bool) -> None:
+    def check_levels(self, exchange: Exchange) -> None:
         """Checks that a layer can send to the experts in as many levels as the mesh has.
 
         Raises:
             UsageError: it cannot, since it sends rows without gaps.
         """
-        if ragged_all_to_all and self.hosts > 1:
+        if exchange.ragged and self.hosts > 1:
             raise UsageError(
                 "its rows are sent to all hosts at once; leave it out, or use mesh "
                 f"expert={self.expert}",
-                **{"model.moe.ragged_all_to_all": True, "mesh": str(self)},
+                **{"model.moe.exchange.ragged": True, "mesh": str(self)},
             )
 
     def check(self, model: ViTConfig) -> None:
@@ -334,11 +334,11 @@ class Placement:
         if self.devices == 1:
             return
         for moe in model.moe_blocks.values():
-            self.check_levels(moe.ragged_all_to_all)
-            if self.expert > 1 and moe.ragged_all_to_all and self.platform == "cpu":
+            self.check_levels(moe.exchange)
+            if self.expert > 1 and moe.exchange.ragged and self.platform == "cpu":
                 raise UsageError(
                     "XLA has it for GPUs and TPUs only; leave it out, or use such devices",
-                    **{"model.moe.ragged_all_to_all": True},
+                    **{"model.moe.exchange.ragged": True},
                 )
             if self.expert > 1 and not moe.experts.alike:
                 raise UsageError(

@@ -32,9 +32,11 @@ BY_ROWS = dict(experts=dict(implementation="auto"), router=dict(dropless=True))
 SENT = {
     "fixed capacity": {},
     "no capacity": BY_ROWS,
-    "no capacity, buffers of 2": BY_ROWS | dict(ragged_buffer_factor=2.0),
-    "no capacity, buffers of 2, 1 hot": BY_ROWS | dict(ragged_buffer_factor=2.0, hot_experts=1),
-    "no capacity, buffers of 2, 2 hot": BY_ROWS | dict(ragged_buffer_factor=2.0, hot_experts=2),
+    "no capacity, buffers of 2": BY_ROWS | dict(exchange=dict(buffer_factor=2.0)),
+    "no capacity, buffers of 2, 1 hot": BY_ROWS
+    | dict(exchange=dict(buffer_factor=2.0, hot_experts=1)),
+    "no capacity, buffers of 2, 2 hot": BY_ROWS
+    | dict(exchange=dict(buffer_factor=2.0, hot_experts=2)),
 }
 """Ways to send; buffers are of so many even shares."""
 SKEWS = (0.0, 1.0, 2.0)

@@ -53,7 +53,7 @@ HEADER = (
 
 def _config(name: str, router: TokenChoice | ExpertChoice | None = None) -> ViTConfig:
     router = replace(router or TokenChoice(), images_per_group=1)
-    sparse = dict(moe=dict(transfer_dtype="float32", router=router))
+    sparse = dict(moe=dict(exchange=dict(dtype="float32"), router=router))
     return models.model_config(name, head_std=1.0, **(sparse if name.startswith("vmoe") else {}))
 
 

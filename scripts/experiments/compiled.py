@@ -99,24 +99,24 @@ more."""
 DROPLESS = dict(router=dict(dropless=True))
 SENDING: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "slots": ("slots", {}),
-    "slots_parts": ("slots, `transfer-chunks 2`", dict(transfer_chunks=2)),
-    "slots_async": ("slots, `transfer-chunks 2`, asynchronous", dict(transfer_chunks=2)),
+    "slots_parts": ("slots, `chunks 2`", dict(exchange=dict(chunks=2))),
+    "slots_async": ("slots, `chunks 2`, asynchronous", dict(exchange=dict(chunks=2))),
     "slots_levels": ("slots, `--mesh expert=2x4`", {}),
     "rows": ("rows: `router.dropless`", DROPLESS),
-    "rows_parts": ("rows, `transfer-chunks 2`", DROPLESS | dict(transfer_chunks=2)),
+    "rows_parts": ("rows, `chunks 2`", DROPLESS | dict(exchange=dict(chunks=2))),
     "rows_async": (
-        "rows, `transfer-chunks 2`, asynchronous",
-        DROPLESS | dict(transfer_chunks=2),
+        "rows, `chunks 2`, asynchronous",
+        DROPLESS | dict(exchange=dict(chunks=2)),
     ),
     "rows_levels": ("rows, `--mesh expert=2x4`", DROPLESS),
-    "rows_bound": ("rows, `ragged-buffer-factor 2`", DROPLESS | dict(ragged_buffer_factor=2.0)),
+    "rows_bound": ("rows, `buffer-factor 2`", DROPLESS | dict(exchange=dict(buffer_factor=2.0))),
     "rows_hot": (
-        "rows, `ragged-buffer-factor 2`, `hot-experts 4`",
-        DROPLESS | dict(ragged_buffer_factor=2.0, hot_experts=4),
+        "rows, `buffer-factor 2`, `hot-experts 4`",
+        DROPLESS | dict(exchange=dict(buffer_factor=2.0, hot_experts=4)),
     ),
     "rows_ragged": (
-        "rows, `ragged-buffer-factor 2`, `ragged-all-to-all`",
-        DROPLESS | dict(ragged_buffer_factor=2.0, ragged_all_to_all=True),
+        "rows, `buffer-factor 2`, `ragged`",
+        DROPLESS | dict(exchange=dict(buffer_factor=2.0, ragged=True)),
     ),
 }
 """How slots or rows are sent: a title, with the options of ``--model.moe``, and their fields."""
@@ -142,7 +142,8 @@ def figures(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     config = load("tiny" if tiny else CONFIGS[case.model])
     model: dict[str, Any] = dict(dtype="bfloat16", remat=case.remat)
     if case.how:
-        moe = dict(SENDING[case.how][1]) | dict(transfer_dtype="bfloat16")
+        moe = dict(SENDING[case.how][1])
+        moe |= dict(exchange=dict(dtype="bfloat16") | moe.get("exchange", {}))
         model |= dict(pooling="mean", moe=moe)
     batch_size = 4 * len(machine.devices) if tiny else case.batch_size
     config = replace(config, batch_size=batch_size, model=model)

@@ -44,7 +44,7 @@ from vmoe.errors import Failure, UsageError
 GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLES = [GOLDEN / "published" / name / "ckpt" for name in ("sharded", "pieces")]
 SWITCH = dict(router=Switch(images_per_group=8))
-FLOAT32 = {"moe": {"transfer_dtype": "float32"}}  # the stored runs send rows in float32
+FLOAT32 = {"moe": {"exchange": {"dtype": "float32"}}}  # the stored runs send rows in float32
 
 PUBLISHED = [
     ("s32_last2_ilsvrc2012", dict(name="vmoe_s32_last2_e8")),

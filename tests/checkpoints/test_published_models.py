@@ -55,7 +55,7 @@ def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_
     arrays = {published_name(path, config): np.ones(leaf.shape) for path, leaf in params.items()}
     np.savez(tmp_path / "model.npz", **arrays)
     moe = read(tmp_path / "model.npz").config.moe
-    assert (moe.router.capacity_factor, moe.transfer_dtype) == (1.05, "bfloat16")
+    assert (moe.router.capacity_factor, moe.exchange.dtype) == (1.05, "bfloat16")
     printed = capsys.readouterr().err
     assert "=bfloat16; capacity_factor=1.05, as in the authors' pre-training" in printed
 

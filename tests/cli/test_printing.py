@@ -14,7 +14,7 @@ UNIT = r"[\d.]+ (?:[kMG]B|µs|ms|nats)|[\d.]+% ± [\d.]+"
 @pytest.mark.parametrize(
     ("command", "widths"),
     [
-        (("plan", "--config", TINY, "--devices", "2", "--device-memory", "8GB"), (80, 60)),
+        (("plan", "--config", TINY, "--devices", "1", "--device-memory", "8GB"), (80, 60)),
         (("models",), (80, 60)),
         (("inspect", "vmoe_emoji"), (80,)),  # two long names do not fit into 60
         (

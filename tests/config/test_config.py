@@ -15,6 +15,7 @@ from vmoe import config as configs
 from vmoe.config import (
     CnnExpert,
     EvalConfig,
+    Exchange,
     ExpertChoice,
     ExpertList,
     FewShotConfig,
@@ -35,6 +36,7 @@ from vmoe.config import (
     replace,
 )
 from vmoe.config.dry_run import cut_model
+from vmoe.config.files import OF_EXCHANGE
 from vmoe.errors import UsageError
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -286,7 +288,8 @@ def test_an_older_run_has_a_gelu_and_settings_of_its_router_and_experts_beside_t
     router: configs.AnyRouter, moved: tuple[str, ...], experts: Any, gelu: str | None
 ) -> None:
     """Those that its kind of router or expert does not have had no effect."""
-    layer = MoEConfig(router=grouped(router, 2), experts=experts)
+    exchange = Exchange("bfloat16", chunks=2 if isinstance(experts, MlpExpert) else 1)
+    layer = MoEConfig(router=grouped(router, 2), experts=experts, exchange=exchange)
     other = TrainConfig(model=ViTConfig(sparse_blocks=(1, 3), moe=(MoEConfig(), layer)))
     for config, place in ((TrainConfig(model=ViTConfig(moe=layer)), ()), (other, (1,))):
         fields = json.loads(configs.to_json(config))
@@ -298,6 +301,8 @@ def test_an_older_run_has_a_gelu_and_settings_of_its_router_and_experts_beside_t
         older |= {} if "dropless" in moved else {"dropless": False}
         older |= {"images_per_group": 1} if router.kind == "soft" else {}
         older["shared_init"] = older["experts"].pop("shared_init")
+        exchange = older.pop("exchange")
+        older |= {name: exchange[own] for name, own in OF_EXCHANGE.items()}
         assert fields["model"].pop("activation") == "gelu_tanh"
         fields["model"]["gelu"] = "tanh"
         if "activation" in older["experts"]:
@@ -331,7 +336,7 @@ def test_a_router_that_could_not_be_read_again_is_not_written(router: configs.Ro
         MoEConfig(num_experts=16, router=ReLU(target_k=8)),
         MoEConfig(num_experts=16, router=TokenChoice(shares=(1.0,) * 16, k=9)),
         MoEConfig(num_experts=8, experts=ExpertList(each=(MlpExpert(),) * 8)),
-        MoEConfig(num_experts=16, hot_experts=9),
+        MoEConfig(num_experts=16, exchange=Exchange(hot_experts=9)),
     ],
     ids=["target_k", "shares", "list", "hot experts"],
 )

@@ -41,7 +41,7 @@ from vmoe.train.step import make_train_step
 
 DROPLESS = replace(CONFIG, moe=dict(router=TokenChoice(dropless=True, images_per_group=2)))
 
-RAGGED = replace(DROPLESS, moe=dict(ragged_all_to_all=True))
+RAGGED = replace(DROPLESS, moe=dict(exchange=dict(ragged=True)))
 
 # The head reads the class token alone, so the experts get a row for each image.
 FEW = replace(DROPLESS, pooling="class_token", moe=dict(router=dict(images_per_group=1)))
@@ -91,15 +91,15 @@ def by_rows(implementation: str) -> ViTConfig:
         ("expert=4", by_rows("ragged")),
         ("expert=4", replace(DROPLESS, moe=dict(experts=CnnExpert()))),
         ("expert=2", replace(DROPLESS, moe=dict(router=dict(images_per_group=1)))),
-        ("expert=4", replace(DROPLESS, moe=dict(hot_experts=3, routed_scale=2.0))),
-        ("expert=8", replace(by_rows("blocked"), moe=dict(hot_experts=8, transfer_chunks=2))),
-        ("expert=4", replace(DROPLESS, moe=dict(transfer_chunks=3, hot_experts=1))),
-        ("expert=2", replace(CONFIG, moe=dict(transfer_chunks=2))),
-        ("expert=4", replace(FEW, moe=dict(transfer_chunks=2, hot_experts=1))),
+        ("expert=4", replace(DROPLESS, moe=dict(exchange=dict(hot_experts=3), routed_scale=2.0))),
+        ("expert=8", replace(by_rows("blocked"), moe=dict(exchange=dict(hot_experts=8, chunks=2)))),
+        ("expert=4", replace(DROPLESS, moe=dict(exchange=dict(chunks=3, hot_experts=1)))),
+        ("expert=2", replace(CONFIG, moe=dict(exchange=dict(chunks=2)))),
+        ("expert=4", replace(FEW, moe=dict(exchange=dict(chunks=2, hot_experts=1)))),
         ("expert=4", RAGGED),
-        ("expert=8", replace(RAGGED, moe=dict(hot_experts=1, ragged_buffer_factor=8.0))),
-        ("expert=2x4", replace(CONFIG, moe=dict(transfer_chunks=2))),
-        ("expert=2x2", replace(DROPLESS, moe=dict(hot_experts=1))),
+        ("expert=8", replace(RAGGED, moe=dict(exchange=dict(hot_experts=1, buffer_factor=8.0)))),
+        ("expert=2x4", replace(CONFIG, moe=dict(exchange=dict(chunks=2)))),
+        ("expert=2x2", replace(DROPLESS, moe=dict(exchange=dict(hot_experts=1)))),
         ("expert=2x2", replace(CONFIG, moe=dict(experts=CnnExpert()))),
     ],
 )
@@ -116,8 +116,8 @@ def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, config: 
     ("config", "chunked", "sends"),
     [
         (DROPLESS, DROPLESS, 5),  # rows, their experts, and back; two for gradients
-        (DROPLESS, replace(DROPLESS, moe=dict(transfer_chunks=2, hot_experts=2)), 2 * 5),
-        (CONFIG, replace(CONFIG, moe=dict(transfer_chunks=2)), 2 * 4),
+        (DROPLESS, replace(DROPLESS, moe=dict(exchange=dict(chunks=2, hot_experts=2))), 2 * 5),
+        (CONFIG, replace(CONFIG, moe=dict(exchange=dict(chunks=2))), 2 * 4),
     ],
 )
 def test_each_chunk_travels_there_and_back_and_nothing_is_gathered_or_sent_twice(
@@ -157,7 +157,7 @@ def bytes_sent(config: ViTConfig, kind: str, mesh: str = "expert=4") -> float:
 
 def test_the_parameters_of_hot_experts_are_sent_and_their_gradients_summed() -> None:
     def summed(hot: int) -> float:
-        return bytes_sent(replace(DROPLESS, moe=dict(hot_experts=hot)), "all-reduce")
+        return bytes_sent(replace(DROPLESS, moe=dict(exchange=dict(hot_experts=hot))), "all-reduce")
 
     d, f, e = CONFIG.width, CONFIG.mlp_dim, SPARSE.num_experts
     copies, loads = 2 * 4 * (2 * d * f + f + d), 4 * e
@@ -174,7 +174,7 @@ def test_a_hot_expert_leaves_the_buffers_to_the_others() -> None:
 
     def run(hot: int, placement: Placement) -> Any:
         router = TokenChoice(dropless=True, noise_std=0.0)
-        moe = dict(ragged_buffer_factor=1.5, hot_experts=hot, router=router)
+        moe = dict(exchange=dict(buffer_factor=1.5, hot_experts=hot), router=router)
         config = replace(CONFIG, moe=moe)
 
         def outputs(params: Any, x: jax.Array, valid: jax.Array) -> Any:
@@ -192,14 +192,14 @@ def test_a_hot_expert_leaves_the_buffers_to_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [dict(hot_experts=1, transfer_chunks=2), dict(hot_experts=1, ragged_all_to_all=True)]
+    "exchange", [dict(hot_experts=1, chunks=2), dict(hot_experts=1, ragged=True)]
 )
 def test_a_step_in_parts_with_fsdp_and_rematerialization_is_that_of_one_device(
-    sent: dict[str, Any],
+    exchange: dict[str, Any],
 ) -> None:
     router = TokenChoice(dropless=True, noise_std=0.0, images_per_group=2)
     config = replace(UPDATED, model=replace(CONFIG, moe=dict(router=router)))
-    changed = replace(config, accumulate=2, model=dict(remat=True, moe=sent))
+    changed = replace(config, accumulate=2, model=dict(remat=True, moe=dict(exchange=exchange)))
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2", fsdp=True)
     before = jax.device_get(init_state(config))
     expected = make_train_step(config)(before, batch_of_16())
@@ -222,7 +222,7 @@ def test_in_training_the_smallest_weights_that_do_not_fit_a_buffer_are_dropped_a
 ) -> None:
     """The third image is padding; evaluation drops nothing."""
     router = dict(noise_std=0.0, images_per_group=1)
-    moe = dict(ragged_buffer_factor=0.75, ragged_all_to_all=ragged, router=router)
+    moe = dict(exchange=dict(buffer_factor=0.75, ragged=ragged), router=router)
     config = replace(DROPLESS, moe=moe)
     placement, params = on("expert=4"), params_of(config)
 

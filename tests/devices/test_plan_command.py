@@ -47,9 +47,9 @@ CASES = {
     "batch": (["--devices", "3"], 2, "batch_size=32: each of 3 devices"),
     "mesh": (["--devices", "4", "--mesh", "expert=3"], 2, "expert can be 1, 2 or 4"),
     "ragged": (
-        ["--devices", "4", *("--model.moe.router.dropless", "--model.moe.ragged-all-to-all")],
+        ["--devices", "4", *("--model.moe.router.dropless", "--model.moe.exchange.ragged")],
         2,
-        "ragged_all_to_all=True: XLA has it for GPUs and TPUs only; leave it out, or use",
+        "exchange.ragged=True: XLA has it for GPUs and TPUs only; leave it out, or use",
     ),
     "memory": (
         ["--devices", "4", "--mesh", "expert=4", "--device-memory", "1kB"],

@@ -409,11 +409,11 @@ def test_a_stop_requested_on_one_device_reaches_all() -> None:
     ("dropless", "sent"),
     [(False, ["sharding_constraint", "8x8x32", 4]), (True, ["all_to_all", "4x64x32", 2])],
 )
-def test_rows_are_rounded_to_the_transfer_dtype_before_they_are_sent(
+def test_rows_are_rounded_to_the_data_type_of_the_exchange_before_they_are_sent(
     dropless: bool, sent: list[Any]
 ) -> None:
     """The CPU compiler still sends four bytes per number; other compilers may send two."""
-    layer = replace(SPARSE, transfer_dtype="bfloat16", router=dict(dropless=dropless))
+    layer = replace(SPARSE, exchange=dict(dtype="bfloat16"), router=dict(dropless=dropless))
     config = replace(CONFIG, moe=layer)
     placement, params, batch = on("expert=4"), params_of(CONFIG), (images(16), np.ones(16, bool))
     lowered = jax.jit(forward(config, placement)).lower(params, *placement.make_global_array(batch))
@@ -446,14 +446,14 @@ def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> N
             {"num_experts": 6},
             "num_experts=6 with mesh=.*expert=4: 4 does not divide the experts; on 8 devices ",
         ),
-        ("expert=4", {"ragged_all_to_all": True}, "ragged_all_to_all=True: .* GPUs and TPUs only"),
+        ("expert=4", {"exchange": {"ragged": True}}, "exchange.ragged=True: .* GPUs and TPUs only"),
         ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
         ("data=2,data=4", {}, "each axis once"),
         ("expert=0x8", {}, "with a size of 1 or more"),
         ("data=2x4", {}, "give one number, or expert as hosts x devices, as expert=2x8"),
         ("expert=2x2x2", {}, "give one number, or expert as hosts x devices"),
-        ("expert=2x4", {"ragged_all_to_all": True}, "use mesh expert=8"),
+        ("expert=2x4", {"exchange": {"ragged": True}}, "use mesh expert=8"),
     ],
 )
 def test_a_model_that_a_mesh_cannot_split_is_refused(
@@ -466,7 +466,7 @@ def test_a_model_that_a_mesh_cannot_split_is_refused(
 def test_a_layer_that_is_made_in_python_is_refused_on_a_mesh_with_levels_it_cannot_send_in() -> (
     None
 ):
-    config = replace(CONFIG, moe=dict(ragged_all_to_all=True, router=dict(dropless=True)))
+    config = replace(CONFIG, moe=dict(exchange=dict(ragged=True), router=dict(dropless=True)))
     with pytest.raises(UsageError, match="use mesh expert=8"):
         models.build(config, placement=on("expert=2x4"))
     with pytest.raises(UsageError, match="hosts=3: it must divide the 8 devices of expert"):

@@ -22,6 +22,7 @@ from vmoe.config import (
     AttentionExpert,
     CnnExpert,
     ConstantExpert,
+    Exchange,
     ExpertChoice,
     ExpertList,
     GatedMlpExpert,
@@ -682,8 +683,8 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         ExpertList(each=(MlpExpert(), GatedMlpExpert(implementation="ragged")))
     with pytest.raises(UsageError, match="num_experts=1: lower k or add experts"):
         MoE(linears()[:1], gate(1))
-    with pytest.raises(UsageError, match=f"hot_experts=100: use at most {E}"):
-        MoE(linears(), gate(), hot_experts=100)
+    with pytest.raises(UsageError, match=f"exchange.hot_experts=100: use at most {E}"):
+        MoE(linears(), gate(), exchange=Exchange(hot_experts=100))
     for implementation in ("batched", "auto"):
         layer = layer_of(MlpExpert(implementation=implementation))
         with pytest.raises(UsageError, match="MLP experts read tokens only: leave out scale, time"):

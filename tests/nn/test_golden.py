@@ -126,7 +126,7 @@ def test_soft_logits_with_rows_in_bfloat16_equal_the_published_ones(golden: Gold
     A value between two bfloat16 numbers may be rounded the other way; that changes one image.
     """
     if "f32/logits" in golden.arrays:
-        config = replace(golden.config, moe=dict(transfer_dtype="bfloat16"))
+        config = replace(golden.config, moe=dict(exchange=dict(dtype="bfloat16")))
         params = models.params_of(golden.model)
         rounded = compiled(models.with_params(config, params))
         logits, theirs = rounded(jnp.asarray(golden.arrays["images"])), golden.arrays["logits"]

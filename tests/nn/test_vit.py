@@ -413,7 +413,7 @@ def test_bfloat16_logits_are_close_to_float32_and_routers_and_parameters_stay_fl
 
 def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     exact = tiny(moe=dict(router=dict(capacity_factor=4.0)))
-    rounded = tiny(moe=dict(transfer_dtype="bfloat16", router=dict(capacity_factor=4.0)))
+    rounded = tiny(moe=dict(exchange=dict(dtype="bfloat16"), router=dict(capacity_factor=4.0)))
     tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
     moe, rounded_moe = exact.blocks[0].mlp, rounded.blocks[0].mlp
 

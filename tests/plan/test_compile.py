@@ -89,7 +89,7 @@ def test_the_step_for_a_tpu_sends_rows_without_gaps_and_asks_nothing_twice() -> 
     """Rows and outputs, and their gradients; devices gather only how many rows they send, for which
     the compiler may choose an all-reduce.
     """
-    options = ["--model.moe.router.dropless", "--model.moe.ragged-all-to-all"]
+    options = ["--model.moe.router.dropless", "--model.moe.exchange.ragged"]
     options += ["--model.pooling", "mean"]  # else only class tokens are sent, in the usual way
     step, forward = compiled("tpu:v5e:2x4", *options)["programs"]
     for program, messages in ((step, 4), (forward, 2)):
@@ -107,7 +107,7 @@ def test_the_step_for_a_tpu_sends_rows_without_gaps_and_asks_nothing_twice() -> 
 @pytest.mark.skipif(TPU is None, reason="needs libtpu")
 def test_one_part_of_the_slots_travels_on_a_tpu_while_another_is_computed() -> None:
     """The first part to travel and the last one have nothing beside them, in both directions."""
-    options = ["--model.moe.transfer-chunks", "2", "--model.pooling", "mean"]
+    options = ["--model.moe.exchange.chunks", "2", "--model.pooling", "mean"]
     overlap = {"LIBTPU_INIT_ARGS": "--xla_tpu_enable_async_all_to_all=true"}
     step, _ = compiled("tpu:v5e:2x4", *options, environment=overlap)["programs"]
     check(step)

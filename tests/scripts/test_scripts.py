@@ -415,7 +415,7 @@ def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_argu
     shown = dry_run("tpu_pod.sh", "--dry-run", "pod", "us-a", "a b.py", "runs/x").stdout
     assert shown.startswith("gcloud compute tpus tpu-vm ssh pod --zone us-a --worker all --command")
     assert "a\\\\\\ b.py" in shown and "--distributed" in shown
-    chunks = ("--model.moe.transfer-chunks", "2")
+    chunks = ("--model.moe.exchange.chunks", "2")
     shown = dry_run("slurm.sh", "a.py", "runs/x", *chunks).stdout
     command = " vmoe train --config a.py --workdir runs/x --distributed"
     assert shown.endswith(f"{command} {' '.join(chunks)}\n")

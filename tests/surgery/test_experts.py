@@ -14,6 +14,7 @@ from vmoe.config import (
     BiasBalanced,
     CnnExpert,
     CosineGate,
+    Exchange,
     ExpertChoice,
     ExpertList,
     GatedMlpExpert,
@@ -405,6 +406,6 @@ def test_a_pruned_expert_goes_with_its_share_and_a_merged_one_has_those_of_its_m
 
 
 def test_no_more_experts_are_hot_than_are_left() -> None:
-    config = replace(CONFIG, moe=MoEConfig(num_experts=E, hot_experts=3))
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, exchange=Exchange(hot_experts=3)))
     pruned, _ = prune_experts(config, random_params(config), {1: (2, 0)})
-    assert (pruned.moe_of(1).hot_experts, pruned.moe_of(0).hot_experts) == (2, 3)
+    assert (pruned.moe_of(1).exchange.hot_experts, pruned.moe_of(0).exchange.hot_experts) == (2, 3)

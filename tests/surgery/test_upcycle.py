@@ -148,7 +148,7 @@ def test_gated_mlps_become_gated_experts_with_the_logits_of_their_parent() -> No
         (dict(start=Drop(0.1)), "re-initialized (drop_ratio=0.1)"),
         (dict(start=Split(), num_experts=4), "a token uses 2 of the 4 groups"),
         (dict(start=LowRank(), shared_gate=True), "a new gate"),
-        (dict(transfer_dtype="bfloat16"), "bfloat16"),
+        (dict(exchange=dict(dtype="bfloat16")), "bfloat16"),
         (dict(shared_experts=1), "shared expert"),
         (dict(routed_scale=2.5), "routed_scale=2.5"),
         (dict(router=ExpertChoice()), "expert_choice"),

@@ -46,12 +46,12 @@ CHANGES: dict[str, dict[str, Any]] = {  # by the key of MAY_CHANGE
     "data.max_pixels": dict(data=dict(max_pixels=1_000_000)),
     "accumulate": dict(accumulate=2),
     "model.remat": dict(model=dict(remat=True)),
-    "model.moe.hot_experts": dict(model=dict(moe=dict(hot_experts=1))),
-    "model.moe.transfer_chunks": dict(model=dict(moe=dict(transfer_chunks=2))),
-    "model.moe.ragged_all_to_all": dict(model=dict(moe=dict(ragged_all_to_all=True))),
+    "model.moe.exchange.hot_experts": dict(model=dict(moe=dict(exchange=dict(hot_experts=1)))),
+    "model.moe.exchange.chunks": dict(model=dict(moe=dict(exchange=dict(chunks=2)))),
+    "model.moe.exchange.ragged": dict(model=dict(moe=dict(exchange=dict(ragged=True)))),
 }
 ROUNDED = ("accumulate", "model.remat")
-SECOND = "evaluations.batch_size", "fewshot", "model.moe.ragged_all_to_all"
+SECOND = "evaluations.batch_size", "fewshot", "model.moe.exchange.ragged"
 APART = (SECOND, *((key,) for key in ROUNDED))
 TOGETHER = (tuple(key for key in CHANGES if key not in itertools.chain(*APART)), *APART)
 """What one run is resumed with: each key once."""

@@ -59,7 +59,7 @@ def outline(family: Family) -> StoredModel:
         if moe := next((x for x in droppers if not x.router.dropless), None):
             assumed += [
                 f"k={moe.router.k}, priority=order, images_per_group="
-                f"{moe.router.images_per_group}, transfer_dtype={moe.transfer_dtype}",
+                f"{moe.router.images_per_group}, exchange.dtype={moe.exchange.dtype}",
                 f"capacity_factor={moe.router.capacity_factor}, {family.capacity_source}",
             ]
         if config.positions != "learned" and "positions" not in family.given:

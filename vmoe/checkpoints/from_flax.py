@@ -12,10 +12,10 @@ from vmoe.checkpoints import chunked, npz
 from vmoe.checkpoints.family import Family, summary
 from vmoe.checkpoints.flax_names import rename
 from vmoe.checkpoints.stored import Origin
-from vmoe.config import MoEConfig, TokenChoice
+from vmoe.config import Exchange, MoEConfig, TokenChoice
 from vmoe.config.preprocessing import Preprocessing
 
-ASSUMED = MoEConfig(transfer_dtype="bfloat16", router=TokenChoice(capacity_factor=1.05))
+ASSUMED = MoEConfig(exchange=Exchange(dtype="bfloat16"), router=TokenChoice(capacity_factor=1.05))
 """Settings of MoE layers; 1.05 is the authors' capacity factor in pre-training."""
 SOURCE = "as in the authors' pre-training"
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned

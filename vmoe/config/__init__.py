@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vmoe.config.fewshot import FewShotConfig
     from vmoe.config.files import from_json, load, to_json
     from vmoe.config.gates import CosineGate, LinearGate, MlpGate, NoisyGate, SlotGate
-    from vmoe.config.model import MoEConfig, ViTConfig
+    from vmoe.config.model import Exchange, MoEConfig, ViTConfig
     from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
     from vmoe.config.preprocessing import Preprocessing
     from vmoe.config.rotary import CenteredRotary, GoldenRotary, GridRotary
@@ -66,6 +66,7 @@ __all__ = [
     "CosineGate",
     "DataConfig",
     "EvalConfig",
+    "Exchange",
     "ExpertChoice",
     "ExpertList",
     "ExpertRace",

@@ -30,9 +30,9 @@ MAY_CHANGE = {
     "data.max_pixels": UNREADABLE,
     "accumulate": f"groups, noise, dropout and losses may be of a part of a batch; else {ROUNDING}",
     "model.remat": ROUNDING,
-    "model.moe.hot_experts": SENT,
-    "model.moe.transfer_chunks": SENT,
-    "model.moe.ragged_all_to_all": SENT,
+    "model.moe.exchange.hot_experts": SENT,
+    "model.moe.exchange.chunks": SENT,
+    "model.moe.exchange.ragged": SENT,
 }
 """The fields that may change, without the numbers of evaluation sets, and what the change does to
 the numbers of the run: if empty, nothing, it ends with bitwise the same parameters. All other

@@ -62,6 +62,8 @@ def cut_model(model: ViTConfig, devices: int = 1) -> ViTConfig:
         cut |= {"k": experts, "target_k": experts}
     cut = {name: value for name, value in cut.items() if layer.router.has(name)}
     kinds = {} if layer.experts.alike else {"each": layer.experts.members[:experts]}
-    hot = min(layer.hot_experts, experts)
-    moe = replace(layer, num_experts=experts, router=cut, experts=kinds, hot_experts=hot)
+    hot = min(layer.exchange.hot_experts, experts)
+    moe = replace(
+        layer, num_experts=experts, router=cut, experts=kinds, exchange=dict(hot_experts=hot)
+    )
     return replace(model, depth=2, sparse_blocks=(1,), moe=moe, num_classes=classes)

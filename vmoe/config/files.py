@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vmoe.config.experts import ExpertConfig, MlpExpert
+from vmoe.config.model import Exchange
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, require, unknown
 from vmoe.fields import Checked, Config, kinds, unknown_field
@@ -28,7 +29,15 @@ OF_EXPERTS = {
     "shared_init": "shared_init",
     "implementation": "implementation",
 }
-"""Fields of routers and of experts, by their older name, that older versions wrote beside them."""
+OF_EXCHANGE = {
+    "transfer_dtype": "dtype",
+    "ragged_buffer_factor": "buffer_factor",
+    "hot_experts": "hot_experts",
+    "transfer_chunks": "chunks",
+    "ragged_all_to_all": "ragged",
+}
+"""Fields of routers, of experts and of the exchange, the latter two by their older name, that older
+versions wrote beside them."""
 GELUS = {"tanh": "gelu_tanh", "erf": "gelu", "quick": "quick_gelu"}
 """Activations by the names that older versions wrote."""
 _PACKAGE = Path(__file__).parents[1]
@@ -144,20 +153,27 @@ def _moved(fields: Any) -> Any:
         fields["activation"] = GELUS.get(str(older), older)
     if "num_experts" in fields:
         moved = {name: fields.pop(name) for name in OF_ROUTERS if name in fields}
-        _give(fields.setdefault("router", {"kind": TokenChoice.kind}), kinds(AnyRouter), moved)
+        router = fields.setdefault("router", {"kind": TokenChoice.kind})
+        _give(router, _of_kind(kinds(AnyRouter), router), moved)
         experts = fields.setdefault("experts", {"kind": MlpExpert.kind})
         each = experts.get("each") if isinstance(experts, dict) else None
         moved = {own: fields.pop(name) for name, own in OF_EXPERTS.items() if name in fields}
         for expert in each if isinstance(each, list) else [experts]:
-            _give(expert, kinds(ExpertConfig), moved)
+            _give(expert, _of_kind(kinds(ExpertConfig), expert), moved)
+        moved = {own: fields.pop(name) for name, own in OF_EXCHANGE.items() if name in fields}
+        _give(fields.setdefault("exchange", {}), Exchange, moved)
     return fields
 
 
-def _give(owner: Any, known: Mapping[str, type], moved: dict[str, Any]) -> None:
-    """Gives settings to their owner, as far as its kind has them; nothing is checked yet."""
+def _of_kind(known: Mapping[str, type], owner: Any) -> type | None:
+    """The class of the ``kind`` of a stored router or expert; None if there is none."""
+    return known.get(str(owner.get("kind"))) if isinstance(owner, dict) else None
+
+
+def _give(owner: Any, kind: type | None, moved: dict[str, Any]) -> None:
+    """Gives settings to their owner, as far as its class has them; nothing is checked yet."""
     if not isinstance(owner, dict):
         return
-    kind = known.get(str(owner.get("kind")))
     own = {field.name for field in dataclasses.fields(kind)} if kind else {}
     if twice := ", ".join(sorted(moved.keys() & owner.keys())):
         raise UsageError(f"{twice} of model.moe: given in it and beside it, keep one of them")

@@ -33,6 +33,50 @@ Resampling = Literal["bilinear", "bicubic", "bicubic_antialias"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Exchange(Checked):
+    """How the rows of tokens, or slots, travel to their experts and back.
+
+    Its data type acts on any number of devices, all else only where experts are on several.
+    """
+
+    section = "model.moe.exchange"
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the rows sent to the experts and back."""
+    buffer_factor: Positive | None = None
+    """In training, how many rows a device sends at most to each of the devices that share the
+    experts, itself included: this many times the even share of its choices. Only for experts that
+    send rows, as without a capacity. What is over is dropped, those with the smallest weights
+    first, and counted. If None, all rows fit. With ``ragged`` it bounds all rows that a device
+    receives, as MaxText's ``ragged_buffer_factor``: as many times their even share."""
+    hot_experts: Annotated[int, at_least(0)] = 0
+    """How many experts every device computes for its own tokens: those that the batch chooses most
+    often, whose parameters are sent to it instead of its rows to them (the shadowing of FasterMoE,
+    PPoPP 2022). Only for experts that send rows; it changes nothing on one device."""
+    chunks: Count = 1
+    """In how many parts the rows or the slots of MLPs are sent to their experts and back, so that
+    one part can travel while another is computed. It changes nothing on one device."""
+    ragged: bool = False
+    """Send each device its rows alone, into one buffer for the rows of all senders, by
+    ``jax.lax.ragged_all_to_all``. Only for experts that send rows, on GPUs and TPUs; it changes
+    nothing on one device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_once = "all rows are sent at once, leave one of them out"
+        self.require(not self.ragged or self.chunks == 1, at_once, "ragged", "chunks")
+
+    @property
+    def at_once(self) -> "Exchange":
+        """The exchange of few rows: all at once, in buffers that hold them."""
+        return Exchange(self.dtype)
+
+    def in_evaluation(self) -> "Exchange":
+        """The exchange in evaluation, where all rows fit."""
+        return dataclasses.replace(self, buffer_factor=None)
+
+
+@dataclasses.dataclass(frozen=True)
 class MoEConfig(Checked):
     """One MoE layer: its experts, its gate and its router."""
 
@@ -54,25 +98,8 @@ class MoEConfig(Checked):
     routed_scale: Positive = 1.0
     """Factor of the combine weights, so that routed outputs are as large as those of shared experts
     (the ``route_scale`` of DeepSeek-V3's code, arXiv 2412.19437)."""
-    transfer_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the rows sent to the experts and back."""
-    ragged_buffer_factor: Positive | None = None
-    """In training, how many rows a device sends at most to each of the devices that share the
-    experts, itself included: this many times the even share of its choices. Only for experts that
-    send rows, as without a capacity. What is over is dropped, those with the smallest weights
-    first, and counted. If None, all rows fit. With ``ragged_all_to_all`` it bounds all rows that a
-    device receives, as MaxText's factor of this name: as many times their even share."""
-    hot_experts: Annotated[int, at_least(0)] = 0
-    """How many experts every device computes for its own tokens: those that the batch chooses most
-    often, whose parameters are sent to it instead of its rows to them (the shadowing of FasterMoE,
-    PPoPP 2022). Only for experts that send rows; it changes nothing on one device."""
-    transfer_chunks: Count = 1
-    """In how many parts the rows or the slots of MLPs are sent to their experts and back, so that
-    one part can travel while another is computed. It changes nothing on one device."""
-    ragged_all_to_all: bool = False
-    """Send each device its rows alone, into one buffer for the rows of all senders, by
-    ``jax.lax.ragged_all_to_all``. Only for experts that send rows, on GPUs and TPUs; it changes
-    nothing on one device."""
+    exchange: Exchange = Exchange()
+    """How rows or slots travel to the experts and back."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,17 +109,14 @@ class MoEConfig(Checked):
             require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
         needs = f"this router needs at least {k} experts"
         require(k <= self.num_experts, needs, "num_experts", "router.kind")
-        drops = self.ragged_buffer_factor is None or router.can_drop
+        drops = self.exchange.buffer_factor is None or router.can_drop
         never = "no choice of this router may be dropped, leave it out"
-        require(drops, never, "ragged_buffer_factor", "router.kind")
+        require(drops, never, "exchange.buffer_factor", "router.kind")
         most = f"use at most {self.num_experts}"
-        require(self.hot_experts <= self.num_experts, most, "hot_experts")
-        stacked = self.transfer_chunks == 1 or isinstance(experts, AnyMlpExpert)
+        require(self.exchange.hot_experts <= self.num_experts, most, "exchange.hot_experts")
+        stacked = self.exchange.chunks == 1 or isinstance(experts, AnyMlpExpert)
         alone = "only MLPs of one kind can be sent in parts, leave it out"
-        require(stacked, alone, "transfer_chunks", "experts.kind")
-        at_once = "all rows are sent at once, leave one of them out"
-        whole = not self.ragged_all_to_all or self.transfer_chunks == 1
-        require(whole, at_once, "ragged_all_to_all", "transfer_chunks")
+        require(stacked, alone, "exchange.chunks", "experts.kind")
         by_slots = experts.implementation in ("auto", "batched")
         fills = "a soft router fills every slot, use batched"
         require(not per_slot or by_slots, fills, "experts.implementation")

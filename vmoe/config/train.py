@@ -104,8 +104,9 @@ class TrainConfig(Checked):
             "implementation than batched, send rows; leave it out"
         )
         for moe in self.model.moe_blocks.values():
-            for name in ("ragged_buffer_factor", "hot_experts", "ragged_all_to_all"):
-                moe.require(moe.sends_rows or not getattr(moe, name), slots, name)
+            for name in ("buffer_factor", "hot_experts", "ragged"):
+                given = getattr(moe.exchange, name)
+                moe.require(moe.sends_rows or not given, slots, f"exchange.{name}")
         for name in ("shift", "cutout"):
             fits = getattr(self.data, name) < self.model.image_size
             self.require(fits, "use less than the image size", f"data.{name}", "model.image_size")

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
-from vmoe.config import AnyRouter, MoEConfig, TokenChoice
+from vmoe.config import AnyRouter, Exchange, MoEConfig, TokenChoice
 from vmoe.config.experts import Activation, Implementation, sends_rows
 from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
-from vmoe.nn.experts.rows import WHOLE, RowExperts, Sending, in_chunks
+from vmoe.nn.experts.rows import RowExperts, in_chunks, in_transit
 from vmoe.nn.experts.shared import on_tokens_alone, shared_outputs
 from vmoe.nn.gates import GATES
 from vmoe.nn.gates.interface import about_tokens, inputs_of_gate, inputs_of_router, logits_of
@@ -66,11 +66,7 @@ class MoE(nnx.Module):
         shared: Experts | nnx.Module | None = None,
         shared_gate: nnx.Module | None = None,
         routed_scale: float = 1.0,
-        transfer_dtype: Literal["float32", "bfloat16"] = "float32",
-        ragged_buffer_factor: float | None = None,
-        hot_experts: int = 0,
-        transfer_chunks: int = 1,
-        ragged_all_to_all: bool = False,
+        exchange: Exchange | None = None,
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -94,16 +90,12 @@ class MoE(nnx.Module):
             shared_gate: maps tokens f[b n d] to logits f[b n 1], whose sigmoid multiplies the
                 outputs of the shared experts; None for no such gate.
             routed_scale: see ``MoEConfig``.
-            transfer_dtype: see ``MoEConfig``.
-            ragged_buffer_factor: see ``MoEConfig``.
-            hot_experts: see ``MoEConfig``.
-            transfer_chunks: see ``MoEConfig``.
-            ragged_all_to_all: see ``MoEConfig``.
+            exchange: how rows or slots travel to the experts and back; None as in ``Exchange()``.
             placement: the devices over which groups and experts are split.
 
         Raises:
             UsageError: an expert is not a module, the router does not fit the experts or the gate,
-                or an option of what is sent does not fit these or the placement.
+                or the exchange does not fit these or the placement.
         """
         self.experts = experts_of(experts, _modules(gate, shared, shared_gate))
         self.gate = gate
@@ -112,9 +104,7 @@ class MoE(nnx.Module):
         self.shared_gate = shared_gate
         self.router = router or TokenChoice()
         self.group, self.placement = group, placement
-        self.routed_scale, self.transfer_dtype = routed_scale, transfer_dtype
-        self.ragged_buffer_factor, self.hot_experts = ragged_buffer_factor, hot_experts
-        self.transfer_chunks, self.ragged_all_to_all = transfer_chunks, ragged_all_to_all
+        self.routed_scale, self.exchange = routed_scale, exchange or Exchange()
         self._check_parts()
         state = self.router.initial_state(self.experts.num_experts)
         variables = {name: RouterState(x) for name, x in state.items()}
@@ -131,14 +121,12 @@ class MoE(nnx.Module):
             self.experts.num_experts,
             router=router,
             routed_scale=self.routed_scale,
-            transfer_dtype=self.transfer_dtype,
-            **Sending.of(self)._asdict(),
+            exchange=self.exchange,
         )
-        stacked = isinstance(self.experts, StackedMlps) or self.transfer_chunks == 1
-        require(
-            stacked, "only stacked MLPs can be sent in parts", transfer_chunks=self.transfer_chunks
-        )
-        self.placement.check_levels(self.ragged_all_to_all)
+        chunks = self.exchange.chunks
+        stacked = isinstance(self.experts, StackedMlps) or chunks == 1
+        require(stacked, "only stacked MLPs can be sent in parts", **{"exchange.chunks": chunks})
+        self.placement.check_levels(self.exchange)
         if gate is not None and not callable(gate):
             raise UsageError("give a module that makes logits", gate=type(gate).__name__)
         reads = f"a {kind} router reads logits: give a gate"
@@ -195,8 +183,7 @@ class MoE(nnx.Module):
             shared=shared,
             shared_gate=shared_gate,
             routed_scale=config.routed_scale,
-            transfer_dtype=config.transfer_dtype,
-            **Sending.of(config)._asdict(),
+            exchange=config.exchange,
             placement=placement,
         )
 
@@ -258,17 +245,15 @@ class MoE(nnx.Module):
         )
         routing, real, kept, dtype = record.routing, record.valid, groups, tokens.dtype
         rows, inputs = jax.tree.map(groups.split, (images, inputs))
-        sending = Sending.of(self)
-        if key is None:  # in evaluation all rows fit
-            sending = sending._replace(ragged_buffer_factor=None)
+        exchange = self.exchange if key is not None else self.exchange.in_evaluation()
         if class_token_only and groups.parts == 1 and not self.experts.asks and not inputs:
             rows, routing = keep_class_tokens(rows, routing, groups.n)
             kept, real = groups._replace(n=1), real[:, :: groups.s // rows.shape[1]]
-            sending = WHOLE  # they are few
+            exchange = exchange.at_once
         outputs, routing = self._through_experts(
-            rows, inputs, routing, real, groups, dtype, experts_key, sending, *args, **kwargs
+            rows, inputs, routing, real, groups, dtype, experts_key, exchange, *args, **kwargs
         )
-        if sending.ragged_buffer_factor is not None and isinstance(record.routing, Routing):
+        if exchange.buffer_factor is not None and isinstance(record.routing, Routing):
             assert isinstance(routing, Routing)
             weights = jnp.where(routing.kept, record.routing.weights, 0)
             record = record._replace(routing=routing._replace(weights=weights))
@@ -421,7 +406,7 @@ class MoE(nnx.Module):
         groups: Groups,
         dtype: jax.typing.DTypeLike,
         key: MaybeKey,
-        sending: Sending = WHOLE,
+        exchange: Exchange,
         /,
         *args: Any,
         **kwargs: Any,
@@ -430,17 +415,16 @@ class MoE(nnx.Module):
 
         Args:
             inputs: what the experts take besides, (g, s, ...), by name.
-            sending: to several devices.
 
         Returns:
             the outputs (g, s, x), and the routing without what found no place in a buffer.
         """
         routing = scaled(routing, self.routed_scale)
-        if by_rows := self._by_rows(routing, dtype):
+        if by_rows := self._by_rows(routing, exchange, dtype):
             assert isinstance(routing, Routing)  # soft routing fills slots
             by_rows.experts.check_inputs(rows, args, kwargs | dict(inputs))
-            return by_rows(rows, routing, key, self.router.k, sending)
-        rows = self._transfer(rows)
+            return by_rows(rows, routing, key, self.router.k)
+        rows = in_transit(rows, exchange)
         if isinstance(routing, SoftRouting) or isinstance(self.experts, StackedMlps):
             filled, tokens = routing, dispatch(rows, routing, mixture_dtype=dtype)
         else:
@@ -453,21 +437,21 @@ class MoE(nnx.Module):
             tokens, inputs = jax.tree.map(self.placement.to_experts, (tokens, inputs))
             slots = Slots(groups.n, groups.s, inputs)
             outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
-            return self.placement.from_experts(self._transfer(outputs))
+            return self.placement.from_experts(in_transit(outputs, exchange))
 
-        chunks = sending.transfer_chunks if self.placement.expert > 1 else 1
+        chunks = exchange.chunks if self.placement.expert > 1 else 1
         outputs = in_chunks(compute, chunks, key, tokens, inputs)
         return combine(outputs, routing), routing
 
     def _by_rows(
-        self, routing: Routing | SoftRouting, dtype: jax.typing.DTypeLike
+        self, routing: Routing | SoftRouting, exchange: Exchange, dtype: jax.typing.DTypeLike
     ) -> RowExperts | None:
         """How the experts compute rows; None if they compute slots."""
         implementation = self.implementation_for(routing)
         if implementation == "batched":
             return None
         assert isinstance(self.experts, StackedMlps)  # others compute slots
-        return RowExperts(self.experts, implementation, self.placement, self._transfer, dtype)
+        return RowExperts(self.experts, implementation, self.placement, exchange, dtype)
 
     def _with_shared(
         self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey
@@ -479,10 +463,6 @@ class MoE(nnx.Module):
         return outputs + shared_outputs(
             self.shared, self.shared_gate, tokens, shared_key, outputs.shape[-1]
         ).astype(outputs.dtype)
-
-    def _transfer(self, rows: jax.Array) -> jax.Array:
-        """Casts rows to the dtype of transfers to the experts and back."""
-        return rows.astype(jnp.bfloat16) if self.transfer_dtype == "bfloat16" else rows
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2), inline=True)

@@ -115,7 +115,7 @@ def assumptions(plan: Plan) -> list[str]:
     network = chip.network_bandwidth
     between = "" if network is None else f", {network / 1e9:.4g} GB/s between domains"
     float32 = "" if model.dtype == "bfloat16" else ", and this model's float32 is slower"
-    dtypes = {moe.transfer_dtype for moe in model.moe_blocks.values()}
+    dtypes = {moe.exchange.dtype for moe in model.moe_blocks.values()}
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
     ema = "; the moving average counts as optimizer" if plan.config.ema_decay else ""
     fsdp = any(each.fsdp for each in plan.feasible + plan.infeasible)

@@ -310,8 +310,8 @@ def _regrouped(moe: MoEConfig, groups: Sequence[Sequence[int]], k: int | None) -
     changes: dict[str, Any] = {} if k is None else dict(k=k)
     if router.shares:
         changes["shares"] = tuple(sum(router.shares[i] for i in group) for group in groups)
-    hot = min(moe.hot_experts, len(groups))
-    return replace(moe, num_experts=len(groups), router=changes, hot_experts=hot)
+    hot = min(moe.exchange.hot_experts, len(groups))
+    return replace(moe, num_experts=len(groups), router=changes, exchange=dict(hot_experts=hot))
 
 
 def _means(

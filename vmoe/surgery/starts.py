@@ -101,8 +101,8 @@ class UpcyclingStart(Checked):
             )
         if moe.shared_experts:
             reasons.append("a shared expert is added, whose parameters are new")
-        if moe.transfer_dtype == "bfloat16" and dense.dtype != "bfloat16":
-            reasons.append("rows are rounded to bfloat16 (transfer_dtype)")
+        if moe.exchange.dtype == "bfloat16" and dense.dtype != "bfloat16":
+            reasons.append("rows are rounded to bfloat16 (exchange.dtype)")
         return reasons
 
 

@@ -127,7 +127,7 @@ def check_installed() -> None:
 
 def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     """The model in float32, with ``MatmulMoE`` as its MoE layers."""
-    config = config.with_layers(lambda moe: replace(moe, transfer_dtype="float32"))
+    config = config.with_layers(lambda moe: replace(moe, exchange=dict(dtype="float32")))
     config = replace(config, dtype="float32")
     model = models.with_params(config, jax.device_put(params))
     for block, moe in config.moe_blocks.items():
@@ -176,7 +176,9 @@ class MatmulMoE(MoE):
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
         groups, valid = Groups(*tokens.shape[:2]), valid[:, : tokens.shape[1]]
-        outputs, _ = self._through_experts(tokens, {}, routing, valid, groups, tokens.dtype, None)
+        outputs, _ = self._through_experts(
+            tokens, {}, routing, valid, groups, tokens.dtype, None, self.exchange
+        )
         return self._with_shared(outputs, own, None), record
 
     def route(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Routing
 from vmoe.config.experts import Implementation
+from vmoe.config.model import Exchange
 from vmoe.nn import keys
 from vmoe.nn.experts.mlps import StackedMlps
 from vmoe.nn.keys import MaybeKey
@@ -30,24 +31,6 @@ from vmoe.routing.rows import block_size, sort_rows
 from vmoe.sharding import ALL, EXPERT, Placement
 
 
-class Sending(NamedTuple):
-    """How rows or slots are sent to experts on other devices; see ``MoEConfig``."""
-
-    ragged_buffer_factor: float | None = None
-    hot_experts: int = 0
-    transfer_chunks: int = 1
-    ragged_all_to_all: bool = False
-
-    @classmethod
-    def of(cls, layer: Any) -> "Sending":
-        """That of a layer or of its config, which have attributes of these names."""
-        return cls(*(getattr(layer, name) for name in cls._fields))
-
-
-WHOLE = Sending()
-"""All rows or slots at once."""
-
-
 class RowExperts(NamedTuple):
     """How the experts of a layer compute rows.
 
@@ -55,14 +38,14 @@ class RowExperts(NamedTuple):
         experts: all of them, or those of a device.
         implementation: "blocked" or "ragged".
         placement: the devices of groups and experts.
-        transfer: casts rows on their way to the experts and back.
+        exchange: how rows travel.
         dtype: of the computation.
     """
 
     experts: StackedMlps
     implementation: Implementation
     placement: Placement
-    transfer: Callable[[Array], Array]
+    exchange: Exchange
     dtype: jax.typing.DTypeLike
 
     def __call__(
@@ -71,7 +54,6 @@ class RowExperts(NamedTuple):
         routing: Routing,
         key: MaybeKey,
         k: int,
-        sending: Sending,
     ) -> tuple[Float[Array, "g s d"], Routing]:
         """The outputs for all tokens, and the routing without what found no place in a buffer.
 
@@ -88,18 +70,18 @@ class RowExperts(NamedTuple):
             own = self._replace(experts=nnx.merge(graph, state))
             if placement.expert == 1:  # all experts are here
                 return own._of_device(rows, routing, key), routing
-            if not sending.hot_experts:
-                outputs, fits = own._exchanged(rows, routing, key, k, sending)
+            if not self.exchange.hot_experts:
+                outputs, fits = own._exchanged(rows, routing, key, k)
             else:
-                numbers = hottest(routing, sending.hot_experts, ALL)
+                numbers = hottest(routing, self.exchange.hot_experts, ALL)
                 some, others = split_off(routing, numbers)
                 copied = jax.tree.map(lambda x: copies(x, numbers, EXPERT), state)
                 hot_key, key = keys.split(key, 2)
-                outputs, fits = own._exchanged(rows, others, key, k, sending)
+                outputs, fits = own._exchanged(rows, others, key, k)
                 of_hot = self._replace(experts=nnx.merge(graph, copied))
                 outputs += of_hot._of_device(rows, some, hot_key)
                 fits |= some.kept
-            if sending.ragged_buffer_factor is not None:
+            if self.exchange.buffer_factor is not None:
                 routing = without_overflow(routing, fits)
             return outputs, routing
 
@@ -111,21 +93,20 @@ class RowExperts(NamedTuple):
         routing: Routing,
         key: MaybeKey,
         k: int,
-        sending: Sending,
     ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s k"]]:
         """The outputs of the experts of all devices for a device's tokens, and what was sent."""
         receivers, all_to_all = self.placement.expert, self.placement.all_to_all
-        c = buffer_rows(routing, receivers, k, sending.ragged_buffer_factor)
+        c = buffer_rows(routing, receivers, k, self.exchange.buffer_factor)
         e = routing.choices.shape[1] // receivers
-        one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
-        expected = routing.slots.size // sending.transfer_chunks
+        one_group = in_transit(rows, self.exchange).reshape(1, -1, rows.shape[-1])  # 1 gs d
+        expected = routing.slots.size // self.exchange.chunks
 
         def compute(key: MaybeKey, tokens: Array, numbers: Array) -> Array:
             outputs = self._of_device(tokens, received(numbers, e), key, expected)
-            return self.transfer(outputs.astype(self.dtype))
+            return in_transit(outputs.astype(self.dtype), self.exchange)
 
-        if sending.ragged_all_to_all:
-            if sending.ragged_buffer_factor is not None:
+        if self.exchange.ragged:
+            if self.exchange.buffer_factor is not None:
                 routing = within(routing, receivers, receivers * c, EXPERT)
             plan, transport = without_gaps(routing, receivers * c, EXPERT)
             tokens = transport.there(dispatch(one_group, plan)[0, 0])
@@ -138,7 +119,7 @@ class RowExperts(NamedTuple):
 
         plan, numbers = exchange(routing, receivers, c)
         sent = dispatch(one_group, plan), numbers[None]
-        outputs = in_chunks(there_and_back, sending.transfer_chunks, key, *sent)
+        outputs = in_chunks(there_and_back, self.exchange.chunks, key, *sent)
         fits = plan.kept.reshape(routing.slots.shape)
         return combine(outputs, plan).reshape(rows.shape), fits
 
@@ -156,10 +137,15 @@ class RowExperts(NamedTuple):
         """
         block = block_size(routing, self.implementation, self.placement.platform, choices)
         routing, sizes = sort_rows(routing, block=block)
-        one_group = self.transfer(rows).reshape(1, -1, rows.shape[-1])  # 1 gs d
+        one_group = in_transit(rows, self.exchange).reshape(1, -1, rows.shape[-1])  # 1 gs d
         sorted_rows = dispatch(one_group, routing)[0, 0].astype(self.dtype)  # r d
         outputs = self.experts.on_rows(self.implementation, block, sorted_rows, sizes, key)
-        return combine(self.transfer(outputs)[None, None], routing).reshape(rows.shape)
+        return combine(in_transit(outputs, self.exchange)[None, None], routing).reshape(rows.shape)
+
+
+def in_transit(rows: Float[Array, "*rows d"], exchange: Exchange) -> Float[Array, "*rows d"]:
+    """Rows in the data type in which they travel."""
+    return rows.astype(jnp.bfloat16) if exchange.dtype == "bfloat16" else rows
 
 
 def in_chunks(
