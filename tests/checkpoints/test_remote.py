@@ -17,7 +17,6 @@ import pytest
 from fsspec.registry import _registry
 
 from tests.command import TINY
-from tests.onnx_files import dinov2
 from tests.random_models import stored_of
 from tests.server import Folder, serving
 from vmoe import config as configs
@@ -130,18 +129,6 @@ def test_a_model_in_memory_is_downloaded_once_and_equals_the_files(
     assert_same(Path(url), folder / MODELS[folder])  # a Path has one slash less
     assert "downloading" not in capsys.readouterr().err
     assert read(url).origin.path == url
-
-
-def test_an_onnx_file_is_downloaded_with_the_settings_next_to_it(
-    memory: str, cache: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "dinov2"
-    shutil.copytree(WEIGHTS / "hf_dinov2", folder)
-    (folder / "model.onnx").write_bytes(dinov2(folder, size=16))
-    upload(folder, memory)
-    assert_same(f"{memory}/model.onnx", folder / "model.onnx")
-    kept = {Path(x).name for x in files_of(cache) if not x.endswith(".remote.json")}
-    assert kept == {"model.onnx", "config.json", "preprocessor_config.json"}
 
 
 def test_a_file_that_has_changed_is_downloaded_again_and_alone(

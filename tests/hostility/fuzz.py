@@ -41,7 +41,6 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.command import ROOT
-from tests.onnx_files import dinov2
 from vmoe.checkpoints import read, vmoe_format
 from vmoe.errors import VmoeError
 
@@ -89,7 +88,6 @@ def samples() -> list[Sample]:
         _sample("timm", weights / "timm_layer_scale", "."),
         _sample("hugging_face", weights / "hf_vit", "."),
         _sample("hugging_face, split", weights / "hf_vit_shards", "."),
-        _onnx(weights / "hf_dinov2"),
     ]
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
         stored = read(published / "sharded" / "ckpt")
@@ -100,12 +98,6 @@ def samples() -> list[Sample]:
             sealed = frozenset(path.name for path in target.iterdir()) - {vmoe_format.CONFIG}
             found.append(_sample(label, target, ".", sealed))
     return found
-
-
-def _onnx(folder: Path) -> Sample:
-    config = (folder / "config.json").read_bytes()
-    files = {"config.json": config, "model.onnx": dinov2(folder, size=12)}
-    return Sample("onnx", files, "model.onnx")
 
 
 def _sample(name: str, folder: Path, path: str, sealed: frozenset[str] = frozenset()) -> Sample:
@@ -137,8 +129,6 @@ def _operations_for(name: str) -> list[Operation]:
         return [*ANY, *[change_json] * 3 * len(ANY)]
     if name.endswith(".safetensors"):
         return [*ANY, *[change_safetensors] * len(ANY)]
-    if name.endswith(".onnx"):
-        return ANY
     if name.endswith(".npz"):
         return [*ANY, *ZIP * 3]
     return [*ANY, *[change_msgpack] * 2 * len(ANY)]

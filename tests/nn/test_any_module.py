@@ -904,7 +904,6 @@ def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -
     [
         (dict(router=TokenChoice(shares=(1.0, 2.0))), "num_experts=4: give one for each expert"),
         (dict(routed_scale=0.0), "routed_scale=0.0: use more than 0"),
-        (dict(exchange={"chunks": 2}), "exchange={'chunks': 2}: use an Exchange, not dict"),
         (
             dict(exchange=Exchange(buffer_factor=2.0), router=ExpertChoice()),
             "router.kind=expert_choice: no choice of this router may be dropped",

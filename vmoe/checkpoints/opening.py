@@ -8,7 +8,6 @@ from vmoe.checkpoints import (
     chunked,
     from_flax,
     from_hugging_face,
-    from_onnx,
     from_siglino,
     from_timm,
     remote,
@@ -25,7 +24,7 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 FORMATS = (
     "a run folder (it has config.json), or its checkpoints/STEP, checkpoints/best or "
     "checkpoints/last; or a folder with model.safetensors and config.json (of vmoe, timm or "
-    "Hugging Face); or a .npz file of a ViT; or an .onnx file of DINOv2; or the PREFIX of a "
+    "Hugging Face); or a .npz file of a ViT; or the PREFIX of a "
     "published checkpoint, PREFIX.index; or a URL of one, such as hf://OWNER/NAME; or a "
     "name that `vmoe models` lists"
 )
@@ -75,8 +74,6 @@ def open_weights(path: Path, *, use_ema: bool = True) -> Family | Run:
         return _open_run(path, use_ema)
     if path.suffix == ".npz" and path.is_file():
         return from_flax.vit_npz(path)
-    if path.suffix == ".onnx" and path.is_file():
-        return from_onnx.family(path)
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if chunked.exists(prefix):
         return from_flax.published(prefix)

