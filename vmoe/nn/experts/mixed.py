@@ -1,6 +1,5 @@
 """Experts of different kinds in one layer."""
 
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,9 +21,6 @@ from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.experts.structure import Outline, difference, outline, shapes_of
 from vmoe.nn.keys import MaybeKey, split
 from vmoe.trees import path_name
-
-BELOW = ("vmoe", "flax", "jaxtyping")
-"""Packages whose functions stand between the line of a user and a warning."""
 
 
 class MixedExperts(Experts):
@@ -150,19 +146,10 @@ def _warn_of_attributes(
         of_kind, other = seen.setdefault((name, shapes_of(modules[i])), (own, i))
         if other != i:
             what = path_name(difference(of_kind, own) or ()) or "their class"
-            _warn(
+            warnings.warn(
                 f"experts {other} and {i} are both {type(modules[i]).__name__} with variables of "
                 f"equal shapes, but differ in {what}: {len(kinds)} kinds are computed one after "
-                "another"
+                "another",
+                stacklevel=3,
             )
             return
-
-
-def _warn(message: str) -> None:
-    """Warns at the line that uses this package: a ``stacklevel`` counts wrappers of others too."""
-    frame = sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in BELOW:
-        frame = frame.f_back
-    shown = frame.f_globals.setdefault("__warningregistry__", {})  # once for each line, by default
-    place = frame.f_code.co_filename, frame.f_lineno
-    warnings.warn_explicit(message, UserWarning, *place, registry=shown)
