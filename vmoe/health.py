@@ -10,6 +10,15 @@ import numpy as np
 
 from vmoe.config import MoEConfig, ViTConfig, ZeroExpert
 from vmoe.errors import listed, one_of
+from vmoe.routing import (
+    AnyRouter,
+    BiasBalanced,
+    ReLU,
+    Sinkhorn,
+    Transport,
+    TransportExpertChoice,
+)
+from vmoe.routing.aux_losses import BALANCING
 from vmoe.routing.load import ExpertTotals
 
 MIN_LOAD = 0.01
@@ -25,6 +34,16 @@ MIN_ENTROPY = 0.01
 """Smallest mean entropy of the gates, as a fraction of ln e; below it, the router hardly learns."""
 MAX_CHANGED = 0.01
 """Largest fraction of the predictions that may depend on the other images of a batch."""
+
+BALANCED_BY: dict[type[AnyRouter], str] = {
+    BiasBalanced: "update rate of the bias",
+    ReLU: "factor of the L1 loss",
+    Sinkhorn: "number of Sinkhorn iterations",
+    Transport: "number of steps",
+}
+"""What balances the load in training, of routers that have more for it than auxiliary losses."""
+JOINT = Transport, TransportExpertChoice
+"""Routers with which tokens of a group depend on each other even if every choice gets a slot."""
 
 
 class Finding(NamedTuple):
@@ -77,7 +96,7 @@ def findings(
     ]
     if changed is not None and changed > MAX_CHANGED:
         routers = [moe.router for moe in layers.values()]
-        alone = not any(router.joint for router in routers)
+        alone = not any(isinstance(router, JOINT) for router in routers)
         slots = all(router.logits_per != "slot" for router in routers)
         ways = ["more capacity"] * (alone and slots)
         ways += ["dropless"] * (alone and all(router.can_drop for router in routers))
@@ -130,6 +149,17 @@ def _enough_choices(block: ExpertTotals) -> bool:
     return not block.choices.any() or block.choices.sum() * MIN_LOAD >= len(block.gates)
 
 
+def _balance(router: AnyRouter) -> str:
+    """Advice for a load that is not even."""
+    losses = [name for name in BALANCING if getattr(router.aux_loss, name)]
+    balanced_by = BALANCED_BY.get(type(router))
+    if losses and balanced_by is None:
+        balanced_by = f"weight of the {' and '.join(losses)} loss{'es' * (len(losses) > 1)}"
+    return (
+        f"train with a larger {balanced_by}" if balanced_by else "train with a lower learning rate"
+    )
+
+
 def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
@@ -137,9 +167,7 @@ def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -
         return
     router, e, chosen = moe.router, len(block.gates), bool(block.choices.any())
     load, of = block.load * e, "choices" if chosen else "gates"
-    balance = f"train with a larger {router.balanced_by}"
-    if router.balanced_by is None:
-        balance = "train with a lower learning rate"
+    balance = _balance(router)
     learn = np.array([expert.learns for expert in moe.each_expert])  # others cannot be dead
     if (
         router.learned

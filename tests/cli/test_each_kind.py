@@ -90,9 +90,7 @@ OF_EACH_FORM = {*WITH_PLOTS, "experts"}
 """The removal and pruning of experts and attacks depend on these forms, a router's state and the
 experts; the last of them has both. Pruning also changes the state of ``bias_balanced``."""
 
-NEITHER = "block 0: router {} has no k and no priority to choose"
-NO_PRIORITY = "block 0: router {} has no priority to choose"
-NOT_LIMITABLE = "only if no choice depends on them"
+NOT_COMPARABLE = "router.kind={} with router.overflow=drop and router.shares=(): slots"
 NO_GATE = "block 0 has router {}, which has no gate: its experts cannot be pruned, added or merged"
 SLOTS = "block 0 has router soft, whose slots are trained together: its experts cannot be pruned"
 LISTS = "block 0 has experts list, which are of different kinds: they cannot be pruned, added,"
@@ -101,17 +99,13 @@ FREE = ("expert_race", "relu", "top_p")
 BY_EXPERT = ("expert_choice", "transport_expert_choice")
 REFUSED = {
     "capacity": {
-        **dict.fromkeys(("switch", "gshard", "soft", *BY_EXPERT, *FREE), NEITHER),
-        **dict.fromkeys(("sinkhorn", "random", "hash"), NO_PRIORITY),
-        "transport": NOT_LIMITABLE,
+        **dict.fromkeys(("switch", "gshard", "soft", *BY_EXPERT, *FREE), NOT_COMPARABLE),
+        **dict.fromkeys(("sinkhorn", "random", "hash", "transport"), NOT_COMPARABLE),
     },
     "mates": {
         **dict.fromkeys(BY_EXPERT, "router {} drops no choice that others take: no mate can"),
         "soft": "router {} routes each image alone: no mate can attack",
-        **dict.fromkeys(
-            ("switch", "gshard", "sinkhorn", *FREE), "router {} has no priority, which this attack"
-        ),
-        "transport": NOT_LIMITABLE,
+        **dict.fromkeys(("switch", "gshard", "sinkhorn", "transport", *FREE), NOT_COMPARABLE),
         **dict.fromkeys(("random", "hash"), "router {} reads no pixels: no mate can attack"),
     },
     "prune": {

@@ -138,11 +138,13 @@ def test_every_router_works_in_a_command(text: str, printed: str | list[str], ru
     [
         (
             "capacity --checkpoint {run} --budget 0.9x",
-            "{run}: block 0: router switch has no k and no priority to choose",
+            "{run}: block 0: router.kind=switch with router.overflow=drop and router.shares=(): "
+            "slots, priorities and k are compared for token_choice and bias_balanced",
         ),
         (
             "mates --checkpoint {run}",
-            "{run}: router switch has no priority, which this attack compares",
+            "{run}: router.kind=switch with router.overflow=drop and router.shares=(): "
+            "slots, priorities and k are compared for token_choice and bias_balanced",
         ),
         (
             "convert {run} {out} --format published",

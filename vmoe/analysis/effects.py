@@ -16,6 +16,7 @@ from vmoe import models, passes
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
+from vmoe.config.routing_file import is_comparable
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -117,7 +118,7 @@ def with_random_routers(
 def can_be_limited(config: ViTConfig) -> bool:
     """Whether a model has slots and a priority to change: every router has both."""
     routers = [moe.router for moe in config.moe_blocks.values()]
-    return all(router.limitable and router.has("priority") for router in routers)
+    return all(is_comparable(router) for router in routers)
 
 
 def at_capacities(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from vmoe.axes import Decision, Route, RouterInputs, Routing
+from vmoe.config.routing_file import check_comparable
 from vmoe.routing import token_choice
 from vmoe.routing.priority import PRIORITIES
 from vmoe.routing.router import AnyRouter
@@ -93,12 +94,12 @@ def limited(
         k: experts per token; the layer's k if None.
 
     Raises:
-        UsageError: the returned function is called for a router that is not ``limitable``.
+        UsageError: the returned function is called for a router that ``check_comparable`` refuses.
     """
 
     def decide(inputs: RouterInputs, router: AnyRouter, c: int) -> Decision:
         _, s, e = inputs.logits.shape[:3]
-        router.check_limitable()
+        check_comparable(router)
         decision = router(inputs, s)  # a slot for every choice
         gates, routing = decision.gates, decision.routing
         assert isinstance(routing, Routing)

@@ -16,6 +16,7 @@ from vmoe import zoo
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import MlpExpert, MoEConfig, ViTConfig
 from vmoe.errors import listed
+from vmoe.health import JOINT
 from vmoe.nn.patches import num_tokens
 
 NAMED = 5  # classes in the card
@@ -190,4 +191,4 @@ def _compete(moe: MoEConfig, tokens: int) -> int:
     images, router = moe.router.images_per_group, moe.router.in_evaluation()
     limited = router.shares and not router.dropless  # some experts have fewer slots
     limited = limited or moe.slots(images * tokens) < images * tokens
-    return images if images > 1 and (limited or router.joint) else 0
+    return images if images > 1 and (limited or isinstance(router, JOINT)) else 0

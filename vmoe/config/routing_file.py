@@ -9,18 +9,29 @@ from typing import Annotated, Literal
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.errors import require
 from vmoe.fields import Checked, Positive, at_least, replace
+from vmoe.routing import AnyRouter, BiasBalanced, TokenChoice
 from vmoe.routing.priority import Priority
-from vmoe.routing.router import AnyRouter
 
 Unit = Literal["flops", "time"]
 """What a budget counts."""
 
 
-def check_router(router: AnyRouter) -> None:
-    """Raises a UsageError unless a router has a k and a priority that can be compared."""
-    missing = [name for name in ("k", "priority") if not router.has(name)]
-    require(not missing, f"router {router.kind} has no {' and no '.join(missing)} to choose")
-    router.check_limitable()
+COMPARABLE = TokenChoice, BiasBalanced
+"""Routers with a k and a priority, with which tokens choose the same experts for any of these and
+any number of slots: others can be tried on the choices that were made."""
+
+
+def is_comparable(router: AnyRouter) -> bool:
+    """Whether numbers of slots, priorities and k can be compared without a model for each."""
+    return type(router) in COMPARABLE and router.overflow == "drop" and not router.shares
+
+
+def check_comparable(router: AnyRouter) -> None:
+    """Raises a UsageError unless a router ``is_comparable``."""
+    kinds = " and ".join(each.kind for each in COMPARABLE)
+    problem = f"slots, priorities and k are compared for {kinds} with overflow drop and no shares"
+    values = {f"router.{name}": getattr(router, name) for name in ("kind", "overflow", "shares")}
+    require(is_comparable(router), problem, **values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +49,7 @@ class LayerSetting(Checked):
 
     def apply(self, moe: MoEConfig) -> MoEConfig:
         """The layer's config with this setting instead of its capacity or dropless."""
-        check_router(moe.router)
+        check_comparable(moe.router)
         router = moe.router.with_slots(capacity_factor=self.capacity_factor)
         return replace(moe, router=replace(router, k=self.k, priority=self.priority))
 

@@ -45,16 +45,8 @@ class BiasBalanced(Router):
     does (arXiv 2412.19437); with k = 1 as in ``TokenChoice``."""
 
     @property
-    def balanced_by(self) -> str:
-        return "update rate of the bias"
-
-    @property
     def normalized(self) -> bool:
         return self.normalize_weights
-
-    @property
-    def weights_are_gates(self) -> bool:
-        return self.scores == "softmax"
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         """The decision's gates are the scores divided by their sum over the experts."""

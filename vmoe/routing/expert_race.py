@@ -40,8 +40,6 @@ class ExpertRace(TargetK):
     """Weight of a step of training in the mean that is the threshold in evaluation."""
     aux_loss: AuxLossWeights = AuxLossWeights(load=0.0)
 
-    limitable = False  # an expert takes its largest winners, of any rank
-
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         """The decision's gates are the scores divided by their sum over the experts."""
         assert inputs.state is not None

@@ -47,8 +47,6 @@ class ReLU(TargetK):
     factor: Annotated[float, more_than(1)] = 1.2
     """The coefficient is multiplied or divided by this after each step of training."""
 
-    balanced_by = "factor of the L1 loss"
-
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         """The decision's gates are the weights divided by their sum; uniform for no expert."""
         assert inputs.state is not None

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float, Shaped
 
 from vmoe.axes import Decision, RouterInputs, Routing
-from vmoe.errors import require
 from vmoe.fields import Checked, kinds, replace
 from vmoe.routing import aux_losses
-from vmoe.routing.aux_losses import BALANCING, NO_LOSSES, AuxLossWeights, Over
+from vmoe.routing.aux_losses import NO_LOSSES, AuxLossWeights, Over
 from vmoe.routing.capacity import Capacity
 from vmoe.routing.overflow import Overflow
 from vmoe.routing.priority import Priority
@@ -109,47 +108,14 @@ class AnyRouter(Checked):
         return False
 
     @property
-    def weights_are_gates(self) -> bool:
-        """Whether a token's combine weights are the gates of its experts, before normalization."""
-        return True
-
-    @property
     def aux_loss(self) -> AuxLossWeights:
         """The weights of our auxiliary losses; a loss of another name has weight 1."""
         return NO_LOSSES
 
     @property
-    def balanced_by(self) -> str | None:
-        """What balances the load in training, for advice to users; None if nothing does."""
-        losses = [name for name in BALANCING if getattr(self.aux_loss, name)]
-        if not losses:
-            return None
-        return f"weight of the {' and '.join(losses)} loss{'es' * (len(losses) > 1)}"
-
-    @property
     def can_drop(self) -> bool:
         """Whether tokens choose their experts, so that a choice can be dropped."""
         return self.has("dropless")
-
-    @property
-    def joint(self) -> bool:
-        """Whether tokens of a group depend on each other even if every choice gets a slot."""
-        return False
-
-    @property
-    def limitable(self) -> bool:
-        """Whether tokens choose the same experts whatever the number of slots and the priority.
-
-        Then other slots, priorities and k can be tried on the choices that were made, see
-        ``interventions.limited``.
-        """
-        return self.can_drop and self.overflow == "drop" and not self.shares
-
-    def check_limitable(self) -> None:
-        """Raises a UsageError unless this router is ``limitable``."""
-        values = {f"router.{name}": getattr(self, name) for name in ("kind", "overflow", "shares")}
-        problem = "slots and priorities can be compared only if no choice depends on them"
-        require(self.limitable, problem, **values)
 
     @property
     def learned(self) -> bool:

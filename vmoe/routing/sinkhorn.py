@@ -44,12 +44,6 @@ class Sinkhorn(Router):
     iterations: Count = 20
     """Iterations of Sinkhorn's algorithm in training."""
 
-    balanced_by = "number of Sinkhorn iterations"
-
-    @property
-    def weights_are_gates(self) -> bool:
-        return self.k > 1
-
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:
         logits = scores = inputs.noisy_logits
         if inputs.training:

@@ -14,8 +14,6 @@ class TargetK(Router):
     target_k: Annotated[int, at_least(1)] = 2
     """Mean number of experts per token that training aims at."""
 
-    weights_are_gates = False  # with as many choices as experts, a token can have fewer
-
     @property
     def k(self) -> int:
         return self.target_k

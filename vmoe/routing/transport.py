@@ -56,11 +56,6 @@ class Transport(Router):
     rate: Positive = 0.01
     """Learning rate of Adam."""
 
-    joint = True
-    limitable = False  # the plan depends on k, and the priority on the plan
-    weights_are_gates = False  # an expert of the k largest gates can have no entry
-    balanced_by = "number of steps"
-
     @property
     def normalized(self) -> bool:
         return self.weights == "plan"
@@ -97,7 +92,6 @@ class TransportExpertChoice(Capacity, AnyRouter):
     rate: Positive = 0.01
     """Learning rate of Adam."""
 
-    joint = True
     slots = expert_choice.ExpertChoice.slots
 
     def __call__(self, inputs: RouterInputs, c: int) -> Decision:

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from vmoe.config import LinearGate, MoEConfig, ViTConfig, replace
+from vmoe.config import LinearGate, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.experts import AnyMlpExpert
 from vmoe.errors import UsageError, require
 from vmoe.fields import Checked, Count, Positive, at_most, more_than
@@ -90,7 +90,7 @@ class UpcyclingStart(Checked):
                 f"with router {router.kind} the combine weights of a token do not sum to 1"
             )
         else:
-            of_all = router.k == moe.num_experts and router.weights_are_gates
+            of_all = isinstance(router, TokenChoice) and router.k == moe.num_experts
             if not router.normalized and not of_all:
                 reasons.append("the combine weights of a token are not normalized")
             if not _has_room(moe, router.k, num_tokens(dense)):

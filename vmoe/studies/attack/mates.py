@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from vmoe.analysis.statistics import standard_error
 from vmoe.config import RoutingOverrides, ViTConfig
+from vmoe.config.routing_file import check_comparable
 from vmoe.errors import require
 from vmoe.evaluate.metrics import check_finite
 from vmoe.nn.inputs import check_labels, has_label, is_label
@@ -87,9 +88,7 @@ def check_mates(model: ViT) -> None:
         require(router.logits_per != "slot", f"{where} routes each image alone: no mate can attack")
         require(router.can_drop, f"{where} drops no choice that others take: no mate can attack")
         require(router.learned, f"{where} reads no pixels: no mate can attack")
-        has_priority = router.has("priority")
-        require(has_priority, f"{where} has no priority, which this attack compares")
-        router.check_limitable()
+        check_comparable(router)
     sizes = sorted({layer.router.images_per_group for layer in layers})
     field = "model.moe.router.images_per_group"
     require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})

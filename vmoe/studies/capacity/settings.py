@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.routing_file import LayerSetting, check_router
+from vmoe.config.routing_file import LayerSetting, check_comparable
 from vmoe.errors import UsageError, naming
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import Router
@@ -29,7 +29,7 @@ def check_layers(config: ViTConfig) -> None:
         raise UsageError("no block of this model is sparse")
     for block, moe in config.moe_blocks.items():
         with naming(f"block {block}"):
-            check_router(moe.router)
+            check_comparable(moe.router)
 
 
 def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
