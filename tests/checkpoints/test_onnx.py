@@ -1,7 +1,6 @@
 """ONNX files give the logits and the decisions of the model, in ONNX Runtime.
 
-Tests that convert run where jax2onnx and onnxruntime are installed; ``scripts/bench/onnx.py``
-installs them in an environment of its own.
+Tests that convert run where jax2onnx and onnxruntime are installed (``onnx_file.INSTALL``).
 """
 
 import json
