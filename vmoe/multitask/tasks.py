@@ -46,7 +46,7 @@ class Task:
         labeled: np.ndarray,
         sample_weight: Float[np.ndarray, "b"] | None = None,
     ):
-        """Learns from the targets what the kind needs to know of them.
+        """
 
         Args:
             targets: all targets (b,).
@@ -56,6 +56,11 @@ class Task:
         Raises:
             ValueError: the targets are not of this kind, or all equal.
         """
+        self.name = name
+        self.learn(targets[labeled], None if sample_weight is None else sample_weight[labeled])
+
+    def learn(self, targets: np.ndarray, sample_weight: Float[np.ndarray, "b"] | None) -> None:
+        """Learns from targets, none of which is missing, what the kind needs to know of them."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -147,18 +152,13 @@ class Classification(Task):
 
     metric = "accuracy"
 
-    def __init__(
-        self,
-        name: str,
-        targets: np.ndarray,
-        labeled: np.ndarray,
-        sample_weight: Float[np.ndarray, "b"] | None = None,
-    ):
-        self.name, self.type = name, type_of(f"task {name!r}", targets)
-        self.classes = exact(np.unique(targets[labeled]))
+    def learn(self, targets: np.ndarray, sample_weight: Float[np.ndarray, "b"] | None) -> None:
+        self.type = type_of(f"task {self.name!r}", targets)
+        self.classes = exact(np.unique(targets))
         if len(self.classes) < 2:
             raise ValueError(
-                f"task {name!r}: all targets are {self.classes[0]}, 1 class: leave the task out"
+                f"task {self.name!r}: all targets are {self.classes[0]}, 1 class: leave the task "
+                "out"
             )
         self.size = 1 if len(self.classes) == 2 else len(self.classes)
 
@@ -242,31 +242,69 @@ class Classification(Task):
         return found
 
 
-class Regression(Task):
-    """Regression, with the squared error of standardized targets as the loss."""
+class Numbers(Task):
+    """Targets that are numbers, of which the mean is learned; one output.
 
-    metric = "r2"
+    Attributes:
+        mean: of the targets.
+        symbol: of the metric by default, which is undefined for equal targets.
+    """
 
-    def __init__(
-        self,
-        name: str,
-        targets: np.ndarray,
-        labeled: np.ndarray,
-        sample_weight: Float[np.ndarray, "b"] | None = None,
-    ):
-        values = target_numbers(name, targets)[labeled]
-        weights = None if sample_weight is None else sample_weight[labeled]
-        check_differ(name, values)
+    symbol: str
+
+    def learn(self, targets: np.ndarray, sample_weight: Float[np.ndarray, "b"] | None) -> None:
+        values = self.numbers(targets)
+        self._check_differ(values, "leave the task out")
         with np.errstate(over="ignore"):
-            self.name, self.mean = name, float(np.average(values, weights=weights))
-            variance = np.average((values - self.mean) ** 2, weights=weights)
-            self.std = float(np.sqrt(variance))
-        if not 0 < self.std < np.inf:
-            raise ValueError(f"task {name!r}: targets of standard deviation {self.std}: scale them")
+            self.mean = float(np.average(values, weights=sample_weight))
+
+    def numbers(self, targets: np.ndarray) -> Float[np.ndarray, "b"]:
+        """Targets as float64; NaN for missing ones."""
+        return as_numbers(f"task {self.name!r}", targets, 'use kind "classification"')
+
+    def scaled(self, values: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+        """Numbers as the loss has them."""
+        raise NotImplementedError
 
     def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
-        values = (target_numbers(self.name, targets) - self.mean) / self.std
-        return as_float32(self.name, np.where(labeled, values, 0))
+        values = np.where(labeled, self.scaled(self.numbers(targets)), 0)
+        with np.errstate(over="ignore"):
+            encoded = values.astype(np.float32)
+        if not np.isfinite(encoded).all():
+            raise ValueError(
+                f"task {self.name!r}: a target is too far from the learned mean for float32"
+            )
+        return encoded
+
+    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
+        values = self.numbers(targets)
+        if metric == self.metric:
+            remedy = f"{self.symbol} is undefined: score rows whose targets differ"
+            self._check_differ(values, remedy)
+        return values
+
+    def _check_differ(self, values: Float[np.ndarray, "b"], remedy: str) -> None:
+        if values.min() == values.max():
+            raise ValueError(f"task {self.name!r}: all targets are {values[0]:g}: {remedy}")
+
+
+class Regression(Numbers):
+    """Regression, with the squared error of standardized targets as the loss."""
+
+    metric, symbol = "r2", "R²"
+
+    def learn(self, targets: np.ndarray, sample_weight: Float[np.ndarray, "b"] | None) -> None:
+        super().learn(targets, sample_weight)
+        with np.errstate(over="ignore"):
+            squares = (self.numbers(targets) - self.mean) ** 2
+            self.std = float(np.sqrt(np.average(squares, weights=sample_weight)))
+        if not 0 < self.std < np.inf:
+            raise ValueError(
+                f"task {self.name!r}: targets of standard deviation {self.std}: scale them"
+            )
+
+    def scaled(self, values: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+        return (values - self.mean) / self.std
 
     @staticmethod
     def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
@@ -275,36 +313,26 @@ class Regression(Task):
     def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
         return self.mean + self.std * outputs[:, 0].astype(np.float64)
 
-    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
-        values = target_numbers(self.name, targets)
-        if metric == self.metric:
-            check_differ(self.name, values, "R² is undefined: score rows whose targets differ")
-        return values
 
-
-class Count(Task):
+class Count(Numbers):
     """Counts, with half the Poisson deviance, divided by the mean of the targets, as the loss.
 
     The mean of a row is the mean of the targets times the exponential of the output.
     """
 
-    metric = D2_POISSON
+    metric, symbol = D2_POISSON, "D²"
 
-    def __init__(
-        self,
-        name: str,
-        targets: np.ndarray,
-        labeled: np.ndarray,
-        sample_weight: Float[np.ndarray, "b"] | None = None,
-    ):
-        values = target_counts(name, targets)[labeled]
-        weights = None if sample_weight is None else sample_weight[labeled]
-        check_differ(name, values)
-        self.name, self.mean = name, float(np.average(values, weights=weights))
+    def numbers(self, targets: np.ndarray) -> Float[np.ndarray, "b"]:
+        values = super().numbers(targets)
+        wrong = values[~((values >= 0) & (values == np.round(values))) & ~np.isnan(values)]
+        if len(wrong):
+            raise ValueError(
+                f"task {self.name!r}: {wrong[0]:g} is no count: counts are integers from 0 on"
+            )
+        return values
 
-    def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
-        values = target_counts(self.name, targets)
-        return as_float32(self.name, np.where(labeled, values / self.mean, 0))
+    def scaled(self, values: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+        return values / self.mean
 
     @staticmethod
     def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
@@ -315,46 +343,9 @@ class Count(Task):
     def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
         return self.mean * np.exp(outputs[:, 0].astype(np.float64))
 
-    def truth(self, targets: np.ndarray, metric: str) -> np.ndarray:
-        values = target_counts(self.name, targets)
-        if metric == self.metric:
-            check_differ(self.name, values, "D² is undefined: score rows whose targets differ")
-        return values
-
 
 KINDS: dict[str, type[Task]] = {
     "classification": Classification,
     "regression": Regression,
     "count": Count,
 }
-
-
-def target_numbers(name: str, targets: np.ndarray) -> Float[np.ndarray, "b"]:
-    """Targets as float64; NaN for missing ones."""
-    return as_numbers(f"task {name!r}", targets, 'use kind "classification"')
-
-
-def target_counts(name: str, targets: np.ndarray) -> Float[np.ndarray, "b"]:
-    """Counts as float64; NaN for missing ones."""
-    values = target_numbers(name, targets)
-    wrong = values[~((values >= 0) & (values == np.round(values))) & ~np.isnan(values)]
-    if len(wrong):
-        raise ValueError(f"task {name!r}: {wrong[0]:g} is no count: counts are integers from 0 on")
-    return values
-
-
-def check_differ(
-    name: str, values: Float[np.ndarray, "b"], remedy: str = "leave the task out"
-) -> None:
-    """Raises ValueError if all targets are equal."""
-    if values.min() == values.max():
-        raise ValueError(f"task {name!r}: all targets are {values[0]:g}: {remedy}")
-
-
-def as_float32(name: str, values: Float[np.ndarray, "b"]) -> np.ndarray:
-    """Encoded targets."""
-    with np.errstate(over="ignore"):
-        encoded = values.astype(np.float32)
-    if not np.isfinite(encoded).all():
-        raise ValueError(f"task {name!r}: a target is too far from the learned mean for float32")
-    return encoded
