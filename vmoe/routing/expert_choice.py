@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.fields import NonNegative, at_least, at_most
 from vmoe.routing.capacity import Capacity
-from vmoe.routing.one_hot import one_hot_routing
 from vmoe.routing.queues import invert
 from vmoe.routing.router import AnyRouter, State
 from vmoe.routing.thresholds import next_threshold, no_threshold, threshold_sums
@@ -48,22 +47,14 @@ class ExpertChoice(Capacity, AnyRouter):
         noisy, valid, sums = inputs.noisy_logits, inputs.valid, None
         gates = gates_of(noisy)
         if inputs.state is not None and not inputs.training:
-            valid = valid[..., None] & self._taken(inputs)
+            valid = valid[..., None] & self.taken(inputs)
         routing = assign(gates, valid, c=c)
         if inputs.state is not None and inputs.training:
             smallest = jnp.where(routing.kept, jax.lax.stop_gradient(gates), jnp.inf).min(1)  # g e
             sums = threshold_sums(smallest, valid)
         return self.decision(inputs, noisy, gates, routing, sums=sums)
 
-    def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
-        gates = gates_of(inputs.logits)
-        _, tokens = top_k(jnp.swapaxes(gates, 1, 2), c)  # g e c
-        filled = tokens[:, None] == jnp.arange(gates.shape[1])[:, None, None]
-        if inputs.state is not None:
-            filled &= self._taken(inputs)[..., None]
-        return Decision(gates, one_hot_routing(filled, gates))
-
-    def _taken(self, inputs: RouterInputs) -> Bool[Array, "g s e"]:
+    def taken(self, inputs: RouterInputs) -> Bool[Array, "g s e"]:
         """Whether a gate reaches the threshold of its expert."""
         assert inputs.state is not None
         return gates_of(inputs.logits) >= inputs.state["threshold"][:, None]

@@ -138,13 +138,6 @@ class AnyRouter(Checked):
         """
         raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
-    def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
-        """As ``__call__`` in evaluation for groups without padding, with a ``SoftRouting``.
-
-        For routers that ONNX files can have, see ``one_hot.py``.
-        """
-        raise NotImplementedError
-
     def slots(self, s: int, e: int) -> int:
         """Number of slots of each of e experts in a group of s tokens."""
         raise NotImplementedError

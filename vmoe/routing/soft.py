@@ -49,5 +49,3 @@ class Soft(AnyRouter):
         dispatch = jax.nn.softmax(jnp.where(mixed[:, :, None, None], logits, -jnp.inf), axis=1)
         combine = jax.nn.softmax(logits, axis=(2, 3))
         return Decision(combine.sum(-1), SoftRouting(dispatch, combine))
-
-    without_scatters = __call__

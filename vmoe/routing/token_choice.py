@@ -17,9 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.fields import NonNegative, Positive, at_least
 from vmoe.routing.aux_losses import AuxLossWeights
-from vmoe.routing.one_hot import one_hot_queue, one_hot_routing
 from vmoe.routing.overflow import Overflow, to_next_experts
-from vmoe.routing.priority import Priority, priority_order, priority_scores
+from vmoe.routing.priority import Priority, priority_order
 from vmoe.routing.queues import queue
 from vmoe.routing.router import Router
 from vmoe.routing.top_k import gates_of, top_k
@@ -72,21 +71,9 @@ class TokenChoice(Router):
             normalize=self.normalize_weights,
             draw=inputs.draw,
             overflow=self.overflow,
-            limits=self._limits(c, inputs.valid.shape[1]),
+            limits=self.limits(c, inputs.valid.shape[1]),
         )
         return self.decision(inputs, noisy, gates, routing)
-
-    def without_scatters(self, inputs: RouterInputs, c: int) -> Decision:
-        weights = gates = gates_of(inputs.logits)
-        top_gates, experts = top_k(gates, self.k)
-        scores = priority_scores(top_gates, self.priority, None)
-        if self.normalize_weights:
-            weights = gates / top_gates.sum(axis=-1, keepdims=True)
-        filled = one_hot_queue(experts, scores, e=gates.shape[-1], c=c)
-        limits = self._limits(c, inputs.valid.shape[1])
-        if limits is not None:
-            filled &= jnp.arange(c) < limits[:, None]
-        return Decision(gates, one_hot_routing(filled, weights))
 
     def slots(self, s: int, e: int) -> int:
         """As for any router; with ``shares`` the slots of the expert with the largest one."""
@@ -102,7 +89,7 @@ class TokenChoice(Router):
         ideal = s * self.k * self.capacity_factor / sum(self.shares or [1])
         return [min(s, self.rounded(ideal * share, len(self.shares))) for share in self.shares]
 
-    def _limits(self, c: int, s: int) -> Int[Array, "e"] | None:
+    def limits(self, c: int, s: int) -> Int[Array, "e"] | None:
         """Slots of each expert, if they differ; at most c."""
         return jnp.minimum(c, jnp.array(slots)) if (slots := self._by_share(s)) else None
 

@@ -2,7 +2,7 @@
 
 Each image is its own group, so an image does not depend on its batch and the number of images is
 free. Everything is computed in float32. Routing is written as comparisons and matmuls
-(``vmoe/routing/one_hot.py``), since the conversion supports no scatter.
+(``one_hot.py``), since the conversion supports no scatter.
 
 jax2onnx does the conversion. It pins an older orbax-checkpoint than vmoe uses, so it is not a
 dependency; ``INSTALL`` is the command that installs it without its dependencies.
@@ -25,13 +25,13 @@ from jaxtyping import Array, Bool, Float
 from vmoe import models
 from vmoe.axes import Record, Route, SoftRouting
 from vmoe.checkpoints.export.matmul_form import matmul_form
+from vmoe.checkpoints.export.one_hot import ROUTERS
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError, require, writing
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
-from vmoe.routing import AnyRouter
 from vmoe.routing.groups import Groups
 from vmoe.routing.rows import keep_class_tokens
 from vmoe.signals import unfinished
@@ -132,8 +132,7 @@ def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     model = models.with_params(config, jax.device_put(params))
     for block, moe in config.moe_blocks.items():
         require(
-            type(moe.router).without_scatters is not AnyRouter.without_scatters
-            and moe.router.overflow == "drop",
+            type(moe.router) in ROUTERS and moe.router.overflow == "drop",
             "an ONNX file cannot have this router, which needs scatters: use another format",
             **{"model.moe.router.kind": moe.router.kind, "block": block},
         )
@@ -191,5 +190,5 @@ class MatmulMoE(MoE):
     ) -> Record:
         """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
         return super().route(
-            images, valid, decide=lambda inputs, router, c: router.without_scatters(inputs, c)
+            images, valid, decide=lambda inputs, router, c: ROUTERS[type(router)](router, inputs, c)
         )
