@@ -796,7 +796,7 @@ def test_the_field_of_an_error_becomes_its_option_for_every_field_of_a_run() -> 
     """Among all options of the command, and whatever the words of the message."""
     fields = list(fields_of(load(TINY)))
     every = [option for option, _, _ in fields]
-    known = re.findall(r"--[\w.-]+", vmoe("train", "--config", TINY, "--help").stdout)
+    known = re.findall(r"--[\w.-]+", vmoe("train", "--config", TINY, "--help", "all").stdout)
     # configs, which have options where a file or an option gives them
     unset = {"--evaluations.0.preprocessing", "--model.moe.gate", "--model.rotary"}
     assert {*every} - {*known} <= unset

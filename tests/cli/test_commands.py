@@ -396,6 +396,23 @@ def test_every_command_has_help(command: str) -> None:
     assert result.returncode == 0 and "vmoe" in result.stdout and not result.stderr
 
 
+def test_the_help_of_training_shows_what_is_changed_first_and_names_the_way_to_all_others() -> None:
+    def listed(*words: str) -> set[str]:
+        return {*re.findall(r"^  (--[\w.-]+)", vmoe("train", *words).stdout, re.MULTILINE)}
+
+    every = {*re.findall(r"--[a-z][\w.-]*\w", vmoe("train", "--help", "all").stdout)}
+    first = listed("--help")
+    assert 25 < len(first) < 35 and first < every and len(every) > 150
+    sections = {option[2:].partition(".")[0] for option in every if "." in option}
+    for section in sections:
+        own = {each for each in every if each.startswith(f"--{section}.") and ".no-" not in each}
+        assert listed("--help", section) == own
+    router = listed("--model.moe.router.kind", "hash", "-h", "model.moe.router")
+    assert "--model.moe.router.k" in router and "--model.moe.router.priority" not in router
+    wrong = vmoe("train", "--help", "modl")
+    assert wrong.returncode == 2 and "did you mean 'model'?" in wrong.stderr
+
+
 @pytest.mark.process
 def test_a_line_of_a_help_text_ends_where_the_next_word_does_not_fit() -> None:
     command = [sys.executable, "-m", "vmoe", "predict", "--help"]

@@ -4,25 +4,50 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import io
 import itertools
 import operator
 import re
+import shutil
+import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import docstring_parser
 import tyro
 
 from vmoe import config as configs
 from vmoe.config.train import ANY_LENGTH, LENGTHS
-from vmoe.errors import UsageError, choice
+from vmoe.errors import UsageError, choice, require
 from vmoe.fields import kinds as kinds_of
 
 Arguments = TypeVar("Arguments")
+FIRST = (
+    "steps",
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "seed",
+    "model.patch_size",
+    "model.width",
+    "model.depth",
+    "model.image_size",
+    "model.sparse_blocks",
+    "model.dtype",
+    "model.moe.num_experts",
+    "model.moe.router.kind",
+    "model.moe.router.k",
+    "model.moe.router.capacity_factor",
+    "data.name",
+    "optim.lr",
+    "optim.warmup_steps",
+)
+"""The options of a config that are changed first."""
+WIDEST = 100  # columns of a help text
 
 
 def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: Any) -> Arguments:
@@ -34,7 +59,9 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
     Raises:
         UsageError: an option is unknown, missing or has a wrong value; one line.
-        SystemExit: --help was given, and the help is printed.
+        SystemExit: --help was given, and the help is printed; of a command that takes a config the
+            options in ``FIRST``, after ``--help SECTION`` those of a section of the config, and
+            after ``--help all`` all options.
     """
     assert dataclasses.is_dataclass(kind)
     for name, config in defaults.items():
@@ -45,8 +72,12 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         if field.type is Path and options.get(_option(field.name)) == "":  # to Python it means "."
             raise UsageError(f"{_option(field.name)} is empty")
     default = kind(**{field.name: tyro.MISSING for field in required} | defaults)
-    if {"-h", "--help"} & {*argv}:
+    if asked := {"-h", "--help"} & {*argv}:
         _join_lines(default)
+        word = (*argv, "")[argv.index(asked.pop()) + 1]
+        if issubclass(kind, RunArgs) and word != "all":
+            print(_short_help(default, command, "" if word.startswith("-") else word))
+            raise SystemExit
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             args = tyro.cli(
@@ -68,7 +99,47 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     names = [_option(field.name) for field in required if field.type in (Path, int)]
     if absent := [option for option in names if option not in options]:
         message = f"missing required option{'s' * (len(absent) > 1)}: {', '.join(absent)}"
-    raise UsageError(f"{message} (vmoe {command} --help lists all options)")
+    every = "--help all" if issubclass(kind, RunArgs) else "--help"
+    raise UsageError(f"{message} (vmoe {command} {every} lists all options)")
+
+
+def _short_help(default: Any, command: str, section: str) -> str:
+    """The help on the options of a section of the config; on the command's own and those in
+    ``FIRST`` if it is empty."""
+    fields = dict(_fields(default, "")) | (of_config := dict(_fields(default.run, "")))
+    own = [*(name for name in fields if name not in of_config), *FIRST]
+    if section:
+        path = section.replace("-", "_")
+        own = [name for name in fields if name.startswith(f"{path}.")]
+        sections = {name.partition(".")[0] for name in fields if "." in name}
+        require(bool(own), choice(section, ["all", *sorted(sections)]), help=section)
+    lines = [f"usage: vmoe {command} [OPTIONS]", "", inspect.getdoc(default) or "", ""]
+    fill = functools.partial(textwrap.fill, width=min(WIDEST, shutil.get_terminal_size().columns))
+    for name in own:
+        value, field = fields[name]
+        choices = typing.get_args(field.type) if typing.get_origin(field.type) is Literal else ()
+        words = f" {{{','.join(choices)}}}" if len(choices) > 1 else ""
+        shown = "required" if value is tyro.MISSING else f"default: {value!r}"
+        text = f"{field.metadata['help']} ({shown})"
+        lines.append(f"  {_option(name)}{words}")
+        lines.append(fill(text, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    rest = f"--help all shows all {len(fields)} options, --help SECTION those of a section, such as"
+    return "\n".join([*lines, "", fill(f"{rest} model, model.moe.router, data or optim.")])
+
+
+def _fields(config: Any, path: str) -> Iterator[tuple[str, tuple[Any, dataclasses.Field[Any]]]]:
+    """The options of a dataclass by their paths, each with its value and its field."""
+    for field in dataclasses.fields(config):
+        value, hints = getattr(config, field.name), typing.get_args(field.type)
+        section = bool(kinds_of(field.type)) or any(map(dataclasses.is_dataclass, hints))
+        parts = dict(enumerate(value)) if isinstance(value, tuple) else {}
+        if dataclasses.is_dataclass(value) and field.name != "run":
+            yield from _fields(value, f"{path}{field.name}.")
+        elif any(map(dataclasses.is_dataclass, parts.values())):
+            for i, part in parts.items():
+                yield from _fields(part, f"{path}{field.name}.{i}.")
+        elif field.name != "run" and not (value is None and section):
+            yield f"{path}{field.name}", (value, field)
 
 
 def _with_home(args: Arguments) -> Arguments:

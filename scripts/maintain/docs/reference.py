@@ -21,7 +21,7 @@ from vmoe.fields import LARGEST_COUNT, Bound, kinds
 
 HEAD = """# Commands and options
 
-Every command and option; `vmoe COMMAND --help` prints the same in a terminal. `vmoe --version`
+Every command and option; `vmoe COMMAND --help all` prints the same in a terminal. `vmoe --version`
 prints the version, and `--debug`, with any command, the traceback of an error. `./scripts/docs.sh`
 generates this page from the help texts.
 """
@@ -38,7 +38,7 @@ There are several kinds of experts, gates, routers and rotary positions:
 KINDS
 
 `--model.moe.router.kind NAME` chooses a router, which has its own options:
-`vmoe config --model.moe.router.kind NAME --help`. With
+`vmoe config --model.moe.router.kind NAME --help model.moe.router`. With
 `--model.moe.experts.kind list --model.moe.experts.each mlp mlp zero` each expert has a kind.
 """
 KINDS = {
@@ -133,7 +133,7 @@ def help_of(command: str, *options: str) -> str:
     os.environ["COLUMNS"] = "120"
     text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # so that the boxes are drawn
     with contextlib.redirect_stdout(text):
-        main([command, *options, "--help"])
+        main([command, *options, "--help", "all"])
     text.seek(0)
     return text.read()
 
