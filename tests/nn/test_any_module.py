@@ -34,7 +34,6 @@ from vmoe.nn.moe import MoE, capture_records
 
 B, N, D, E = 2, 6, 8, 4
 TOKENS = jnp.float32(np.random.default_rng(0).normal(size=(B, N, D)))
-TABLE = np.linspace(0, 1, 16)
 ALL = TokenChoice(k=E, noise_std=0.0, dropless=True)
 """Every token goes to every expert."""
 OF_TWO = replace(ALL, k=2)
@@ -299,58 +298,23 @@ def test_what_some_experts_share_stays_theirs() -> None:
         Copies(experts)
 
 
-class Unit(nnx.Module):
-    """Not finite at zero; with parameters, so that a gradient shows it."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(D, D, use_bias=False, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.linear(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_module_that_is_not_finite_at_zero_has_finite_gradients(padded: bool) -> None:
-    """Empty slots hold a real row, also in a group that is only padding."""
-    layer = MoE([Unit(nnx.Rngs(i)) for i in range(E)], gate(), TIGHT)
-    mask = jnp.full((B, N), not padded)
-    tokens = jnp.where(mask[..., None], TOKENS, 0.0)
-
-    @nnx.jit
-    def gradients(layer: MoE) -> Any:
-        return nnx.grad(lambda layer: (layer(tokens, mask=mask) ** 2).sum())(layer)
-
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients(layer)))
-    record = nnx.jit(MoE.forward)(layer, tokens, mask=mask)[1]
-    assert (np.asarray(record.routing.tokens) == B * N).any()  # empty slots
-
-
 class Scaled(nnx.Module):
-    """Its argument has a name by which others get the number of tokens."""
+    """Its arguments have names of what others get, and of the parts of a layer."""
 
-    def __call__(self, x: jax.Array, s: float = 1.0, n: int = 1) -> jax.Array:
-        return x * s * n
-
-
-def test_arguments_of_an_expert_keep_their_defaults_whatever_their_names() -> None:
-    layer = MoE([Scaled()] * E, gate(), ALL)
-    np.testing.assert_allclose(forward(layer, TOKENS), TOKENS, rtol=1e-5)
+    def __call__(
+        self, x: jax.Array, s: float = 1.0, n: int = 1, rows: float = 1.0, groups: float = 1.0
+    ) -> jax.Array:
+        return x * s * n * rows * groups
 
 
-def test_an_expert_that_asks_for_what_no_layer_has_is_refused_by_name() -> None:
-    class Wrong(Scaled):
-        takes = ("position",)
-
-    with pytest.raises(UsageError, match="Wrong.takes names position: a layer has filled, images"):
-        MoE([Wrong()] * E, gate())
-
-
-@pytest.mark.parametrize("names", ["key", ["key"], ("key", 1), None])
-def test_what_an_expert_takes_is_a_tuple_of_names(names: Any) -> None:
+@pytest.mark.parametrize("names", ["key", ["key"], ("key", 1), None, ("position",)])
+def test_what_an_expert_takes_is_a_tuple_of_names_that_a_layer_has(names: Any) -> None:
     class Wrong(Scaled):
         takes = names
 
     message = r"Wrong.takes is .*: use a tuple of names, such as \('key',\)"
+    if names == ("position",):
+        message = "Wrong.takes names position: a layer has filled, images"
     with pytest.raises(UsageError, match=message):
         MoE([Wrong()] * E, gate())
 
@@ -391,17 +355,16 @@ def test_a_module_around_one_that_takes_something_says_what_it_takes_itself() ->
 
 def test_only_names_that_an_expert_takes_are_refused_as_inputs() -> None:
     layer = MoE([Scaled()] * E, gate(), ALL)
-    np.testing.assert_allclose(
-        nnx.jit(lambda layer, x: layer(x, s=2.0, n=3))(layer, TOKENS), 6 * TOKENS, rtol=1e-5
-    )
+    ours, by_default = nnx.jit(
+        lambda layer, x: (layer(x, s=2.0, n=3, rows=5.0, groups=7.0), layer(x))
+    )(layer, TOKENS)
+    np.testing.assert_allclose(ours, 210 * TOKENS, rtol=1e-5)
+    np.testing.assert_allclose(by_default, TOKENS, rtol=1e-5)
     scale = jnp.arange(1.0, B * N + 1).reshape(B, N, 1)
     scaled = nnx.jit(lambda layer, x: layer(x, n=2, per_token={"s": scale}))(layer, TOKENS)
     np.testing.assert_allclose(scaled, 2 * scale * TOKENS, rtol=1e-5)
     with pytest.raises(UsageError, match="^s is given per token and for all: give one of them an"):
         layer(TOKENS, s=2.0, per_token={"s": scale})
-    layer = MoE([Scaled(), Sized()] * 2, gate(), ALL)
-    with pytest.raises(UsageError, match="^experts get n from the layer: give your input another"):
-        layer(TOKENS, n=2)
 
 
 def test_kinds_of_experts_get_what_they_ask_for_and_the_inputs_of_the_caller() -> None:
@@ -435,7 +398,7 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
     each = (MlpExpert(), MlpExpert(), GatedMlpExpert(), IdentityExpert())
     config = MoEConfig(num_experts=E, experts=ExpertList(each=each))
     made: dict[str, Callable[[], Any]] = {
-        "copies": lambda: [nnx.Linear(D, D, rngs=rngs) for _ in range(E)],
+        "copies": lambda: nnx.List([nnx.Linear(D, D, rngs=rngs) for _ in range(E)]),
         "mixed": lambda: [nnx.Linear(D, D, use_bias=i % 2 == 0, rngs=rngs) for i in range(E)],
         "mlps": lambda: StackedMlps(E, D, 5, shared_init=False, rngs=rngs),
         "config": lambda: MoE.from_config(config, D, 5, N, rngs=rngs).experts,
@@ -457,6 +420,8 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
         np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
         if kind == "annotated":
             assert experts[3].kernel.get_metadata()["out_sharding"] == (None, "model")
+            stacked = layer.experts.stacked.kernel
+            assert stacked.get_metadata()["out_sharding"] == (None, None, "model")
         if kind == "base":
             assert experts[3].base.kernel is base.kernel
         np.testing.assert_array_equal(layer.experts[-1](rows), experts[3](rows))
@@ -465,19 +430,6 @@ def test_one_expert_is_a_module_of_its_own(kind: str) -> None:
         nnx.update(experts[3], jax.tree.map(jnp.zeros_like, nnx.state(experts[3])))
         if kind != "base":
             np.testing.assert_array_equal(on_same(layer.experts, rows), expected)
-
-
-def test_the_axis_of_experts_comes_first_in_annotated_shardings() -> None:
-    init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
-    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(mesh):
-        experts = [nnx.Linear(D, D, kernel_init=init, rngs=nnx.Rngs(i)) for i in range(E)]
-        layer = MoE(experts, gate())
-        assert np.isfinite(forward(layer, TOKENS)).all()
-    kernel = layer.experts.stacked.kernel
-    assert kernel.shape == (E, D, D)
-    assert kernel.get_metadata()["out_sharding"] == (None, None, "model")
-    assert experts[0].kernel.get_metadata()["out_sharding"] == (None, "model")
 
 
 def test_a_module_of_nnx_vmap_is_the_experts() -> None:
@@ -610,10 +562,6 @@ def test_experts_that_are_meant_to_differ_are_not_warned_of() -> None:
             assert isinstance(experts_of([nnx.Linear(D, D, rngs=rngs), other]), MixedExperts)
 
 
-def mlp() -> nnx.Module:
-    return nnx.Sequential(nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.tanh)
-
-
 def test_variables_that_are_tied_in_other_ways_are_not_stacked() -> None:
     def tied(first: int) -> Holding:
         linears = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(2)]
@@ -631,12 +579,6 @@ def test_all_shared_experts_are_added_and_padding_stays_zero() -> None:
     expected = (TOKENS.reshape(-1, D) + both).reshape(TOKENS.shape)
     np.testing.assert_allclose(outputs[0], expected[0], rtol=1e-4, atol=1e-5)
     assert (outputs[1] == 0).all()
-
-
-def test_a_list_of_flax_is_a_list() -> None:
-    modules = [nnx.Linear(D, D, rngs=nnx.Rngs(i)) for i in range(E)]
-    same = (forward(MoE(each, gate(), ALL), TOKENS) for each in (modules, nnx.List(modules)))
-    np.testing.assert_array_equal(next(same), next(same))
 
 
 class Stack(nnx.Module):
@@ -778,6 +720,7 @@ def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -
     [
         (dict(router=TokenChoice(shares=(1.0, 2.0))), "num_experts=4: give one for each expert"),
         (dict(routed_scale=0.0), "routed_scale=0.0: use more than 0"),
+        (dict(shared_gate=gate(1)), "shared_gate=Linear: there is no shared expert"),
         (
             dict(exchange=Exchange(buffer_factor=2.0), router=ExpertChoice()),
             "router.kind=expert_choice: no choice of this router may be dropped",
@@ -787,13 +730,6 @@ def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -
 def test_a_layer_refuses_what_does_not_fit_it(setting: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), **setting)
-
-
-def test_a_gate_without_a_shared_expert_is_refused() -> None:
-    with pytest.raises(UsageError, match="shared_gate=Linear: there is no shared expert"):
-        MoE([nnx.Linear(D, D, rngs=nnx.Rngs(0))] * E, gate(), shared_gate=gate(1))
-    with pytest.raises(UsageError, match="shared_gate=True: there is no shared expert"):
-        MoEConfig(shared_gate=True)
 
 
 @pytest.mark.parametrize("form", ["mlps", "list"])

@@ -319,49 +319,11 @@ def test_a_gate_and_a_router_may_read_the_same_input() -> None:
     assert layer(jnp.asarray(PADDED), per_token={"task": task}).shape == PADDED.shape
 
 
-def test_inputs_of_experts_may_have_the_names_of_the_parts_of_a_layer() -> None:
-    class Named(nnx.Module):
-        def __call__(self, x: jax.Array, *, rows: float, inputs: float, groups: float) -> jax.Array:
-            return x * rows * inputs * groups
-
-    layer = MoE([Named() for _ in range(E)], gate(), replace(ROOMY, normalize_weights=True))
-    outputs = layer(jnp.asarray(PADDED), rows=2.0, inputs=3.0, groups=5.0)
-    np.testing.assert_allclose(outputs, 30 * PADDED, rtol=1e-5)
-
-
-class SeveralOutputs(nnx.Module):
-    """As FastMoE's experts with ``mimo``, which may return a list of arrays."""
-
-    def __init__(self, seed: int):
-        rngs = nnx.Rngs(seed)
-        self.first, self.second = nnx.Linear(D, D, rngs=rngs), nnx.Linear(D, 3, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.concatenate([self.first(x), self.second(x)], axis=-1)
-
-
-def test_an_expert_with_several_outputs_joins_them_along_the_last_axis() -> None:
-    """As two layers that share the gate, each with one of the outputs."""
-    layer = MoE([SeveralOutputs(i) for i in range(E)], gate(), ROOMY)
-    outputs = jnp.split(layer(jnp.asarray(PADDED)), [D], axis=-1)
-    for part, found in zip(("first", "second"), outputs, strict=True):
-        alone = MoE([getattr(SeveralOutputs(i), part) for i in range(E)], gate(), ROOMY)
-        np.testing.assert_allclose(found, alone(jnp.asarray(PADDED)), atol=1e-6)
-
-
 class AsText(nnx.Linear):
     takes = "mask"
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (dict(per_token={"a": [1.0, 2.0]}), "a has a float: give arrays"),
-    ],
-)
-def test_inputs_that_are_no_arrays_are_refused(inputs: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        MoE(linears(), gate()).forward(jnp.asarray(PADDED), **inputs)
+def test_what_a_gate_takes_is_a_tuple_of_names() -> None:
     layer = MoE(linears(), AsText(D, E, rngs=nnx.Rngs(0)))
     with pytest.raises(UsageError, match=r"the gate's takes is 'mask': use a tuple of names"):
         layer.forward(jnp.asarray(PADDED))
