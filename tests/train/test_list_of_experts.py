@@ -125,19 +125,3 @@ def test_a_plan_of_several_devices_does_not_split_the_experts(config_file: Path)
     planned = forked("plan", "--config", config_file, "--devices", "4", "--json")
     assert planned.returncode == 0, planned.stderr
     assert "expert=1" in planned.stdout and "expert=2" not in planned.stdout
-
-
-def test_what_cannot_be_done_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
-    for line, message in (
-        (
-            ("prune", run, tmp_path / "out", "--num-experts", "2"),
-            "block 0 has experts list, which are of different kinds: they cannot be pruned",
-        ),
-        (
-            ("convert", run, tmp_path / "out", "--format", "published"),
-            "block 0 has router bias_balanced: layers of published checkpoints have a gate",
-        ),
-    ):
-        result = vmoe(*line)
-        assert result.returncode == 2 and result.stderr.startswith(f"vmoe: {message}"), line
-        assert len(result.stderr.splitlines()) == 1
