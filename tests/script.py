@@ -11,7 +11,7 @@ import pytest
 
 from scripts.experiments.framework.runs import Experiment
 from tests.command import vmoe
-from vmoe.signals import SIGNALS
+from vmoe.host.signals import SIGNALS
 
 
 def run(name: str, *arguments: str | Path) -> None:

@@ -11,7 +11,7 @@ Names are imported on first use, so that ``import vmoe`` is fast.
 import importlib
 from typing import Any
 
-from vmoe.compiler import warn_if_wrong
+from vmoe.host.compiler import warn_if_wrong
 
 _MODULES = {
     "MoE": "vmoe.nn.moe",

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from vmoe import signals, streams
+from vmoe.host import signals, streams
 
 XLA_LOG = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 """Hides what XLA logs below the level of a fatal error: it calls compiling for two minutes an

@@ -22,8 +22,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from vmoe import signals
-from vmoe.cores import core_numbers, cores, quota
 from vmoe.errors import (
     OUT_OF_MEMORY,
     Failure,
@@ -33,6 +31,8 @@ from vmoe.errors import (
     VmoeError,
     is_out_of_memory,
 )
+from vmoe.host import signals
+from vmoe.host.cores import core_numbers, cores, quota
 
 Result = TypeVar("Result")
 

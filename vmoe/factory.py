@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vmoe import forks, models, zoo
+from vmoe import models, zoo
 from vmoe.checkpoints import Origin, StoredModel, read, write
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.restore import split_path
@@ -23,6 +23,7 @@ from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
 from vmoe.errors import UsageError, listed, naming, require
 from vmoe.fields import NOT_EMPTY
+from vmoe.host import forks
 from vmoe.mesh import place
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT

@@ -21,12 +21,12 @@ from scripts.bench.loaders import LOADERS
 from scripts.bench.measure import Program, Row, rows_of, run_module
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.cores import cores
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import start_workers, training_batches
 from vmoe.data.reading import read_ahead
 from vmoe.data.sources import open_source
 from vmoe.data.workers import Batches, Workers
+from vmoe.host.cores import cores
 
 SIZE, MIN_AREA = 224, 0.05  # crops: side after resizing; minimum share of the image
 SMALL, SMALL_BATCH = 28, 256  # as for Fashion-MNIST

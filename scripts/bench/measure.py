@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vmoe.cores import cores
+from vmoe.host.cores import cores
 
 IMAGE_TOKENS = 196
 BY_TOKENS = ("dense MLP", "batched experts", "layer")

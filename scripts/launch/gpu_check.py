@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmoe.cli.printing import four_digits, print_table
-from vmoe.signals import Signals
+from vmoe.host.signals import Signals
 
 
 class Row(NamedTuple):

@@ -34,11 +34,11 @@ from vmoe.config import (
 )
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import ANY_LENGTH
-from vmoe.cores import cores
 from vmoe.costs import flops
 from vmoe.data.pipeline import start_workers, training_batches
 from vmoe.data.reading import AHEAD, read_ahead
 from vmoe.data.sources import open_source
+from vmoe.host.cores import cores
 from vmoe.mesh import place
 from vmoe.models import model_config
 from vmoe.nn.mlp import Mlp

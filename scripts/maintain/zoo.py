@@ -39,7 +39,7 @@ from vmoe.data.sources import Example, open_source
 from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
 from vmoe.factory import load
-from vmoe.signals import temporary_folder
+from vmoe.host.signals import temporary_folder
 from vmoe.studies.routing.command import FEW
 from vmoe.trees import by_name
 

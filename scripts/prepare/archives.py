@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmoe.progress import tracked
+from vmoe.host.progress import tracked
 
 
 class Classes(NamedTuple):

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from vmoe.cache import TEMPORARY
-from vmoe.progress import tracked
+from vmoe.host.cache import TEMPORARY
+from vmoe.host.progress import tracked
 from vmoe.workdir.layout import replace_text
 
 SHARD_BYTES = 256 << 20  # about the size of a shard, and of the images in memory at once

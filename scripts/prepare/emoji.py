@@ -37,7 +37,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from vmoe.data.decode import open_image
-from vmoe.signals import exit_at_once, temporary_folder
+from vmoe.host.signals import exit_at_once, temporary_folder
 
 VENDORS = ("google", "twitter")
 VERSION = "16.0.0"

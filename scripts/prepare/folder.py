@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vmoe import signals
+from vmoe.host import signals
 
 if __name__ == "__main__":
     signals.exit_at_once()  # before the imports, which take seconds

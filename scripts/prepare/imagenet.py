@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vmoe import signals
+from vmoe.host import signals
 
 if __name__ == "__main__":
     signals.exit_at_once()  # before the imports, which take seconds

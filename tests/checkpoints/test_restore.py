@@ -13,12 +13,12 @@ import pytest
 
 from tests.command import vmoe
 from tests.data.open_files import no_more_files
-from vmoe import retry
 from vmoe.checkpoints import chunked, npz, read, safetensors_files
 from vmoe.checkpoints.arrays import ArrayFile
 from vmoe.checkpoints.restore import sha256_of
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.errors import Failure, UsageError
+from vmoe.host import retry
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS: dict[str, tuple[Callable[[Path], ArrayFile], Path]] = {

@@ -24,7 +24,6 @@ from PIL import Image
 
 from tests.command import ROOT, TINY, forked, interpreter, vmoe
 from tests.data.open_files import no_more_files
-from vmoe import retry
 from vmoe.checkpoints.restore import read_metrics
 from vmoe.cli.arguments import options_of
 from vmoe.config import (
@@ -41,6 +40,7 @@ from vmoe.config import (
 )
 from vmoe.data.sources import SPLITS, open_source
 from vmoe.errors import Failure, UsageError, VmoeError
+from vmoe.host import retry
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 from vmoe.train.wandb_run import check_wandb
 from vmoe.workdir.layout import (

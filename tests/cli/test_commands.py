@@ -22,13 +22,13 @@ from PIL import Image
 
 from tests.command import ROOT, TIME, TINY, forked, interpreter, start, vmoe, without_times
 from tests.run_folder import rows, with_corrupt_newest
-from vmoe.cache import MOST_PROGRAMS
 from vmoe.config import RoutingOverrides, replace
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import predict
 from vmoe.evaluate.table import COLUMNS
 from vmoe.factory import load
+from vmoe.host.cache import MOST_PROGRAMS
 from vmoe.train import InitFrom
 from vmoe.train.init import read_source
 from vmoe.workdir.layout import read_config

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vmoe import retry
+from vmoe.host import retry
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ import pytest
 
 from tests.data.open_files import no_more_files
 from tests.server import Folder, serving
-from vmoe import retry
 from vmoe.data.sources import fashion_mnist, open_source
 from vmoe.errors import Failure, UsageError
+from vmoe.host import retry
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from tests.data.open_files import no_more_files
-from vmoe import retry
 from vmoe.data.decode import decode
 from vmoe.data.sources import SPLITS, Source, open_source
 from vmoe.errors import Failure, UsageError
+from vmoe.host import retry
 
 datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()

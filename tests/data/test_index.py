@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tests.command import TIMEOUT
-from vmoe.cache import cache_folder
 from vmoe.data.sources import index, splits
 from vmoe.data.sources.index import Index, IndexWriter, cached
 from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.errors import Failure, UsageError
+from vmoe.host.cache import cache_folder
 
 
 def build_numbers(folder: Path) -> None:

@@ -16,7 +16,6 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.data.open_files import no_more_files
-from vmoe import retry
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
 from vmoe.config.data import ImageChecks
 from vmoe.config.preprocessing import Preprocessing
@@ -36,6 +35,7 @@ from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
 from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.errors import Failure, UsageError
+from vmoe.host import retry
 
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
 SMALL = Preprocessing(8)

@@ -19,7 +19,6 @@ from tests.command import TIMEOUT, alive
 from tests.data.numbered import Failing, Halves, Numbers, blocked_after_failing
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.cores import usable_cores
 from vmoe.data.pipeline import (
     evaluation_batches,
     evaluation_order,
@@ -31,6 +30,7 @@ from vmoe.data.sources import open_source
 from vmoe.data.workers import MOST_WORKERS, WorkerDied, Workers, count_workers
 from vmoe.errors import UsageError
 from vmoe.evaluate.predict import Files
+from vmoe.host.cores import usable_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -285,8 +285,8 @@ def test_workers_are_one_fewer_than_the_cores_where_threads_are_not_as_fast(
 def test_a_limit_of_a_containers_time_is_a_number_of_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("vmoe.cores.cores", lambda: 6)
-    monkeypatch.setattr("vmoe.cores.QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("vmoe.host.cores.cores", lambda: 6)
+    monkeypatch.setattr("vmoe.host.cores.QUOTA", tmp_path / "cpu.max")
     assert usable_cores() == 6  # no such file
     for text, count in {"max": 6, "200000": 2, "250000": 2, "50000": 1, "900000": 6}.items():
         (tmp_path / "cpu.max").write_text(f"{text} 100000\n")

@@ -17,7 +17,6 @@ from PIL import Image
 
 from tests.command import TINY, vmoe
 from tests.data.open_files import no_more_files
-from vmoe import retry
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import check_labeled
@@ -25,6 +24,7 @@ from vmoe.data.sources import Source, open_source
 from vmoe.data.sources.tfds import TfdsSource, count_records
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.fewshot import prepare
+from vmoe.host import retry
 
 SHARDS = {"train": (40, 41, 19), "test": (7, 3)}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure
-from vmoe.retry import open_retried, retried
+from vmoe.host.retry import open_retried, retried
 
 VERSION = "20220622"
 MARK = "__msgpack_array_chunk_a87ca2__"  # a key of every data file

@@ -14,7 +14,7 @@ from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, VmoeError, parse_json
-from vmoe.retry import read_regular, retried
+from vmoe.host.retry import read_regular, retried
 
 LARGEST = 1000.0  # mean or std of pixels
 WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure, UsageError
-from vmoe.retry import open_retried
+from vmoe.host.retry import open_retried
 
 MAX_RATIO = 100  # uncompressed to compressed bytes; weights hardly compress
 SUFFIX = ".npy"  # suffix of arrays in the archive; NumPy writes no other members

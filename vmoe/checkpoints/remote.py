@@ -26,13 +26,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vmoe.cache import atomic, cache_folder
 from vmoe.checkpoints import chunked, safetensors_files
 from vmoe.checkpoints.from_hugging_face import IMAGES
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.vmoe_format import CONFIG, MODEL, write
 from vmoe.errors import Failure, UsageError, VmoeError, one_line, parse_json, shortened
-from vmoe.signals import temporary_folder
+from vmoe.host.cache import atomic, cache_folder
+from vmoe.host.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
 
 EXTRAS = {"gs": "remote", "http": "remote", "https": "remote", "hf": "hf", "memory": "remote"}

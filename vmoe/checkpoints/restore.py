@@ -20,7 +20,7 @@ from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.older import CURRENT, OLDER, current_name, renamed
 from vmoe.checkpoints.orbax_logging import hide_late_reports
 from vmoe.errors import Failure, UsageError, VmoeError, is_out_of_memory, parse_json
-from vmoe.retry import LASTING, failure, retried
+from vmoe.host.retry import LASTING, failure, retried
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
 
 Arrays = Any  # a tree of arrays

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure, parse_json
-from vmoe.retry import open_retried, retried
+from vmoe.host.retry import open_retried, retried
 
 INDEX = ".index.json"
 DTYPES = {  # in a file -> NumPy's name

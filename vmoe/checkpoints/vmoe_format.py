@@ -30,8 +30,8 @@ from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, writing
-from vmoe.retry import open_retried
-from vmoe.signals import unfinished
+from vmoe.host.retry import open_retried
+from vmoe.host.signals import unfinished
 from vmoe.trees import by_name
 from vmoe.workdir.layout import replace_text
 

@@ -17,11 +17,11 @@ import numpy as np
 from packaging.requirements import Requirement
 
 import vmoe
-from vmoe import cache, compiler
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table
-from vmoe.cores import cores
 from vmoe.errors import CheckFailed, UsageError, VmoeError, one_line
+from vmoe.host import cache, compiler
+from vmoe.host.cores import cores
 
 FIRST = ("jax", "jaxlib", "flax", "numpy")  # the packages that decide numbers, listed first
 EXTRAS = {  # of users; those of developers are in docs/install.md

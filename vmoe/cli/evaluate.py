@@ -11,7 +11,7 @@ from vmoe.cli.model import DeviceArgs, ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import one_line
 from vmoe.fields import at_least
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.data.sources import Source

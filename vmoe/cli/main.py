@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from vmoe.cache import keep_programs
 from vmoe.errors import (
     OUT_OF_MEMORY,
     UsageError,
@@ -34,6 +33,7 @@ from vmoe.errors import (
     require,
     unknown,
 )
+from vmoe.host.cache import keep_programs
 
 GROUPS = {  # each command a module with a function ``run``: in this package, or of a study
     "Use a trained model": {

@@ -13,7 +13,7 @@ from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.model import DeviceArgs, ModelArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import Failure, UsageError, listed, one_line
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.data.sources.source import Skipped

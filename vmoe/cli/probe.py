@@ -11,7 +11,7 @@ from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.config import FewShotConfig
 from vmoe.config.data import CHECKS
 from vmoe.fields import at_least
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.evaluate.fewshot import FewShotResult

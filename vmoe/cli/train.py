@@ -12,8 +12,8 @@ import tyro
 from vmoe.cli.arguments import RunArgs, given, parse_with_config
 from vmoe.config.dry_run import dry_run
 from vmoe.errors import UsageError
-from vmoe.signals import temporary_folder
-from vmoe.streams import LossyStream
+from vmoe.host.signals import temporary_folder
+from vmoe.host.streams import LossyStream
 
 
 @dataclasses.dataclass(frozen=True)

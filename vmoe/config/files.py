@@ -15,7 +15,7 @@ from vmoe.config.model import Exchange
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, require, unknown
 from vmoe.fields import Checked, Config, kinds, unknown_field
-from vmoe.retry import retried
+from vmoe.host.retry import retried
 from vmoe.routing import AnyRouter, TokenChoice
 
 FORMAT = 1

@@ -21,8 +21,8 @@ from vmoe.config.data import CHECKS, ImageChecks
 from vmoe.data.decode import PNG, decode, has_16_bits, open_image
 from vmoe.data.files import ImageFile
 from vmoe.errors import Failure, UsageError, parse_json
-from vmoe.progress import tracked
-from vmoe.retry import open_regular, read_regular, retried
+from vmoe.host.progress import tracked
+from vmoe.host.retry import open_regular, read_regular, retried
 from vmoe.workdir.layout import replace_text
 
 TAIL = 16  # bytes read at the end of a file, where its end marker is

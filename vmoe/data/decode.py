@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from vmoe.config.preprocessing import MAX_PIXELS
 from vmoe.data.files import read_bytes
 from vmoe.errors import UsageError
-from vmoe.retry import read_regular
+from vmoe.host.retry import read_regular
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 Pixels = UInt8[np.ndarray, "h w 3"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmoe.errors import UsageError
-from vmoe.retry import retried
+from vmoe.host.retry import retried
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vmoe.data.files import read_bytes
 from vmoe.errors import one_line, writing
-from vmoe.retry import read_regular
+from vmoe.host.retry import read_regular
 from vmoe.workdir.layout import append_bytes
 
 SHOWN = 20  # lines for images, if no file lists them

@@ -28,11 +28,11 @@ import cloudpickle
 import numpy as np
 from jaxtyping import UInt8
 
-from vmoe.cores import usable_cores
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
 from vmoe.fields import at_least
-from vmoe.signals import SIGNALS
+from vmoe.host.cores import usable_cores
+from vmoe.host.signals import SIGNALS
 
 THREADS = 2  # that read batches if there are no workers, unless images are tiny
 TINY = 16 << 10  # bytes of an image in memory and as it is prepared, together

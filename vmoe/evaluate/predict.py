@@ -22,10 +22,10 @@ from vmoe.evaluate.metrics import check_finite
 from vmoe.evaluate.sample import require_classes
 from vmoe.factory import Loaded
 from vmoe.fields import at_least
+from vmoe.host.retry import read_regular
 from vmoe.nn.inputs import to_float
 from vmoe.nn.losses import likeliest
 from vmoe.nn.vit import ViT
-from vmoe.retry import read_regular
 from vmoe.routing.load import expert_use
 
 BATCH = 32  # images per forward pass of a device

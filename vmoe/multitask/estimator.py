@@ -23,7 +23,7 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from vmoe import forks
+from vmoe.host import forks
 from vmoe.multitask import fitting, saved, targets
 from vmoe.multitask.build import GATED
 from vmoe.multitask.columns import TableEncoder, rows_of

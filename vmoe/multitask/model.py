@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe import forks
 from vmoe.errors import UsageError
+from vmoe.host import forks
 from vmoe.multitask.bodies import Body
 
 

@@ -10,10 +10,10 @@ from flax import nnx
 from flax.errors import TraceContextError
 from jaxtyping import Array, Bool, Float
 
-from vmoe import forks
 from vmoe.axes import Images, Record, Route, Valid
 from vmoe.config import ViTConfig, replace
 from vmoe.errors import UsageError
+from vmoe.host import forks
 from vmoe.nn import keys
 from vmoe.nn.block import Block, BlockOutputs, rematerialized
 from vmoe.nn.heads import AttentionPool, Head

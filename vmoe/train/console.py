@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from vmoe.errors import one_line
-from vmoe.progress import left
-from vmoe.streams import LossyStream
+from vmoe.host.progress import left
+from vmoe.host.streams import LossyStream
 from vmoe.train.sinks import Entry, Sink
 from vmoe.workdir.layout import CONSOLE, append_bytes
 

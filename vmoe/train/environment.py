@@ -11,9 +11,9 @@ import jax
 
 import vmoe
 from vmoe.config.changes import Change
-from vmoe.cores import cores
 from vmoe.data.sources import Source
 from vmoe.data.sources.views import Subset
+from vmoe.host.cores import cores
 from vmoe.sharding import Placement
 from vmoe.train.check import Data
 

@@ -19,7 +19,7 @@ from vmoe.errors import one_line, parse_json
 from vmoe.evaluate import NamedEvaluation
 from vmoe.evaluate.table import remarks
 from vmoe.health import findings
-from vmoe.retry import read_regular, retried
+from vmoe.host.retry import read_regular, retried
 from vmoe.train.console import RunConsole
 from vmoe.train.entries import evaluation_entry, training_entry
 from vmoe.train.sinks import START, CsvFile, Entry, Position, Sink, TensorBoard, write_errors

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from vmoe import distributed, forks
+from vmoe import distributed
 from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
@@ -20,7 +20,8 @@ from vmoe.data.crops import resizing_messages
 from vmoe.data.sources import skipped_messages
 from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.data.workers import Workers
-from vmoe.signals import Signals
+from vmoe.host import forks
+from vmoe.host.signals import Signals
 from vmoe.train.check import Data, Program, open_data, padding_batch, plan_program
 from vmoe.train.environment import environment, shared
 from vmoe.train.folder import open_workdir

@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 
 from vmoe.errors import Failure, one_line, writing
-from vmoe.retry import failure, read_regular, retried
+from vmoe.host.retry import failure, read_regular, retried
 from vmoe.train.pictures import Picture
 from vmoe.workdir.layout import append_bytes, set_aside
 

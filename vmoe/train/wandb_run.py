@@ -13,7 +13,7 @@ from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig
 from vmoe.config.files import to_json
 from vmoe.errors import Failure, Stopped, UsageError, VmoeError, parse_json
-from vmoe.retry import failure, retried
+from vmoe.host.retry import failure, retried
 from vmoe.train.sinks import Entry, Sink
 from vmoe.workdir.layout import replace_text
 

@@ -31,11 +31,11 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmoe.cache import atomic
 from vmoe.config import TrainConfig
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError, parse_json
-from vmoe.retry import failure, retried
+from vmoe.host.cache import atomic
+from vmoe.host.retry import failure, retried
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"

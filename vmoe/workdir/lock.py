@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmoe import distributed
 from vmoe.errors import Failure, UsageError, VmoeError
-from vmoe.retry import can_pass, retried
+from vmoe.host.retry import can_pass, retried
 from vmoe.workdir.layout import steps_of
 
 LOCK = ".lock"

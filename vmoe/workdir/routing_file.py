@@ -6,7 +6,7 @@ from pathlib import Path
 from vmoe.config import from_json, to_json
 from vmoe.config.routing_file import RoutingFile
 from vmoe.errors import UsageError, parse_json, writing
-from vmoe.retry import retried
+from vmoe.host.retry import retried
 from vmoe.workdir.layout import replace_text
 
 ROUTING_FILE = "routing.json"

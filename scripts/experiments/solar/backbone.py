@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 import vmoe
 from scripts.experiments.solar.data import PACKAGES, installed
-from vmoe.cache import cache_folder
 from vmoe.factory import Loaded
+from vmoe.host.cache import cache_folder
 from vmoe.nn.positions import resample
 
 FILE = "models/vit_s_focus.onnx"

@@ -29,12 +29,12 @@ from vmoe.checkpoints.export.one_hot import ROUTERS
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError, require, writing
+from vmoe.host.signals import unfinished
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
 from vmoe.routing.groups import Groups
 from vmoe.routing.rows import keep_class_tokens
-from vmoe.signals import unfinished
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -33,7 +33,7 @@ from vmoe.config.experts import MlpExpert
 from vmoe.config.gates import LinearGate, SlotGate
 from vmoe.errors import UsageError, writing
 from vmoe.fields import at_least
-from vmoe.signals import unfinished
+from vmoe.host.signals import unfinished
 from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
 

@@ -23,11 +23,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 from sklearn.utils.validation import check_is_fitted
 
-from vmoe.cache import atomic
 from vmoe.checkpoints.export.jax_program import PLATFORMS, PROGRAM, README
 from vmoe.checkpoints.export.onnx_file import OPSET, check_installed, convert
 from vmoe.checkpoints.vmoe_format import new_folder
 from vmoe.errors import UsageError, repeated, writing
+from vmoe.host.cache import atomic
 from vmoe.multitask import MultiTaskEstimator
 from vmoe.multitask.as_json import to_json
 from vmoe.multitask.columns import Table, TableEncoder, Vocabulary

@@ -36,7 +36,7 @@ from vmoe.data.sources.source import BaseSource, Example
 from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
 from vmoe.data.sources.vocabulary import check_distinct, names_of
 from vmoe.errors import UsageError, reading, repeated
-from vmoe.retry import open_regular, retried
+from vmoe.host.retry import open_regular, retried
 
 IMAGES = "_images"  # suffix of the names of image arrays
 LOCAL_HEADER = 30  # bytes before the name of a file in a .zip

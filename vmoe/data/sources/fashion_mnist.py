@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vmoe.cache import atomic, cache_folder
 from vmoe.data.sources.arrays import Arrays, ArraySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import Failure, UsageError
-from vmoe.retry import retried
+from vmoe.host.cache import atomic, cache_folder
+from vmoe.host.retry import retried
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -26,7 +26,7 @@ from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.errors import UsageError
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 
 SEPARATOR = "\0"  # no path contains it
 

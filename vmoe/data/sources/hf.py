@@ -26,7 +26,7 @@ from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import resolve_split
 from vmoe.data.sources.vocabulary import names_of
 from vmoe.errors import UsageError, one_line, reading
-from vmoe.retry import retried
+from vmoe.host.retry import retried
 
 LABELS = ("label", "labels")
 # By split: where its rows start among every ten, in the order of ``_block``, and their number.

@@ -38,10 +38,10 @@ from typing import IO, Any, Literal
 import numpy as np
 from jaxtyping import Int, Integer, Num, Shaped
 
-from vmoe.cache import cache_folder
 from vmoe.errors import Failure, UsageError, parse_json
-from vmoe.retry import can_pass, failure, retried
-from vmoe.signals import temporary_folder
+from vmoe.host.cache import cache_folder
+from vmoe.host.retry import can_pass, failure, retried
+from vmoe.host.signals import temporary_folder
 
 VERSION = 3  # of the format; an index of another version is not used
 CHUNK = 1 << 18  # rows that are processed at once

@@ -34,8 +34,8 @@ from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import RECORD, FileSource, finish_table, open_files
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, repeated, unknown
-from vmoe.progress import progress
-from vmoe.retry import failure
+from vmoe.host.progress import progress
+from vmoe.host.retry import failure
 
 SUFFIXES = (".csv", ".jsonl")
 LINES = 8192  # read at once

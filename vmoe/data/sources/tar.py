@@ -47,8 +47,8 @@ from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
 from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, listed, parse_json, reading
-from vmoe.progress import tracked
-from vmoe.retry import read_regular, retried
+from vmoe.host.progress import tracked
+from vmoe.host.retry import read_regular, retried
 
 THREADS = 8  # that index shards
 MOST_OPEN = 128  # shards that a process keeps open

@@ -41,8 +41,8 @@ from vmoe.data.sources.index import Index, IndexWriter, cached, is_cached, state
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import UsageError, one_line, reading, unknown
-from vmoe.progress import tracked
-from vmoe.retry import retried
+from vmoe.host.progress import tracked
+from vmoe.host.retry import retried
 
 LABELS = ("label", "labels", "real_label")  # features of labels; the first one counts
 # A reader keeps the offset of every record in memory, in 8 bytes; or it reads the offset from the

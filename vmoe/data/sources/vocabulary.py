@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vmoe.errors import UsageError, shortened, unknown
-from vmoe.retry import read_regular, retried
+from vmoe.host.retry import read_regular, retried
 
 CLASSES = "classes.txt"
 MOST_DIGITS = 18  # of a label that fits into 64 bits

@@ -13,7 +13,7 @@ from vmoe.cli.model import DeviceArgs, StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import naming
 from vmoe.fields import NOT_EMPTY
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 from vmoe.studies.attack.config import AttackConfig, AttackMethod
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from vmoe.cli.model import StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import UsageError, naming
 from vmoe.fields import NOT_EMPTY
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 
 COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")

@@ -11,7 +11,7 @@ from vmoe.cli.model import UNITS, DeviceArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.config.routing_file import RoutingFile, Unit
 from vmoe.errors import Failure, UsageError, naming
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.evaluate.sample import Sample

@@ -12,7 +12,7 @@ from vmoe.cli.model import DeviceArgs, StudyArgs
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import CheckFailed, UsageError, one_line
 from vmoe.fields import at_least
-from vmoe.progress import progress
+from vmoe.host.progress import progress
 
 if TYPE_CHECKING:
     from vmoe.evaluate.sample import Sample

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmoe.cores import cores
-from vmoe.signals import temporary_folder
+from vmoe.host.cores import cores
+from vmoe.host.signals import temporary_folder
 
 MOST_PROGRAMS = 4 << 30  # bytes of compiled programs
 TEMPORARY = ".vmoe-"  # prefix of temporary folders; only a kill leaves one behind

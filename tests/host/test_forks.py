@@ -68,7 +68,7 @@ def test_every_door_of_a_forked_process_is_closed_by_one_line(tmp_path: Path) ->
 def test_a_process_that_was_forked_before_any_computation_computes() -> None:
     """In a process of its own, since this one may have computed."""
     code = (
-        "import os, vmoe\nfrom vmoe import forks\nchild = os.fork()\n"
+        "import os, vmoe\nfrom vmoe.host import forks\nchild = os.fork()\n"
         "forks.computes()\nif child: print(os.waitpid(child, 0)[1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

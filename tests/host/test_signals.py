@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import TINY, interpreter, start
-from vmoe.signals import Signals, unfinished
+from vmoe.host.signals import Signals, unfinished
 from vmoe.train.console import RunConsole
 from vmoe.workdir.layout import steps_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vmoe.compiler import RIGHT_FLAG, ROWS, wrong_rows
+from vmoe.host.compiler import RIGHT_FLAG, ROWS, wrong_rows
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmoe.progress import progress, tracked
+from vmoe.host.progress import progress, tracked
 
 
 def test_slow_work_says_what_it_does_and_how_much_is_done(

@@ -1,0 +1,1 @@
+"""The process that vmoe runs in: its signals, streams, cores, files and compiler."""
