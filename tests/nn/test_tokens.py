@@ -319,6 +319,26 @@ def test_a_gate_and_a_router_may_read_the_same_input() -> None:
     assert layer(jnp.asarray(PADDED), per_token={"task": task}).shape == PADDED.shape
 
 
+class SeveralOutputs(nnx.Module):
+    """As FastMoE's experts with ``mimo``, which may return a list of arrays."""
+
+    def __init__(self, seed: int):
+        rngs = nnx.Rngs(seed)
+        self.first, self.second = nnx.Linear(D, D, rngs=rngs), nnx.Linear(D, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.concatenate([self.first(x), self.second(x)], axis=-1)
+
+
+def test_an_expert_with_several_outputs_joins_them_along_the_last_axis() -> None:
+    """As two layers that share the gate, each with one of the outputs."""
+    layer = MoE([SeveralOutputs(i) for i in range(E)], gate(), ROOMY)
+    outputs = jnp.split(layer(jnp.asarray(PADDED)), [D], axis=-1)
+    for part, found in zip(("first", "second"), outputs, strict=True):
+        alone = MoE([getattr(SeveralOutputs(i), part) for i in range(E)], gate(), ROOMY)
+        np.testing.assert_allclose(found, alone(jnp.asarray(PADDED)), atol=1e-6)
+
+
 class AsText(nnx.Linear):
     takes = "mask"
 
