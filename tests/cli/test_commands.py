@@ -396,7 +396,9 @@ def test_every_command_has_help(command: str) -> None:
     assert result.returncode == 0 and "vmoe" in result.stdout and not result.stderr
 
 
-def test_the_help_of_training_shows_what_is_changed_first_and_names_the_way_to_all_others() -> None:
+def test_the_help_of_training_shows_what_is_changed_first_and_names_the_way_to_all_others(
+    tmp_path: Path,
+) -> None:
     def listed(*words: str) -> set[str]:
         return {*re.findall(r"^  (--[\w.-]+)", vmoe("train", *words).stdout, re.MULTILINE)}
 
@@ -409,6 +411,16 @@ def test_the_help_of_training_shows_what_is_changed_first_and_names_the_way_to_a
         assert listed("--help", section) == own
     router = listed("--model.moe.router.kind", "hash", "-h", "model.moe.router")
     assert "--model.moe.router.k" in router and "--model.moe.router.priority" not in router
+    soft = listed("--model.moe.router.kind", "soft", "--help")
+    assert soft == first - {"--model.moe.router.k"}
+    several = tmp_path / "several.py"
+    several.write_text(
+        "from vmoe.config import MoEConfig, TrainConfig, ViTConfig\n"
+        "model = ViTConfig(sparse_blocks=(5, 7), moe=(MoEConfig(), MoEConfig()))\n"
+        "config = TrainConfig(model=model)\n"
+    )
+    of_lists = listed("--config", str(several), "--help")
+    assert of_lists == {each for each in first if not each.startswith("--model.moe.")}
     wrong = vmoe("train", "--help", "modl")
     assert wrong.returncode == 2 and "did you mean 'model'?" in wrong.stderr
 

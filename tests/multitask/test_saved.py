@@ -269,9 +269,10 @@ def test_the_metadata_that_a_model_asks_for_are_saved(
     assert requests.fit.requests["sample_weight"] is True
 
 
-def with_content(file: Path, change: Any) -> Path:
-    """The file with another JSON text and its SHA-256."""
+def with_content(file: Path, change: Any, change_arrays: Any = lambda arrays: None) -> Path:
+    """The file with another JSON text, other arrays, and their SHA-256."""
     arrays = load_file(file)
+    change_arrays(arrays)
     content = json.loads(arrays["json"].tobytes())
     change(content)
     arrays["json"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
@@ -284,24 +285,64 @@ def with_content(file: Path, change: Any) -> Path:
     return path
 
 
+def test_what_the_architecture_ignores_may_be_large(file: Path) -> None:
+    large = {"n_experts": 2000, "n_task_experts": 2000, "n_layers": 2000, "gate_units": [2000]}
+    MultiTaskEstimator.load(with_content(file, lambda content: content["settings"].update(large)))
+
+
+def classes_of(content: Any, name: str) -> list[Any]:
+    """The type and the elements of a task's classes in a file."""
+    tasks = [dict(task["dict"]) for kind, task in content["tasks"] if kind == "classification"]
+    (found,) = [task["classes"]["array"] for task in tasks if task["name"] == name]
+    return found
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda content: content.pop("tasks"),
+        lambda content: content.update(y_ndim=2),  # and the tasks have other names
+        lambda content: content.update(y_ndim=3),
+        lambda content: content["settings"].update(
+            architecture="ple", n_experts=1000, n_layers=1000
+        ),
+        lambda content: content["settings"].update(
+            architecture="mmoe", n_experts=900, expert_units=[1] * 900
+        ),
+        lambda content: content["settings"].update(tower_units=[1] * 900),
+        lambda content: content["settings"].update(
+            architecture="mmoe", n_experts=2, gate_units=[1] * 900
+        ),
+        lambda content: classes_of(content, "day")[1].reverse(),
+        lambda content: classes_of(content, "day").__setitem__(1, [[0], [366]]),
+        lambda content: content.update(findings="ab"),
+        lambda content: content.update(n_epochs=0),
+        lambda content: content.update(n_epochs=2),
+        lambda content: content["history"][0]["dict"].__delitem__(0),
         lambda content: content["settings"].update(expert_units=[3]),
         lambda content: content["settings"].update(n_experts="many"),
         lambda content: content["settings"].update(gone=1),
         lambda content: content["settings"].pop("gate_temperature"),
         lambda content: content["settings"].update(expert={"code": ["print()"]}),
+        lambda content: content["settings"].update(architecture="mmoe", n_experts=10**12),
         lambda content: content["settings"].update(
             architecture="mmoe", n_experts=2, gate="dselect_k", k=3
         ),
         lambda content: content["settings"].update(categorical={"array": ["<U500000000", ["a"]]}),
         lambda content: content["settings"].update(categorical={"array": ["V500000000", ["a"]]}),
         lambda content: content["encoder"].update(columns=3),
-        lambda content: content["encoder"]["vocabularies"][0].pop("size"),
-        lambda content: content["tasks"][0].__setitem__(0, "rank"),
+        lambda content: content["encoder"]["columns"][0].update(mean=float("nan")),
+        lambda content: content["encoder"]["columns"][0].update(name=[]),
+        lambda content: content["encoder"]["columns"][1].update(vocabulary=-1),
+        lambda content: content["encoder"]["vocabularies"][0].update(size=10**12),
+        lambda content: content["encoder"]["vocabularies"][2].update(buckets=10**18),
+        lambda content: content["encoder"]["vocabularies"][0].update(categories=["b", "a"]),
+        lambda content: content["encoder"]["vocabularies"][0].update(categories=["a", 3]),
+        lambda content: content["tasks"][0][1]["dict"].append(["predict", 3]),
+        lambda content: content["tasks"][0][1]["dict"].pop(),
+        lambda content: content["tasks"].append(content["tasks"][0]),
         lambda content: content.update(predict=3),
+        lambda content: content.update(history=[3]),
         lambda content: content.update(requests={"fit": {"sample_weight": 3}}),
         lambda content: content.update({"class": "Popen"}),
         lambda content: content.update({"class": []}),
@@ -319,6 +360,50 @@ def test_a_file_names_no_attributes(file: Path) -> None:
 
     with pytest.raises(ValueError, match="changed: it cannot be used .*attributes"):
         MultiTaskEstimator.load(with_content(file, change))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_refused(file: Path, value: float) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays["towers/0/last/bias/value"][0] = value
+
+    with pytest.raises(
+        ValueError, match="changed: .*towers/0/last/bias/value has values that are NaN"
+    ):
+        MultiTaskEstimator.load(with_content(file, lambda content: None, change))
+
+
+def damage(random: np.random.Generator, content: Any) -> None:
+    """Removes, replaces or repeats a random part of a JSON value."""
+    parts = [content]
+    for part in parts:
+        values = part.values() if isinstance(part, dict) else part
+        parts += [each for each in values if isinstance(each, dict | list) and each]
+    part = parts[random.integers(len(parts))]
+    at = list(part)[random.integers(len(part))] if isinstance(part, dict) else -1
+    new = (None, True, -1, 0, 10**30, 0.5, float("nan"), "x", [], {}, [["x"]], {"tuple": [1]})
+    match random.integers(3):
+        case 0:
+            part.pop(at)
+        case 1:
+            part[at] = new[random.integers(len(new))]
+        case _ if isinstance(part, dict):
+            part["more"] = 1
+        case _:
+            part.append(part[-1])
+
+
+@pytest.mark.slow
+def test_a_damaged_content_loads_or_gets_one_line(file: Path) -> None:
+    random, refused = np.random.default_rng(0), 0
+    for _ in range(100):
+        path = with_content(file, lambda content: damage(random, content))
+        try:
+            MultiTaskEstimator.load(path)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert refused > 50
 
 
 def test_a_damaged_file_gets_one_line(file: Path, tmp_path: Path) -> None:

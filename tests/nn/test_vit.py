@@ -195,6 +195,14 @@ def test_an_image_size_that_the_patch_size_does_not_divide_is_refused() -> None:
         tiny()(images(1, 32, 30))
 
 
+def test_evaluation_is_deterministic_and_training_depends_on_its_key() -> None:
+    model = tiny(dropout=0.1, attention_dropout=0.1, moe=dict(experts=dict(dropout=0.1)))
+    np.testing.assert_array_equal(run(model, images())[0], run(model, images(), key=1)[0])
+    one, same, other = (run(model, images(), train=True, key=key)[0] for key in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
 WITHOUT_NOISE = dict(router=dict(noise_std=0.0))
 
 
@@ -210,12 +218,9 @@ WITHOUT_NOISE = dict(router=dict(noise_std=0.0))
     ids=["dropout", "attention_dropout", "expert_dropout", "noise", "nothing"],
 )
 def test_each_source_of_randomness_changes_training_by_itself(overrides: dict[str, Any]) -> None:
-    """By the key alone, and not in evaluation."""
     model = tiny(**overrides)
-    one, same, other = (run(model, images(), train=True, key=key)[0] for key in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
+    one, other = (run(model, images(), train=True, key=key)[0] for key in (1, 2))
     assert (one == other).all() == (overrides == dict(moe=WITHOUT_NOISE))
-    np.testing.assert_array_equal(run(model, images())[0], run(model, images(), key=1)[0])
 
 
 def test_attention_dropout_differs_between_images() -> None:
@@ -446,6 +451,16 @@ def test_initialization_has_the_published_distributions(pytestconfig: pytest.Con
             assert theirs.size < 200 or uniform[0] == uniform[1], path
 
 
+def test_experts_start_equal_with_shared_init_and_different_without() -> None:
+    shared = tiny().blocks[0].mlp.experts.up.kernel[...]
+    own = tiny(moe=dict(experts=dict(shared_init=False))).blocks[0].mlp.experts.up.kernel[...]
+    assert (shared == shared[:1]).all()
+    assert (own[0] != own[1]).all()
+    limit = np.sqrt(6 / (16 + 32))  # Xavier-uniform with the fans of one expert
+    for kernel in (shared, own):
+        assert 0.9 * limit < np.abs(kernel).max() <= limit
+
+
 def test_padding_images_change_no_other_logits() -> None:
     """Image 1 comes after one that pads its group; a second group is padding."""
     model = tiny(moe=dict(router=dict(capacity_factor=0.5)))
@@ -467,7 +482,17 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (dict(num_heads=3), "model.num_heads=3 with model.width=16"),
+        (dict(image_size=30), "model.patch_size=8 with model.image_size=30"),
+        (dict(sparse_blocks=(4,)), "with model.depth=4: use ascending numbers"),
         (dict(sparse_blocks=(3, 1)), "use ascending numbers"),
+        (dict(dropout=1.0), "model.dropout=1.0: use less than 1"),
+        (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 with model.moe.num_experts=4"),
+        (dict(moe=(MoEConfig(),)), "one for each of the 2 sparse blocks"),
+        (
+            dict(moe=dict(router=Soft(), experts=dict(implementation="ragged"))),
+            "moe.experts.implementation=ragged: a soft router fills every slot",
+        ),
         (
             dict(width=18, num_heads=2, positions="sincos2d"),
             "model.width=18 with model.positions=sincos2d",

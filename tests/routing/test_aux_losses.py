@@ -148,6 +148,15 @@ def test_gradients_are_finite_for_equal_gates_and_for_a_group_of_padding() -> No
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+def test_gshard_is_1_for_equal_loads_and_e_if_one_expert_gets_every_token() -> None:
+    one_each = np.eye(E, dtype=np.float32)
+    even = 0.9 * one_each[None] + 0.1 / E
+    collapsed = np.tile(one_each[0], (1, E, 1))
+    gshard, valid = jax.jit(aux_losses.gshard), np.ones((1, E), bool)
+    assert float(gshard(even, valid)[0]) == pytest.approx(1.0)
+    assert float(gshard(collapsed, valid)[0]) == pytest.approx(E)
+
+
 def test_losses_over_the_batch_equal_their_formulas_for_the_tokens_of_all_groups(
     logits: np.ndarray, valid: np.ndarray
 ) -> None:

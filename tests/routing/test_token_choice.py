@@ -153,6 +153,17 @@ def test_experts_have_slots_by_their_shares(overflow: Overflow) -> None:
     ]
 
 
+def test_batch_priority_equals_a_hand_computed_example() -> None:
+    gates = jnp.array([[[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]])
+    valid = jnp.ones((1, 4), bool)
+    first = assign(gates, valid, k=1, c=2, priority="order")
+    np.testing.assert_array_equal(first.slots[0, :, 0], [0, 1, 4, 2])  # token 2 comes too late
+    best = assign(gates, valid, k=1, c=2, priority="largest_gate")
+    np.testing.assert_array_equal(best.slots[0, :, 0], [4, 0, 1, 2])  # token 0 matters least
+    np.testing.assert_array_equal(best.tokens[0], [[1, 2], [3, 4]])
+    np.testing.assert_allclose(best.weights[0, :, 0], [0, 0.9, 0.7, 0.8])
+
+
 def test_combine_weights_are_the_gates_optionally_normalized_before_drops() -> None:
     gates = jnp.array([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]])
     valid = jnp.ones((1, 2), bool)

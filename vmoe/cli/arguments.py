@@ -104,10 +104,10 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
 
 def _short_help(default: Any, command: str, section: str) -> str:
-    """The help on the options of a section of the config; on the command's own and those in
-    ``FIRST`` if it is empty."""
-    fields = dict(_fields(default, "")) | (of_config := dict(_fields(default.run, "")))
-    own = [*(name for name in fields if name not in of_config), *FIRST]
+    """The help on the options of a section, or on the command's own and those in ``FIRST``."""
+    fields, of_config = dict(_fields(default)), dict(_fields(default.run))
+    own = [name for name in fields if name not in of_config]
+    own += [name for name in FIRST if name in fields]  # a soft router has no k
     if section:
         path = section.replace("-", "_")
         own = [name for name in fields if name.startswith(f"{path}.")]
@@ -127,18 +127,24 @@ def _short_help(default: Any, command: str, section: str) -> str:
     return "\n".join([*lines, "", fill(f"{rest} model, model.moe.router, data or optim.")])
 
 
-def _fields(config: Any, path: str) -> Iterator[tuple[str, tuple[Any, dataclasses.Field[Any]]]]:
-    """The options of a dataclass by their paths, each with its value and its field."""
+def _fields(
+    config: Any, path: str = ""
+) -> Iterator[tuple[str, tuple[Any, dataclasses.Field[Any]]]]:
+    """The options of a dataclass by their paths, each with its value and its field.
+
+    Those of ``run`` have no prefix; a section that is None has none.
+    """
     for field in dataclasses.fields(config):
         value, hints = getattr(config, field.name), typing.get_args(field.type)
-        section = bool(kinds_of(field.type)) or any(map(dataclasses.is_dataclass, hints))
-        parts = dict(enumerate(value)) if isinstance(value, tuple) else {}
-        if dataclasses.is_dataclass(value) and field.name != "run":
-            yield from _fields(value, f"{path}{field.name}.")
-        elif any(map(dataclasses.is_dataclass, parts.values())):
-            for i, part in parts.items():
-                yield from _fields(part, f"{path}{field.name}.{i}.")
-        elif field.name != "run" and not (value is None and section):
+        inner = "" if field.name == "run" else f"{path}{field.name}."
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, inner)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for i, part in enumerate(value):
+                yield from _fields(part, f"{inner}{i}.")
+        elif value is not None or not (
+            kinds_of(field.type) or any(map(dataclasses.is_dataclass, hints))
+        ):
             yield f"{path}{field.name}", (value, field)
 
 

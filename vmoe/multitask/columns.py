@@ -301,18 +301,30 @@ class TableEncoder:
         made, columns = cls(), given["columns"]
         made.names = [from_json(column["name"]) for column in columns]
         for each in given["vocabularies"]:
-            own = each | {"categories": from_json(each["categories"])}
-            made.vocabularies.append(Vocabulary(**own))
+            size, buckets, kind = each["size"], each["buckets"], each["type"]
+            made.vocabularies.append(own := Vocabulary(size, buckets, kind))
+            own.categories = from_json(each["categories"])
+            values = np.fromiter(own.categories, object)
+            if not (type(size) is int and type(buckets) is int and size > 0 <= buckets) or (
+                own.categories != sorted(set(own.categories))
+                or (len(values) and (buckets or type_of("its categories", values) != kind))
+            ):
+                raise ValueError("a vocabulary has other values than a fit gives it")
         made._place_embeddings()
         coded = {i: column for i, column in enumerate(columns) if "vocabulary" in column}
         made.vocabulary_of = {i: column["vocabulary"] for i, column in coded.items()}
         made.lists = {i for i, column in coded.items() if column["lists"]}
+        known = set(range(len(made.vocabularies))) == set(made.vocabulary_of.values())
+        if not known or len(set(made.names)) < len(columns):
+            raise ValueError("two columns have one name, or a vocabulary has no column")
         numbers = [
             (each["mean"], each["scale"]) for i, each in enumerate(columns) if i not in coded
         ]
         if numbers:
             made.scaler.mean_, made.scaler.scale_ = np.array(numbers).T
             made.scaler.n_features_in_ = len(numbers)
+            if not (np.isfinite(numbers).all() and (made.scaler.scale_ > 0).all()):
+                raise ValueError("a column of numbers has no mean and scale")
         return made
 
     @property

@@ -20,14 +20,17 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from vmoe import forks
+from vmoe.cache import atomic
 from vmoe.errors import UsageError, naming, parse_json, reading, writing
-from vmoe.host import forks
-from vmoe.host.cache import atomic
 from vmoe.multitask.as_json import from_json, to_json
+from vmoe.multitask.build import GATED
 from vmoe.multitask.columns import TableEncoder
 from vmoe.multitask.fitting import model_of
 from vmoe.multitask.settings import check_settings, kept, names_of
-from vmoe.multitask.tasks import KINDS, Task
+from vmoe.multitask.targets import in_order
+from vmoe.multitask.tasks import KINDS, Classification, Task
+from vmoe.multitask.values import type_of
 from vmoe.trees import by_name
 
 FORMAT, VERSION = "vmoe.multitask", "1"
@@ -37,6 +40,11 @@ CONTENT = {
     *("history", "n_epochs", "findings", "requests"),
 }
 METHODS = ("fit", "partial_fit", "score")  # that take metadata of scikit-learn
+FIELDS: dict[str, dict[str, type]] = {  # of the tasks by kind
+    "classification": {"name": str, "type": str, "classes": np.ndarray, "size": int},
+    "regression": {"name": str, "mean": float, "std": float},
+    "count": {"name": str, "mean": float},
+}
 ATTRIBUTES = {
     *("model_", "tasks_", "history_", "n_epochs_", "findings_", "n_parameters_", "expert_names_"),
     *("n_features_in_", "feature_names_in_", "_metadata_request"),
@@ -114,17 +122,21 @@ def read(path: Path, classes: Mapping[str, type[Any]]) -> Any:
             raise ValueError(f"the setting {min(left_out)!r} is missing")
         estimator._validate_params()
         encoder = TableEncoder.from_json(content["encoder"])
-        tasks: dict[str, Task] = {}
-        for of_task, attributes in content["tasks"]:
-            task = KINDS[of_task].__new__(KINDS[of_task])
-            vars(task).update(from_json(attributes))
-            tasks[task.name] = task
-        set_attributes(estimator, encoder, content)
+        tasks = new_tasks(estimator, content["tasks"])
+        set_attributes(estimator, encoder, tasks, content)
+        values = sum(each.size for each in arrays.values())
+        sizes = [len(each) * each.size for each in encoder.vocabularies]
+        sizes += sizes_of(estimator, len(tasks))
+        if max(sizes) > max(values, 1000):  # even shapes of so many modules need memory
+            raise ValueError(f"it asks for {max(sizes)} parts and has {values} parameters")
         outline = nnx.eval_shape(lambda: model_of(estimator, encoder, tasks, 0))
         graph, params = nnx.split(outline, graph=True)
         names = by_name(params)
         if shapes_of(names) != shapes_of(arrays):
             raise ValueError("its parameters are not those of its settings")
+        for name, each in arrays.items():
+            if not np.isfinite(each).all():
+                raise ValueError(f"{name} has values that are NaN or infinite")
         leaves = [jnp.asarray(arrays[name]) for name in names]
         model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves))
         estimator._keep(model, encoder, tasks, content["findings"])
@@ -154,9 +166,52 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def set_attributes(estimator: Any, encoder: TableEncoder, content: Mapping[str, Any]) -> None:
+def new_tasks(estimator: Any, given: list[Any]) -> dict[str, Task]:
+    """The tasks of a file, in the order of the chain if there is one."""
+    found = {}
+    for kind, content in given:
+        attributes = from_json(content)
+        types = {name: type(value) for name, value in attributes.items()}
+        if kind not in estimator._kinds or types != FIELDS[kind]:
+            raise ValueError(f"a task has kind {kind!r:.20} and {sorted(attributes)}")
+        task = KINDS[kind].__new__(KINDS[kind])
+        vars(task).update(attributes)
+        numbers = [attributes.get("mean", 0.0), attributes.get("std", 1.0)]
+        if isinstance(task, Classification):
+            n = len(task.classes)
+            sound = n > 1 and task.size == (1 if n == 2 else n)
+            sound = sound and np.array_equal(np.unique(task.classes), task.classes)
+            sound = sound and type_of("its classes", task.classes) == task.type
+        else:
+            sound = np.isfinite(numbers).all() and numbers[1] > 0
+        if not sound or task.name in found:
+            raise ValueError(f"task {task.name!r:.40} has other values than a fit gives it")
+        found[task.name] = task
+    ordered = in_order(estimator, dict.fromkeys(found, np.zeros(0)))
+    if list(ordered) != list(found) or (
+        estimator.chain is not None and {t.size for t in found.values()} != {1}
+    ):
+        raise ValueError(f"its tasks are {list(found)}")
+    return found
+
+
+def set_attributes(
+    estimator: Any, encoder: TableEncoder, tasks: Mapping[str, Task], content: Mapping[str, Any]
+) -> None:
     """Sets what a file has beside the model."""
     estimator.history_, estimator.n_epochs_ = from_json(content["history"]), content["n_epochs"]
+    for number, row in enumerate(estimator.history_, 1):
+        sound = row["epoch"] == number and isinstance(row["seconds"], float)
+        if not sound or row["train"].keys() != tasks.keys():
+            raise ValueError("its history is of another model")
+    if (
+        type(estimator.history_) is not list
+        or type(estimator.n_epochs_) is not int
+        or not 1 <= estimator.n_epochs_ <= len(estimator.history_)
+        or type(content["findings"]) is not list
+        or not all(isinstance(each, str) for each in content["findings"])
+    ):
+        raise ValueError("its history, n_epochs or findings have other values than a fit gives")
     estimator.n_features_in_ = len(encoder.names)
     if all(isinstance(name, str) for name in encoder.names):
         estimator.feature_names_in_ = np.array(encoder.names, object)
@@ -164,6 +219,31 @@ def set_attributes(estimator: Any, encoder: TableEncoder, content: Mapping[str, 
         for method in METHODS:
             getattr(estimator, f"set_{method}_request")(**content["requests"][method])
     estimator._training, estimator._y_ndim = None, content["y_ndim"]
+    names = {None: set(tasks), 1: {"0"}, 2: {str(i) for i in range(len(tasks))}}
+    if names[estimator._y_ndim] != set(tasks):
+        raise ValueError("its tasks are not those of an array as y")
+
+
+def sizes_of(estimator: Any, tasks: int) -> list[int]:
+    """Sizes of the model that an estimator makes, none of which is above that of its parameters.
+
+    They are numbers of modules, each of which has a parameter, and sizes of layers.
+    """
+    kind = estimator.architecture
+    units, towers, gate = map(estimator.units, ("expert_units", "tower_units", "gate_units"))
+    layers = estimator.n_layers if kind == "ple" else 1
+    if kind in GATED:
+        experts, gates = estimator.n_experts, layers * (1 if kind == "one_gate" else tasks)
+    else:
+        experts, gates, gate = 1 if kind == "shared_bottom" else tasks, 0, ()
+    if kind in ("cgc", "ple"):
+        experts += tasks * estimator.n_task_experts
+    modules = [
+        layers * experts * max(1, len(units)),
+        tasks * (len(towers) + 1),
+        gates * (len(gate) + 1),
+    ]
+    return [*modules, *units, *towers, *gate]
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
