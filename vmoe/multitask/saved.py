@@ -20,9 +20,9 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vmoe import forks
-from vmoe.cache import atomic
 from vmoe.errors import UsageError, naming, parse_json, reading, writing
+from vmoe.host import forks
+from vmoe.host.cache import atomic
 from vmoe.multitask.as_json import from_json, to_json
 from vmoe.multitask.build import GATED
 from vmoe.multitask.columns import TableEncoder

@@ -46,7 +46,7 @@ class Task:
         labeled: np.ndarray,
         sample_weight: Float[np.ndarray, "b"] | None = None,
     ):
-        """
+        """Learns from the targets that are there, see ``learn``.
 
         Args:
             targets: all targets (b,).
