@@ -13,8 +13,11 @@ from vmoe.errors import listed, one_of
 from vmoe.routing import (
     AnyRouter,
     BiasBalanced,
+    ExpertChoice,
     ReLU,
     Sinkhorn,
+    Switch,
+    TokenChoice,
     Transport,
     TransportExpertChoice,
 )
@@ -44,6 +47,19 @@ BALANCED_BY: dict[type[AnyRouter], str] = {
 """What balances the load in training, of routers that have more for it than auxiliary losses."""
 JOINT = Transport, TransportExpertChoice
 """Routers with which tokens of a group depend on each other even if every choice gets a slot."""
+
+
+def weights_are_gates(router: AnyRouter) -> bool:
+    """Whether a token's combine weights are the gates of its experts, before normalization.
+
+    False for routers that are not known here.
+    """
+    match router:
+        case BiasBalanced():
+            return router.scores == "softmax"
+        case Sinkhorn():
+            return router.k > 1
+    return isinstance(router, TokenChoice | Switch | ExpertChoice | TransportExpertChoice)
 
 
 class Finding(NamedTuple):

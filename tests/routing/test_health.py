@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.routers import grouped
 from vmoe import models
 from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
 from vmoe.config import (
+    AnyRouter,
     BiasBalanced,
     CosineGate,
     ExpertChoice,
@@ -22,14 +24,18 @@ from vmoe.config import (
     NoisyGate,
     Router,
     RoutingOverrides,
+    Sinkhorn,
     Soft,
+    Switch,
     TokenChoice,
+    TransportExpertChoice,
     ViTConfig,
     ZeroExpert,
     replace,
 )
 from vmoe.errors import UsageError
-from vmoe.health import all_clear, findings
+from vmoe.health import all_clear, findings, weights_are_gates
+from vmoe.nn.moe import MoE
 from vmoe.routing.load import ExpertTotals
 from vmoe.surgery.experts import prune_experts, random_experts
 from vmoe.trees import nested
@@ -219,3 +225,32 @@ def test_an_expert_without_parameters_that_tokens_avoid_is_not_dead() -> None:
     assert findings(config, {5: of_zero}) == []
     (found,) = findings(config, {5: dataclasses.replace(of_zero, choices=choices, kept=choices)})
     assert found.kind == "dead" and "1 of 4 experts (0) get less than 1%" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("router", "known"),
+    [
+        (TokenChoice(k=2), True),
+        (Switch(), True),
+        (ExpertChoice(), True),
+        (TransportExpertChoice(), True),
+        (Sinkhorn(k=2), True),
+        (Sinkhorn(k=1), False),
+        (BiasBalanced(scores="softmax"), True),
+        (BiasBalanced(scores="sigmoid"), False),
+    ],
+    ids=repr,
+)
+def test_the_weights_of_routers_that_are_known_for_it_are_gates(
+    router: AnyRouter, known: bool
+) -> None:
+    rngs = nnx.Rngs(0)
+    experts = [nnx.Linear(8, 8, rngs=rngs) for _ in range(4)]
+    layer = MoE(experts, nnx.Linear(8, 4, use_bias=False, rngs=rngs), router)
+    tokens = jax.random.normal(jax.random.key(0), (2, 9, 8))
+    record = nnx.jit(MoE.forward)(layer, tokens)[1]
+    routing = record.routing
+    gates = np.take_along_axis(record.gates, np.minimum(routing.experts, 3), axis=-1)
+    kept = np.asarray(routing.kept)
+    assert kept.any() and weights_are_gates(router) == known
+    assert np.allclose(routing.weights[kept], gates[kept], rtol=1e-5) == known

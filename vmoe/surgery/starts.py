@@ -16,10 +16,11 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from vmoe.config import LinearGate, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import LinearGate, MoEConfig, ViTConfig, replace
 from vmoe.config.experts import AnyMlpExpert
 from vmoe.errors import UsageError, require
 from vmoe.fields import Checked, Count, Positive, at_most, more_than
+from vmoe.health import weights_are_gates
 from vmoe.nn.patches import num_tokens
 from vmoe.surgery.clusters import balanced_k_means, spherical_k_means, unit
 from vmoe.surgery.params import Params, is_mlp_of, with_noise
@@ -90,7 +91,7 @@ class UpcyclingStart(Checked):
                 f"with router {router.kind} the combine weights of a token do not sum to 1"
             )
         else:
-            of_all = isinstance(router, TokenChoice) and router.k == moe.num_experts
+            of_all = router.k == moe.num_experts and weights_are_gates(router)
             if not router.normalized and not of_all:
                 reasons.append("the combine weights of a token are not normalized")
             if not _has_room(moe, router.k, num_tokens(dense)):

@@ -21,10 +21,10 @@ from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig
 from vmoe.config.routing_file import is_comparable
-from vmoe.health import about_unprocessed
+from vmoe.health import about_unprocessed, weights_are_gates
 from vmoe.nn.inputs import has_label
 from vmoe.nn.losses import likeliest
-from vmoe.routing import AnyRouter, ExpertChoice, Switch, TokenChoice
+from vmoe.routing import AnyRouter, ExpertRace, Transport
 from vmoe.routing.priority import priority_scores
 
 HERE = Path(__file__).parent
@@ -33,9 +33,8 @@ LARGEST_PNG = 96  # px; larger images are JPEG
 LARGEST_SIDE = 224  # px
 SMALL_PATCH = 16  # px; mosaics of larger patches are JPEG
 MOST_CLASSES = 40  # in a table
-WEIGHTS_ARE_GATES = TokenChoice, Switch, ExpertChoice
-"""Routers of which a choice without a slot would have had its gate as its weight, unless weights
-are normalized; of others it is not known."""
+NOT_BY_RANK = ExpertRace, Transport
+"""Routers of whose choices an expert takes the largest, of any rank."""
 
 
 def render(
@@ -145,8 +144,9 @@ def _block(
     number: int, config: MoEConfig, block: BlockRouting, statistics: BlockStatistics, y: int
 ) -> dict[str, Any]:
     router = config.router
-    comparable = is_comparable(router)
-    chosen, own, kept, weights = _choices(block, by_gate=not comparable)
+    by_rank = router.can_drop and not isinstance(router, NOT_BY_RANK)
+    by_rank = by_rank and router.overflow == "drop" and not router.shares
+    chosen, own, kept, weights = _choices(block, by_gate=not by_rank)
     record = {
         "number": number,
         "experts": config.num_experts,
@@ -160,7 +160,7 @@ def _block(
         "about": "; ".join(about_unprocessed(config)),
         **_sums(statistics, y),
     }
-    if comparable:
+    if is_comparable(router):
         slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {
@@ -208,7 +208,7 @@ def _before_dropping(
     if router.normalized:
         unknown = 1 / np.maximum(gates.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
     else:
-        unknown = 1.0 if isinstance(router, WEIGHTS_ARE_GATES) else np.nan
+        unknown = 1.0 if weights_are_gates(router) else np.nan
     scale = np.broadcast_to(unknown, held.shape).copy()
     return gates * np.divide(total, held, out=scale, where=held > 0)
 
