@@ -298,6 +298,32 @@ def test_what_some_experts_share_stays_theirs() -> None:
         Copies(experts)
 
 
+class Unit(nnx.Module):
+    """Not finite at zero; with parameters, so that a gradient shows it."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(D, D, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_module_that_is_not_finite_at_zero_has_finite_gradients(padded: bool) -> None:
+    """Empty slots hold a real row, also in a group that is only padding."""
+    layer = MoE([Unit(nnx.Rngs(i)) for i in range(E)], gate(), TIGHT)
+    mask = jnp.full((B, N), not padded)
+    tokens = jnp.where(mask[..., None], TOKENS, 0.0)
+
+    @nnx.jit
+    def gradients(layer: MoE) -> Any:
+        return nnx.grad(lambda layer: (layer(tokens, mask=mask) ** 2).sum())(layer)
+
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients(layer)))
+    record = nnx.jit(MoE.forward)(layer, tokens, mask=mask)[1]
+    assert (np.asarray(record.routing.tokens) == B * N).any()  # empty slots
+
+
 class Scaled(nnx.Module):
     """Its arguments have names of what others get, and of the parts of a layer."""
 
@@ -688,6 +714,11 @@ def test_the_gate_of_one_expert_per_token_with_weight_1_learns_as_from_its_logar
         of_log = chosen - np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = x.T @ (of_log * (rows * target).sum(-1, keepdims=True))
     np.testing.assert_allclose(ours["gate"]["kernel"][...], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_config_with_a_gate_without_a_shared_expert_is_refused() -> None:
+    with pytest.raises(UsageError, match="shared_gate=True: there is no shared expert"):
+        MoEConfig(shared_gate=True)
 
 
 def test_a_gate_on_the_shared_expert_and_a_routed_scale_equal_a_float64_loop() -> None:
